@@ -1,0 +1,93 @@
+//! The backends, behind one trait, and the choice among them.
+//!
+//! Every backend gives the same bits; they differ in speed and in where they run.
+
+mod cpu;
+#[cfg(feature = "gpu")]
+pub mod gpu;
+mod reference;
+
+pub use cpu::Cpu;
+pub use reference::Reference;
+
+use crate::batch::{Granularity, Layout};
+use crate::clip::{Clipping, Scope};
+use crate::error::Result;
+use crate::norms::Norms;
+use crate::report::{Ran, Report};
+use crate::threshold::{self, Decision};
+
+/// The three stages over a batch in host memory, each separately and as one call.
+///
+/// All implementations return the same bits for the same values; the conformance tests hold them
+/// to that.
+///
+/// # Examples
+/// ```
+/// use byzclip::{Backend, Clipping, Cpu, Layout, Status};
+///
+/// let mut updates = vec![3.0, 4.0, /* client 1 */ 0.3, 0.4];
+/// let layout = Layout::dense(2, 2)?;
+/// let report = Cpu::new()?.run(&layout, &mut updates, &Clipping::fixed(1.0))?;
+/// assert_eq!(report.rows[0].norm, 5.0);
+/// assert_eq!(report.rows[0].status, Status::Clipped);
+/// assert_eq!(&updates[2..], &[0.3, 0.4]);
+/// # Ok::<(), byzclip::Error>(())
+/// ```
+pub trait Backend: Send + Sync {
+    /// Which backend this is, on what, and why it was taken.
+    fn ran(&self) -> Ran;
+
+    /// Stage 1: the correctly rounded norm of every row in scope and, at segment granularity, of
+    /// every segment.
+    ///
+    /// # Errors
+    /// Where data or scope do not fit the layout, or the device fails.
+    fn norms(&self, layout: &Layout, data: &[f32], scope: &Scope, granularity: Granularity) -> Result<Norms>;
+
+    /// Stage 2: bounds, factors and statuses from norms.
+    ///
+    /// # Errors
+    /// Those of [`threshold::decide`], or where the device fails.
+    fn threshold(&self, layout: &Layout, norms: &Norms, clipping: &Clipping) -> Result<Vec<Decision>> {
+        threshold::decide(layout, norms, clipping)
+    }
+
+    /// Stage 3: applies decisions in place; spans that are neither clipped nor zeroed are not written.
+    ///
+    /// # Errors
+    /// Where data or decisions do not fit the layout, or the device fails.
+    fn clip(
+        &self,
+        layout: &Layout,
+        data: &mut [f32],
+        granularity: Granularity,
+        decisions: &[Decision],
+    ) -> Result<()>;
+
+    /// All stages as one call.
+    ///
+    /// # Errors
+    /// Those of the stages; the data is unchanged where an error is returned before the clip stage,
+    /// which includes every error that the caller's values can cause.
+    fn run(&self, layout: &Layout, data: &mut [f32], clipping: &Clipping) -> Result<Report> {
+        // Bounds are checked before the data is read.
+        clipping.threshold.bounds(layout, clipping.granularity)?;
+        let norms = self.norms(layout, data, &clipping.scope, clipping.granularity)?;
+        let decisions = self.threshold(layout, &norms, clipping)?;
+        self.clip(layout, data, clipping.granularity, &decisions)?;
+        Ok(Report::new(self.ran(), layout, clipping.granularity, &norms, &decisions))
+    }
+}
+
+/// Checks that there is one decision per span.
+fn check_decisions(layout: &Layout, granularity: Granularity, decisions: &[Decision]) -> Result<()> {
+    let expected = layout.span_count(granularity);
+    if decisions.len() == expected {
+        return Ok(());
+    }
+    Err(crate::Error::Layout {
+        got: format!("{} decisions for {expected} spans", decisions.len()),
+        expected: "one decision per row or segment of the layout",
+    })
+}

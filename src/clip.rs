@@ -1,0 +1,178 @@
+//! Stage 3: rows whose factor is below 1 are scaled in place; all others are not written.
+
+use crate::attack::AdversaryMode;
+use crate::batch::Granularity;
+use crate::error::{Error, Result};
+use crate::threshold::Threshold;
+
+/// Which rows may be clipped. Rows out of scope are neither read nor written.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Scope {
+    /// Every row.
+    #[default]
+    All,
+    /// The rows whose entry is true, `[clients]`.
+    Mask(Vec<bool>),
+    /// The rows listed, in any order, each once.
+    Rows(Vec<usize>),
+    /// The rows whose client is hostile, `[clients]`: [`AdversaryMode::None`] is never clipped.
+    Adversaries(Vec<AdversaryMode>),
+}
+
+impl Scope {
+    /// One entry per row: whether it is in scope.
+    ///
+    /// # Errors
+    /// [`Error::ScopeLength`], [`Error::RowOutOfRange`] or [`Error::DuplicateRow`].
+    pub fn mask(&self, clients: usize) -> Result<Vec<bool>> {
+        let of_length = |got: usize| {
+            if got == clients { Ok(()) } else { Err(Error::ScopeLength { got, expected: clients }) }
+        };
+        match self {
+            Self::All => Ok(vec![true; clients]),
+            Self::Mask(mask) => of_length(mask.len()).map(|()| mask.clone()),
+            Self::Adversaries(modes) => {
+                of_length(modes.len())?;
+                Ok(modes.iter().map(|mode| mode.is_hostile()).collect())
+            }
+            Self::Rows(rows) => {
+                let mut mask = vec![false; clients];
+                for &row in rows {
+                    let entry = mask.get_mut(row).ok_or(Error::RowOutOfRange { row, clients })?;
+                    if std::mem::replace(entry, true) {
+                        return Err(Error::DuplicateRow { row });
+                    }
+                }
+                Ok(mask)
+            }
+        }
+    }
+}
+
+/// What is done with rows that hold NaN or Inf.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
+pub enum NonFinite {
+    /// Every element of the row becomes +0.
+    #[default]
+    Zero,
+    /// The call fails and no row is written.
+    Error,
+    /// The row is left as it is.
+    Keep,
+}
+
+/// How a batch is clipped: the threshold, and what it applies to.
+///
+/// # Examples
+/// ```
+/// use byzclip::{Clipping, NonFinite, Scope};
+///
+/// let clipping = Clipping::fixed(2.0).scope(Scope::Rows(vec![0, 3])).non_finite(NonFinite::Error);
+/// assert_eq!(clipping.granularity, byzclip::Granularity::Row);
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+pub struct Clipping {
+    /// The policy that yields λ.
+    pub threshold: Threshold,
+    /// The rows that may be clipped.
+    pub scope: Scope,
+    /// What is done with NaN and Inf.
+    pub non_finite: NonFinite,
+    /// Whether rows or segments are bounded.
+    pub granularity: Granularity,
+}
+
+impl Default for Clipping {
+    /// λ = 2.0 for all rows, non-finite rows zeroed.
+    fn default() -> Self {
+        Self {
+            threshold: Threshold::Fixed(2.0),
+            scope: Scope::default(),
+            non_finite: NonFinite::default(),
+            granularity: Granularity::default(),
+        }
+    }
+}
+
+impl Clipping {
+    /// The same bound for every row.
+    #[must_use]
+    pub fn fixed(max_norm: f32) -> Self {
+        Self { threshold: Threshold::Fixed(max_norm), ..Self::default() }
+    }
+
+    /// One bound per row.
+    #[must_use]
+    pub fn per_row(bounds: Vec<f32>) -> Self {
+        Self { threshold: Threshold::PerRow(bounds), ..Self::default() }
+    }
+
+    /// Sets the rows that may be clipped.
+    #[must_use]
+    pub fn scope(mut self, scope: Scope) -> Self {
+        self.scope = scope;
+        self
+    }
+
+    /// Sets the non-finite policy.
+    #[must_use]
+    pub fn non_finite(mut self, policy: NonFinite) -> Self {
+        self.non_finite = policy;
+        self
+    }
+
+    /// Sets whether rows or segments are bounded.
+    #[must_use]
+    pub fn granularity(mut self, granularity: Granularity) -> Self {
+        self.granularity = granularity;
+        self
+    }
+}
+
+/// What happened to a row or segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u32)]
+pub enum Status {
+    /// Its norm is at most the bound; not written.
+    Untouched = 0,
+    /// Its norm exceeded the bound; scaled.
+    Clipped = 1,
+    /// It held NaN or Inf; every element is now +0.
+    Zeroed = 2,
+    /// It was out of scope; neither read nor written.
+    OutOfScope = 3,
+    /// It holds NaN or Inf and was left as it is.
+    Kept = 4,
+}
+
+impl Status {
+    /// The status with this number.
+    #[must_use]
+    pub(crate) const fn from_code(code: u32) -> Self {
+        match code {
+            0 => Self::Untouched,
+            1 => Self::Clipped,
+            2 => Self::Zeroed,
+            3 => Self::OutOfScope,
+            _ => Self::Kept,
+        }
+    }
+
+    /// The name used in reports: `untouched`, `clipped`, `zeroed`, `out_of_scope` or `kept`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Untouched => "untouched",
+            Self::Clipped => "clipped",
+            Self::Zeroed => "zeroed",
+            Self::OutOfScope => "out_of_scope",
+            Self::Kept => "kept",
+        }
+    }
+
+    /// Whether the clip stage writes the row.
+    #[must_use]
+    pub const fn is_written(self) -> bool {
+        matches!(self, Self::Clipped | Self::Zeroed)
+    }
+}

@@ -1,0 +1,170 @@
+//! The one error type of the library: what it got, what it expected, and the remedy.
+
+/// A `Result` of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Everything that can go wrong in the library.
+///
+/// Every message says what was got, what was expected and what to do about it. Nothing in the
+/// library panics on a value that a caller, a file or a driver controls.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The numbers that describe a layout contradict one another.
+    #[error("invalid layout: got {got}; expected {expected}; correct the shape")]
+    Layout {
+        /// What the caller described.
+        got: String,
+        /// What a layout must satisfy.
+        expected: &'static str,
+    },
+    /// The data is shorter than its layout.
+    #[error(
+        "data too short: got {got} elements; expected at least {expected}; pass the whole batch or a smaller layout"
+    )]
+    DataTooShort {
+        /// Elements in the slice or buffer.
+        got: usize,
+        /// Elements that the layout reaches.
+        expected: usize,
+    },
+    /// A row or segment is longer than the contract covers.
+    #[error("row too long: got {got} elements; expected at most 2^31; cut the row in segments")]
+    RowTooLong {
+        /// Elements in the row or segment.
+        got: usize,
+    },
+    /// A bound is NaN or negative.
+    #[error(
+        "invalid max norm: got {got}; expected a number >= 0 (+inf clips nothing); pass a bound such as 2.0"
+    )]
+    InvalidBound {
+        /// The bound.
+        got: f32,
+    },
+    /// The number of per-row bounds is not the number of rows.
+    #[error("wrong number of bounds: got {got}; expected {expected}, one per row; pass one bound per client")]
+    BoundCount {
+        /// Bounds passed.
+        got: usize,
+        /// Rows in the batch.
+        expected: usize,
+    },
+    /// A scope has an entry per row, and their number is wrong.
+    #[error(
+        "wrong scope length: got {got} entries; expected {expected}, one per row; pass one entry per client"
+    )]
+    ScopeLength {
+        /// Entries passed.
+        got: usize,
+        /// Rows in the batch.
+        expected: usize,
+    },
+    /// A row listed in a scope does not exist.
+    #[error("row out of range: got row {row}; expected rows 0 to {}; correct the scope", .clients.saturating_sub(1))]
+    RowOutOfRange {
+        /// The row.
+        row: usize,
+        /// Rows in the batch.
+        clients: usize,
+    },
+    /// A row is listed twice in a scope.
+    #[error("duplicate row in scope: got row {row} twice; expected each row once; remove one of them")]
+    DuplicateRow {
+        /// The row.
+        row: usize,
+    },
+    /// The non-finite policy is `error`, and a row in scope holds NaN or Inf.
+    #[error(
+        "non-finite update: got NaN or Inf in row {row}; expected finite values; drop that client or use the non-finite policy `zero`"
+    )]
+    NonFinite {
+        /// The first such row.
+        row: usize,
+    },
+    /// No adapter fits what was asked for.
+    #[error(
+        "no GPU adapter: got {found}; expected {wanted}; use the cpu backend, install a Vulkan driver, or name one of the adapters found"
+    )]
+    NoAdapter {
+        /// What was asked for.
+        wanted: String,
+        /// The adapters that are there.
+        found: String,
+    },
+    /// The batch does not fit the device.
+    #[error(
+        "batch too large for {adapter}: got {got} bytes for {what}; expected at most {limit}; pass fewer rows at a time or use the cpu backend"
+    )]
+    BatchTooLarge {
+        /// The device.
+        adapter: String,
+        /// The buffer that does not fit.
+        what: &'static str,
+        /// Bytes needed.
+        got: u64,
+        /// Bytes allowed.
+        limit: u64,
+    },
+    /// A buffer passed by the caller cannot be used.
+    #[error("unusable buffer: got {got}; expected {expected}; create the buffer accordingly")]
+    Buffer {
+        /// What is wrong with it.
+        got: String,
+        /// What is needed.
+        expected: String,
+    },
+    /// The device ran out of memory.
+    #[error(
+        "GPU out of memory while {during}: got \"{message}\"; expected the allocation to fit; pass fewer rows at a time or use the cpu backend"
+    )]
+    GpuOutOfMemory {
+        /// What was being done.
+        during: &'static str,
+        /// The driver's words.
+        message: String,
+    },
+    /// The device was lost or destroyed.
+    #[error(
+        "GPU device lost while {during}: got \"{message}\"; expected a live device; create a new device and try again"
+    )]
+    DeviceLost {
+        /// What was being done.
+        during: &'static str,
+        /// The driver's words.
+        message: String,
+    },
+    /// wgpu refused a call.
+    #[error(
+        "GPU error while {during}: got \"{message}\"; expected the call to be valid; try the cpu backend and report this"
+    )]
+    Gpu {
+        /// What was being done.
+        during: &'static str,
+        /// wgpu's words.
+        message: String,
+    },
+    /// The report was asked for before the plan ran.
+    #[error(
+        "no report: got a plan that was never recorded; expected a recorded and submitted run; record and submit first"
+    )]
+    NotRecorded,
+    /// Worker threads could not be started.
+    #[error("cannot start worker threads: got \"{message}\"; expected {threads} threads; ask for fewer")]
+    Threads {
+        /// Threads asked for.
+        threads: usize,
+        /// The system's words.
+        message: String,
+    },
+    /// A setting of an attack or a training run is out of its range.
+    #[error("invalid setting {name}: got {got}; expected {expected}; correct it")]
+    Setting {
+        /// The setting's name.
+        name: &'static str,
+        /// Its value.
+        got: String,
+        /// The values allowed.
+        expected: &'static str,
+    },
+}

@@ -1,0 +1,2 @@
+//! The `byzclip` command.
+fn main() {}

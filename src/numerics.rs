@@ -1,0 +1,210 @@
+//! The arithmetic of the contract on the host: exact sum, certified sum, root, factor, product.
+//!
+//! Everything here is defined by the values alone. `NUMERICS.md` has the proofs; the shaders
+//! under `shaders/` compute the same functions on 32-bit integers.
+
+use crate::norms::{Norm, NormClass};
+
+/// Elements are integers in units of 2^-149, so their squares are integers in units of 2^-298.
+const UNIT: i32 = 298;
+
+/// The exact sum of squares of any number of finite `f32` up to 2^31, as an integer in units of 2^-298.
+///
+/// The largest sum is below 2^31 · 2^256 = 2^(585 - 298), so ten 64-bit limbs hold it with room.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ExactSum {
+    limbs: [u64; 10],
+}
+
+impl ExactSum {
+    /// Adds the square of a finite value.
+    pub fn add_square(&mut self, value: f32) {
+        let bits = value.to_bits() & 0x7fff_ffff;
+        let (field, fraction) = (bits >> 23, u64::from(bits & 0x007f_ffff));
+        // A subnormal has the exponent of the first normal binade and no implicit bit.
+        let (mantissa, exponent) =
+            if field == 0 { (fraction, 0) } else { (fraction | 0x0080_0000, field - 1) };
+        let position = 2 * exponent;
+        let square = u128::from(mantissa * mantissa) << (position % 64);
+        self.add_at((position / 64) as usize, square);
+    }
+
+    /// Adds another sum.
+    pub fn add(&mut self, other: &Self) {
+        let mut carry = 0u128;
+        for (limb, &theirs) in self.limbs.iter_mut().zip(&other.limbs) {
+            let sum = u128::from(*limb) + u128::from(theirs) + carry;
+            *limb = sum as u64;
+            carry = sum >> 64;
+        }
+    }
+
+    fn add_at(&mut self, first: usize, value: u128) {
+        let mut carry = value;
+        for limb in &mut self.limbs[first..] {
+            if carry == 0 {
+                return;
+            }
+            let sum = u128::from(*limb) + (carry & u128::from(u64::MAX));
+            *limb = sum as u64;
+            carry = (carry >> 64) + (sum >> 64);
+        }
+    }
+
+    /// The correctly rounded norm: the root of this sum.
+    #[must_use]
+    pub fn norm(&self) -> Norm {
+        let length = self.bit_length();
+        if length == 0 {
+            return Norm::new(0, NormClass::Exact);
+        }
+        let scale = root_scale(length);
+        // scale >= -1, and scale == -1 only for sums below 2^48: the shift loses nothing there.
+        let (radicand, inexact) = if scale < 0 {
+            (self.limbs[0] << 2, false)
+        } else {
+            (self.bits_from(2 * scale as u32), self.any_below(2 * scale as u32))
+        };
+        let root = radicand.isqrt();
+        let exact = !inexact && root * root == radicand;
+        let (half, class) = match (root % 2 == 1, exact) {
+            (false, true) => (root / 2, NormClass::Exact),
+            (false, false) => (root / 2, NormClass::Above),
+            (true, false) => (root / 2 + 1, NormClass::Below),
+            // A tie: to even.
+            (true, true) if (root / 2) % 2 == 0 => (root / 2, NormClass::Above),
+            (true, true) => (root / 2 + 1, NormClass::Below),
+        };
+        Norm::new(half as u32 + (((scale + 1) as u32) << 23), class)
+    }
+
+    fn bit_length(&self) -> u32 {
+        match self.limbs.iter().rposition(|&limb| limb != 0) {
+            Some(top) => top as u32 * 64 + 64 - self.limbs[top].leading_zeros(),
+            None => 0,
+        }
+    }
+
+    /// The 64 bits that begin at bit `position`.
+    fn bits_from(&self, position: u32) -> u64 {
+        let (limb, shift) = ((position / 64) as usize, position % 64);
+        let high = self.limbs.get(limb + 1).copied().unwrap_or(0);
+        ((u128::from(self.limbs[limb]) | u128::from(high) << 64) >> shift) as u64
+    }
+
+    fn any_below(&self, position: u32) -> bool {
+        let (limb, shift) = ((position / 64) as usize, position % 64);
+        self.limbs[..limb].iter().any(|&l| l != 0) || self.limbs[limb] & ((1 << shift) - 1) != 0
+    }
+}
+
+/// The scale `k` of a root: a sum of `length` bits shifted right by `2k` has 49 or 50 bits, so its
+/// root has 25, the 24 of an `f32` and one that decides the rounding.
+///
+/// `k = -1` for sums below 2^48, whose roots lie on the fixed grid of the subnormals.
+fn root_scale(length: u32) -> i32 {
+    if length <= 48 { -1 } else { (length as i32 - 49) / 2 }
+}
+
+/// The norm of a row whose sum of squares lies within `sum · (1 ± 2^-quality)`, where that is
+/// enough to know it for certain; `None` sends the row to the exact sum.
+///
+/// The squares of all 25-bit integers, scaled, are the only sums at which the rounded norm or its
+/// comparison with the exact one changes: between two neighbours both are constant.
+#[must_use]
+pub fn certify(sum: f64, quality: u32) -> Option<Norm> {
+    if sum == 0.0 {
+        // An f64 holds the square of every nonzero f32, so a zero sum has no nonzero term.
+        return Some(Norm::new(0, NormClass::Exact));
+    }
+    let bits = sum.to_bits();
+    let mantissa = bits & ((1 << 52) - 1) | 1 << 52;
+    let exponent = (bits >> 52) as i32 - 1075 + UNIT;
+    let length = 53 + exponent;
+    if length <= 48 {
+        return None;
+    }
+    let scale = root_scale(length as u32);
+    // The radicand in sixteenths: 49 or 50 bits and four more.
+    let radicand = mantissa << (exponent - 2 * scale + 4);
+    let error = (radicand >> quality) + 1;
+    let root = (radicand >> 4).isqrt();
+    let (below, above) = (root * root * 16, (root + 1) * (root + 1) * 16);
+    if radicand - error <= below || radicand + error >= above {
+        return None;
+    }
+    let (half, class) =
+        if root % 2 == 0 { (root / 2, NormClass::Above) } else { (root / 2 + 1, NormClass::Below) };
+    Some(Norm::new(half as u32 + (((scale + 1) as u32) << 23), class))
+}
+
+/// The factor that brings a row of this norm to a bound below it.
+///
+/// The largest 24-bit number that is at most `bound / norm · (1 - 2^-23)`, less up to two units of
+/// rounding: with it every product may round up and the clipped row's exact norm is still at most
+/// `bound`. It is exact as `f64`, also where an `f32` would underflow (1e-30 / 1e38).
+#[must_use]
+pub fn factor(bound: f32, norm: Norm) -> f64 {
+    if bound == 0.0 {
+        return 0.0;
+    }
+    let (a, a_exponent) = normalised(bound.to_bits());
+    let (b, b_exponent) = normalised(norm.wide());
+    let less = u32::from(a < b);
+    // 2^25 <= quotient < 2^26
+    let quotient = (u64::from(a) << (25 + less)) / u64::from(b) - 8;
+    let borrow = u32::from(quotient < 1 << 25);
+    let mantissa = quotient >> (2 - borrow);
+    let exponent = a_exponent - b_exponent - (less + borrow) as i32;
+    mantissa as f64 * power_of_two(exponent - 23)
+}
+
+/// A 24-bit mantissa and the exponent field of the same value in the bits of an `f32` (or of a
+/// wide norm), subnormals normalised.
+fn normalised(bits: u32) -> (u32, i32) {
+    let (field, fraction) = (bits >> 23, bits & 0x007f_ffff);
+    if field == 0 {
+        let shift = fraction.leading_zeros() - 8;
+        (fraction << shift, 1 - shift as i32)
+    } else {
+        (fraction | 0x0080_0000, field as i32)
+    }
+}
+
+/// 2^exponent, for exponents in the normal range of `f64`.
+pub(crate) fn power_of_two(exponent: i32) -> f64 {
+    f64::from_bits(((exponent + 1023) as u64) << 52)
+}
+
+/// Products below this round to a subnormal `f32` when rounded to 24 bits.
+const TINY: f64 = f64::from_bits(((1023 - 126 - 1) << 52) | 0x000f_ffff_f000_0000);
+
+/// `factor · value` rounded to nearest even; a zero of the same sign where that would be subnormal.
+///
+/// The `f64` product of two 24-bit numbers is exact. "Would be subnormal" is meant after rounding
+/// to 24 bits with an unbounded exponent, as IEEE 754 defines tininess after rounding.
+#[must_use]
+#[inline]
+pub fn scaled(value: f32, factor: f64) -> f32 {
+    let product = f64::from(value) * factor;
+    if product.abs() < TINY { 0.0f32.copysign(value) } else { product as f32 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tiny_is_the_midpoint_below_the_first_normal() {
+        assert_eq!(TINY, power_of_two(-126) - power_of_two(-151));
+    }
+
+    #[test]
+    fn products_at_the_edge_of_the_normals_round_before_they_flush() {
+        let smallest = f32::MIN_POSITIVE;
+        assert_eq!(scaled(smallest, 1.0 - power_of_two(-24)), 0.0);
+        assert_eq!(scaled(f32::from_bits(0x0080_0001), 1.0 - power_of_two(-24)), f32::from_bits(0x0080_0000));
+        assert_eq!(scaled(-smallest, 0.5).to_bits(), 0x8000_0000);
+        assert_eq!(scaled(f32::from_bits(1), 0.99), 0.0);
+    }
+}

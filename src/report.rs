@@ -1,0 +1,155 @@
+//! What a run did: backend, and norm, bound, factor and status per row and per segment.
+
+use std::fmt;
+
+use crate::batch::{Granularity, Layout};
+use crate::clip::Status;
+use crate::norms::Norms;
+use crate::threshold::Decision;
+
+/// The kinds of backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum BackendKind {
+    /// Exact big-integer arithmetic, one thread: the specification.
+    Reference,
+    /// Threads and SIMD.
+    Cpu,
+    /// wgpu.
+    Gpu,
+}
+
+impl BackendKind {
+    /// `reference`, `cpu` or `gpu`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Reference => "reference",
+            Self::Cpu => "cpu",
+            Self::Gpu => "gpu",
+        }
+    }
+}
+
+impl fmt::Display for BackendKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Which backend ran, on what, and why that one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ran {
+    /// The backend.
+    pub backend: BackendKind,
+    /// The adapter's name, on `gpu`.
+    pub adapter: Option<String>,
+    /// Why this backend was taken, for a person.
+    pub why: String,
+}
+
+impl fmt::Display for Ran {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.adapter {
+            Some(adapter) => write!(f, "{} on {adapter} ({})", self.backend, self.why),
+            None => write!(f, "{} ({})", self.backend, self.why),
+        }
+    }
+}
+
+/// One row of a [`Report`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct RowReport {
+    /// The norm before clipping; see [`Norm::value`](crate::Norm::value) for what is not a number.
+    pub norm: f32,
+    /// The bound; `None` where the segments of the row have different ones, or it has none.
+    pub bound: Option<f32>,
+    /// The factor; at segment granularity the least of its segments.
+    pub factor: f64,
+    /// The status; at segment granularity `zeroed` or `kept` if the row is, else `clipped` if any
+    /// segment is.
+    pub status: Status,
+    /// The segments, at segment granularity; else empty.
+    pub segments: Vec<SegmentReport>,
+}
+
+/// One segment of a [`RowReport`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SegmentReport {
+    /// The norm before clipping.
+    pub norm: f32,
+    /// The bound.
+    pub bound: f32,
+    /// The factor.
+    pub factor: f64,
+    /// The status.
+    pub status: Status,
+}
+
+/// What a run did.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Report {
+    /// Which backend ran.
+    pub ran: Ran,
+    /// One entry per row.
+    pub rows: Vec<RowReport>,
+}
+
+impl Report {
+    pub(crate) fn new(
+        ran: Ran,
+        layout: &Layout,
+        granularity: Granularity,
+        norms: &Norms,
+        decisions: &[Decision],
+    ) -> Self {
+        let rows = norms.rows.iter().enumerate().map(|(row, norm)| {
+            let spans = &decisions[layout.spans_of(granularity, row)];
+            match granularity {
+                Granularity::Row => row_of_one(&spans[0]),
+                Granularity::Segment => row_of_segments(norm.value(), spans),
+            }
+        });
+        Self { ran, rows: rows.collect() }
+    }
+
+    /// The number of rows with this status.
+    #[must_use]
+    pub fn count(&self, status: Status) -> usize {
+        self.rows.iter().filter(|row| row.status == status).count()
+    }
+}
+
+fn row_of_one(decision: &Decision) -> RowReport {
+    RowReport {
+        norm: decision.norm.value(),
+        bound: Some(decision.bound),
+        factor: decision.factor,
+        status: decision.status,
+        segments: Vec::new(),
+    }
+}
+
+fn row_of_segments(norm: f32, spans: &[Decision]) -> RowReport {
+    let bound = spans.first().map(|first| first.bound);
+    // Scope and non-finite policy decide whole rows, so clipped mixes only with untouched.
+    let status = match spans.first().map(|first| first.status) {
+        Some(_) if spans.iter().any(|span| span.status == Status::Clipped) => Status::Clipped,
+        Some(status) => status,
+        None => Status::Untouched,
+    };
+    RowReport {
+        norm,
+        bound: bound.filter(|bound| spans.iter().all(|span| span.bound == *bound)),
+        factor: spans.iter().map(|span| span.factor).fold(1.0, f64::min),
+        status,
+        segments: spans
+            .iter()
+            .map(|span| SegmentReport {
+                norm: span.norm.value(),
+                bound: span.bound,
+                factor: span.factor,
+                status: span.status,
+            })
+            .collect(),
+    }
+}
