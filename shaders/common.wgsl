@@ -1,0 +1,155 @@
+// Shared by every kernel: the data structures, 64-bit integers, and the bits of f32.
+// Everything that decides a result is integer arithmetic, which no compiler may change.
+
+// Part of one span (a row or a segment) that one workgroup reads or writes.
+struct Tile {
+    // First element, counted from the start of the window that the kernel sees.
+    start: u32,
+    // Elements; 0 in the entries that pad a window's list.
+    count: u32,
+    // The span that the elements belong to.
+    span: u32,
+    // This tile's place among the partial sums; those of a span lie side by side.
+    slot: u32,
+}
+
+struct Span {
+    // The bound λ as the bits of an f32.
+    bound: u32,
+    // 0: out of scope, neither read nor written.
+    in_scope: u32,
+    first_slot: u32,
+    slot_count: u32,
+    // The span of the row that this span is part of; itself where rows are not cut.
+    row: u32,
+    // Elements.
+    length: u32,
+    // Bounds the relative error of the fast sum, in units of 2^-48.
+    error_units: u32,
+    padding: u32,
+}
+
+// A norm: the bits of an f32 whose exponent field may grow past 254, and a kind.
+struct Norm {
+    wide: u32,
+    kind: u32,
+}
+
+struct Decision {
+    norm: Norm,
+    // The factor is mantissa * 2^exponent, the mantissa an f32 in [1, 2) or 0.
+    mantissa: u32,
+    exponent: i32,
+    bound: u32,
+    status: u32,
+}
+
+struct Params {
+    // 0 at run time, which the compiler cannot know; see opaque().
+    zero: u32,
+    // Spans that have a norm: those with a bound, then, where these are segments, the rows.
+    spans: u32,
+    // Spans that have a bound.
+    bounded: u32,
+    // NON_FINITE_*
+    non_finite: u32,
+    // 1: every norm takes the exact sum.
+    force_exact: u32,
+    padding_0: u32,
+    padding_1: u32,
+    padding_2: u32,
+}
+
+const BELOW: u32 = 0u;
+const EXACT: u32 = 1u;
+const ABOVE: u32 = 2u;
+const NON_FINITE: u32 = 3u;
+const OUT_OF_SCOPE: u32 = 4u;
+// Known to the shaders only: the fast sum left the norm open.
+const UNDECIDED: u32 = 5u;
+
+const UNTOUCHED: u32 = 0u;
+const CLIPPED: u32 = 1u;
+const ZEROED: u32 = 2u;
+const STATUS_OUT_OF_SCOPE: u32 = 3u;
+const KEPT: u32 = 4u;
+
+const POLICY_ZERO: u32 = 0u;
+const POLICY_ERROR: u32 = 1u;
+const POLICY_KEEP: u32 = 2u;
+
+const NO_SPAN: u32 = 0xffffffffu;
+const MAGNITUDE: u32 = 0x7fffffffu;
+const INFINITY: u32 = 0x7f800000u;
+
+// Limbs of an exact sum: 16 bits each in cells of 32, over the 585 bits that 2^31 squares can take.
+const LIMBS: u32 = 40u;
+
+override WORKGROUP: u32 = 256u;
+
+// The dispatch is folded into two dimensions, because one holds only 65,535 workgroups.
+fn linear(id: vec3<u32>, count: vec3<u32>) -> u32 {
+    return id.x + id.y * count.x;
+}
+
+// --- 64-bit integers as vec2<u32>(low, high)
+
+fn add64(a: vec2<u32>, b: vec2<u32>) -> vec2<u32> {
+    let low = a.x + b.x;
+    return vec2<u32>(low, a.y + b.y + select(0u, 1u, low < a.x));
+}
+
+fn sub64(a: vec2<u32>, b: vec2<u32>) -> vec2<u32> {
+    return vec2<u32>(a.x - b.x, a.y - b.y - select(0u, 1u, a.x < b.x));
+}
+
+fn less64(a: vec2<u32>, b: vec2<u32>) -> bool {
+    return a.y < b.y || (a.y == b.y && a.x < b.x);
+}
+
+// n < 32
+fn shl64(a: vec2<u32>, n: u32) -> vec2<u32> {
+    if n == 0u {
+        return a;
+    }
+    return vec2<u32>(a.x << n, (a.y << n) | (a.x >> (32u - n)));
+}
+
+// n < 32
+fn shr64(a: vec2<u32>, n: u32) -> vec2<u32> {
+    if n == 0u {
+        return a;
+    }
+    return vec2<u32>((a.x >> n) | (a.y << (32u - n)), a.y >> n);
+}
+
+// The square of a number below 2^26.
+fn square64(a: u32) -> vec2<u32> {
+    let high = a >> 13u;
+    let low = a & 0x1fffu;
+    let middle = high * low;
+    var result = vec2<u32>(low * low, 0u);
+    result = add64(result, shl64(vec2<u32>(middle, 0u), 14u));
+    return add64(result, shl64(vec2<u32>(high * high, 0u), 26u));
+}
+
+// The integer root of a number below 2^50, bit by bit.
+fn root64(radicand: vec2<u32>) -> u32 {
+    var root = 0u;
+    for (var bit = 0x1000000u; bit != 0u; bit >>= 1u) {
+        let candidate = root | bit;
+        if !less64(radicand, square64(candidate)) {
+            root = candidate;
+        }
+    }
+    return root;
+}
+
+// The scale k of a root: a sum of `length` bits shifted right by 2k has 49 or 50 bits, so that its
+// root has 25: the 24 of an f32 and one that decides the rounding. -1 where roots are subnormal.
+fn root_scale(length: i32) -> i32 {
+    if length <= 48 {
+        return -1;
+    }
+    return (length - 49) / 2;
+}

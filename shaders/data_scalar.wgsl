@@ -1,0 +1,15 @@
+// Access to the window one element at a time, for tiles that begin anywhere.
+// The same groups of four as data_vec4.wgsl, so that the kernels are the same.
+
+alias Element = u32;
+
+fn load4(tile: Tile, group: u32) -> vec4<u32> {
+    var bits = vec4<u32>();
+    let first = tile.start + group * 4u;
+    let left = tile.count - group * 4u;
+    bits.x = data[first];
+    if left > 1u { bits.y = data[first + 1u]; }
+    if left > 2u { bits.z = data[first + 2u]; }
+    if left > 3u { bits.w = data[first + 3u]; }
+    return bits;
+}

@@ -1,0 +1,167 @@
+// Stage 1, the exact way, for the spans that the fast way left undecided: an integer sum of squares
+// in limbs of 16 bits, and its correctly rounded root. Always dispatched; a workgroup whose span is
+// decided leaves at once, so nothing has to be read back.
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> data: array<Element>;
+@group(0) @binding(2) var<storage, read> tiles: array<Tile>;
+@group(0) @binding(3) var<storage, read> spans: array<Span>;
+@group(0) @binding(5) var<storage, read_write> norms: array<Norm>;
+@group(0) @binding(6) var<storage, read_write> limbs: array<atomic<u32>>;
+
+var<workgroup> joined: array<atomic<u32>, LIMBS>;
+
+@compute @workgroup_size(WORKGROUP)
+fn exact_tiles(
+    @builtin(local_invocation_index) local: u32,
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) workgroups: vec3<u32>,
+) {
+    let index = linear(workgroup, workgroups);
+    if index >= arrayLength(&tiles) {
+        return;
+    }
+    let tile = tiles[index];
+    if tile.span == NO_SPAN {
+        return;
+    }
+    let row = spans[tile.span].row;
+    let span_open = norms[tile.span].kind == UNDECIDED;
+    // A row that is cut in segments has a sum of its own.
+    let row_open = row != tile.span && norms[row].kind == UNDECIDED;
+    if !span_open && !row_open {
+        return;
+    }
+    for (var limb = local; limb < LIMBS; limb += WORKGROUP) {
+        atomicStore(&joined[limb], 0u);
+    }
+    workgroupBarrier();
+
+    // At most 2^16 additions below 2^16 to a cell: no carry is lost.
+    var sum: array<u32, LIMBS>;
+    for (var group = local; group < (tile.count + 3u) / 4u; group += WORKGROUP) {
+        let bits = load4(tile, group);
+        add_square(&sum, bits.x);
+        add_square(&sum, bits.y);
+        add_square(&sum, bits.z);
+        add_square(&sum, bits.w);
+    }
+    var carry = 0u;
+    for (var limb = 0u; limb < LIMBS; limb++) {
+        let cell = sum[limb] + carry;
+        carry = cell >> 16u;
+        if (cell & 0xffffu) != 0u {
+            atomicAdd(&joined[limb], cell & 0xffffu);
+        }
+    }
+    workgroupBarrier();
+
+    // A cell holds at most 256 * 2^16; cut to 16 bits again, it can be added by 65,536 tiles.
+    for (var limb = local; limb < LIMBS; limb += WORKGROUP) {
+        let cell = atomicLoad(&joined[limb]);
+        add_cell(tile.span, row, span_open, row_open, limb, cell & 0xffffu);
+        add_cell(tile.span, row, span_open, row_open, limb + 1u, cell >> 16u);
+    }
+}
+
+fn add_cell(span: u32, row: u32, span_open: bool, row_open: bool, limb: u32, value: u32) {
+    if value == 0u {
+        return;
+    }
+    if span_open {
+        atomicAdd(&limbs[span * LIMBS + limb], value);
+    }
+    if row_open {
+        atomicAdd(&limbs[row * LIMBS + limb], value);
+    }
+}
+
+// Adds the square of an f32, a number of up to 48 bits at an even position, to limbs of 16 bits.
+fn add_square(sum: ptr<function, array<u32, LIMBS>>, bits: u32) {
+    let field = (bits & MAGNITUDE) >> 23u;
+    var mantissa = bits & 0x7fffffu;
+    var position = 0u;
+    if field != 0u {
+        mantissa |= 0x800000u;
+        position = 2u * (field - 1u);
+    }
+    if mantissa == 0u {
+        return;
+    }
+    let square = shl64(square64(mantissa), position & 15u);
+    let limb = position >> 4u;
+    (*sum)[limb] += square.x & 0xffffu;
+    (*sum)[limb + 1u] += square.x >> 16u;
+    (*sum)[limb + 2u] += square.y & 0xffffu;
+    (*sum)[limb + 3u] += square.y >> 16u;
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn exact_spans(
+    @builtin(local_invocation_index) local: u32,
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) workgroups: vec3<u32>,
+) {
+    let index = linear(workgroup, workgroups) * WORKGROUP + local;
+    if index >= params.spans || norms[index].kind != UNDECIDED {
+        return;
+    }
+    var carry = 0u;
+    var top = 0u;
+    for (var limb = 0u; limb < LIMBS; limb++) {
+        // At most 2^32 - 2^16 plus a carry of 16 bits.
+        let cell = atomicLoad(&limbs[index * LIMBS + limb]) + carry;
+        carry = cell >> 16u;
+        atomicStore(&limbs[index * LIMBS + limb], cell & 0xffffu);
+        if (cell & 0xffffu) != 0u {
+            top = limb;
+        }
+    }
+    norms[index] = root_of_limbs(index * LIMBS, top);
+}
+
+fn root_of_limbs(first: u32, top: u32) -> Norm {
+    let length = i32(top * 16u + 32u - countLeadingZeros(atomicLoad(&limbs[first + top])));
+    let scale = root_scale(length);
+    var radicand = vec2<u32>();
+    var inexact = false;
+    if scale < 0 {
+        // A sum below 2^48, shifted up by two bits.
+        radicand = shl64(bits_from(first, 0u), 2u);
+    } else {
+        let position = 2u * u32(scale);
+        radicand = bits_from(first, position);
+        inexact = any_below(first, position);
+    }
+    let root = root64(radicand);
+    let square = square64(root);
+    let exact = !inexact && all(square == radicand);
+    let even = root >> 1u;
+    var wide = even;
+    var kind = select(ABOVE, EXACT, exact);
+    if (root & 1u) == 1u {
+        // Past the middle: up. In the middle: to even.
+        let up = !exact || (even & 1u) == 1u;
+        wide = even + select(0u, 1u, up);
+        kind = select(ABOVE, BELOW, up);
+    }
+    return Norm(wide + (u32(scale + 1) << 23u), kind);
+}
+
+// The up to 64 bits of a sum that begin at an even bit position; limbs past the top are 0.
+fn bits_from(first: u32, position: u32) -> vec2<u32> {
+    let limb = first + (position >> 4u);
+    let shift = position & 15u;
+    let low = atomicLoad(&limbs[limb]) | (atomicLoad(&limbs[limb + 1u]) << 16u);
+    let high = atomicLoad(&limbs[limb + 2u]) | (atomicLoad(&limbs[limb + 3u]) << 16u);
+    return shr64(vec2<u32>(low, high), shift);
+}
+
+fn any_below(first: u32, position: u32) -> bool {
+    let limb = position >> 4u;
+    var any = atomicLoad(&limbs[first + limb]) & ((1u << (position & 15u)) - 1u);
+    for (var below = 0u; below < limb; below++) {
+        any |= atomicLoad(&limbs[first + below]);
+    }
+    return any != 0u;
+}

@@ -1,0 +1,9 @@
+fn store4(tile: Tile, group: u32, bits: vec4<u32>) {
+    let index = tile.start / 4u + group;
+    let past = vec4<u32>(group * 4u) + vec4<u32>(0u, 1u, 2u, 3u) >= vec4<u32>(tile.count);
+    if past.w {
+        data[index] = select(bits, data[index], past);
+    } else {
+        data[index] = bits;
+    }
+}

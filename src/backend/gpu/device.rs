@@ -1,0 +1,172 @@
+//! Adapters, devices, and wgpu's errors as values.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::error::{Error, Result};
+
+/// All adapters that wgpu finds, hardware first.
+#[must_use]
+pub fn adapters() -> Vec<wgpu::Adapter> {
+    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
+    descriptor.backends = wgpu::Backends::PRIMARY;
+    // WGPU_BACKEND and the like are for people who look for a driver's fault.
+    let instance = wgpu::Instance::new(descriptor.with_env());
+    let mut adapters = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()));
+    adapters.sort_by_key(|adapter| rank(adapter.get_info().device_type));
+    adapters
+}
+
+/// Whether an adapter is a program that runs on the CPU (lavapipe, SwiftShader, WARP).
+#[must_use]
+pub fn is_software(info: &wgpu::AdapterInfo) -> bool {
+    info.device_type == wgpu::DeviceType::Cpu
+}
+
+const fn rank(kind: wgpu::DeviceType) -> u8 {
+    match kind {
+        wgpu::DeviceType::DiscreteGpu => 0,
+        wgpu::DeviceType::IntegratedGpu => 1,
+        wgpu::DeviceType::VirtualGpu => 2,
+        wgpu::DeviceType::Other => 3,
+        wgpu::DeviceType::Cpu => 4,
+    }
+}
+
+/// The adapter to use: the first whose name contains `name` in any case, or the first that is
+/// hardware. Software adapters are used only when asked for by name.
+///
+/// # Errors
+/// [`Error::NoAdapter`] with a list of what was found.
+pub fn choose_adapter(name: Option<&str>) -> Result<wgpu::Adapter> {
+    let adapters = adapters();
+    let found = describe(&adapters);
+    let wanted = name.map(str::to_lowercase);
+    let fits = |info: wgpu::AdapterInfo| match &wanted {
+        Some(part) => info.name.to_lowercase().contains(part),
+        None => !is_software(&info),
+    };
+    adapters.into_iter().find(|adapter| fits(adapter.get_info())).ok_or_else(|| Error::NoAdapter {
+        wanted: match name {
+            Some(part) => format!("an adapter whose name contains \"{part}\""),
+            None => "a hardware GPU".into(),
+        },
+        found,
+    })
+}
+
+fn describe(adapters: &[wgpu::Adapter]) -> String {
+    if adapters.is_empty() {
+        return "no adapter at all".into();
+    }
+    let names = adapters.iter().map(|adapter| {
+        let info = adapter.get_info();
+        let kind = if is_software(&info) { "software" } else { "hardware" };
+        format!("{} ({kind})", info.name)
+    });
+    names.collect::<Vec<_>>().join(", ")
+}
+
+/// Opens a device with all the limits of its adapter, and subgroups where it has them.
+///
+/// # Errors
+/// [`Error::Gpu`] where the driver refuses.
+pub fn open(adapter: &wgpu::Adapter) -> Result<(wgpu::Device, wgpu::Queue)> {
+    let descriptor = wgpu::DeviceDescriptor {
+        label: Some("byzclip"),
+        required_features: adapter.features() & wgpu::Features::SUBGROUP,
+        required_limits: adapter.limits(),
+        ..Default::default()
+    };
+    let (device, queue) = pollster::block_on(adapter.request_device(&descriptor))
+        .map_err(|e| Error::Gpu { during: "opening the device", message: e.to_string() })?;
+    // Errors are caught in scopes and returned; the default handler for any other panics.
+    device.on_uncaptured_error(Arc::new(|_| {}));
+    Ok((device, queue))
+}
+
+/// Why a device was lost, once it is.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct LostReason(Arc<Mutex<Option<String>>>);
+
+impl LostReason {
+    /// Listens to a device of our own; a caller's device keeps the callback that its owner set.
+    pub(crate) fn watch(&self, device: &wgpu::Device) {
+        let reason = self.clone();
+        device.set_device_lost_callback(move |kind, message| {
+            *reason.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(format!("{kind:?}: {message}"));
+        });
+    }
+
+    fn get(&self) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The loss of the device, if that is what `error` comes from.
+    pub(crate) fn explain(&self, error: Error) -> Error {
+        match (self.get(), &error) {
+            (Some(message), Error::Gpu { during, .. } | Error::GpuOutOfMemory { during, .. }) => {
+                Error::DeviceLost { during, message }
+            }
+            _ => error,
+        }
+    }
+}
+
+/// Runs calls to wgpu and returns their errors, of all kinds, as values.
+pub(crate) fn guarded<T>(
+    device: &wgpu::Device,
+    during: &'static str,
+    calls: impl FnOnce() -> T,
+) -> Result<T> {
+    let internal = device.push_error_scope(wgpu::ErrorFilter::Internal);
+    let validation = device.push_error_scope(wgpu::ErrorFilter::Validation);
+    let memory = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+    let result = calls();
+    // Outside browsers these are ready at once.
+    let memory = pollster::block_on(memory.pop());
+    let validation = pollster::block_on(validation.pop());
+    let internal = pollster::block_on(internal.pop());
+    match memory.or(validation).or(internal) {
+        None => Ok(result),
+        Some(wgpu::Error::OutOfMemory { source }) => {
+            Err(Error::GpuOutOfMemory { during, message: source.to_string() })
+        }
+        Some(error) => Err(Error::Gpu { during, message: one_line(&error) }),
+    }
+}
+
+/// wgpu's messages span lines; errors here are one.
+fn one_line(error: &wgpu::Error) -> String {
+    error.to_string().split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Waits until the device has done everything submitted so far.
+pub(crate) fn wait(device: &wgpu::Device, during: &'static str) -> Result<()> {
+    device
+        .poll(wgpu::PollType::wait_indefinitely())
+        .map(|_| ())
+        .map_err(|e| Error::Gpu { during, message: e.to_string() })
+}
+
+/// Maps a buffer for reading and hands its bytes to `read`; resolves once the device is polled.
+pub(crate) async fn read_mapped<T>(
+    buffer: &wgpu::Buffer,
+    bytes: u64,
+    during: &'static str,
+    read: impl FnOnce(&[u8]) -> T,
+) -> Result<T> {
+    let failed = |message: String| Error::Gpu { during, message };
+    let slice = buffer.slice(..bytes);
+    let (sender, receiver) = futures_intrusive::channel::shared::oneshot_channel();
+    slice.map_async(wgpu::MapMode::Read, move |result| {
+        // The receiver is gone where the caller dropped the future: nobody is left to tell.
+        drop(sender.send(result));
+    });
+    let mapped = receiver.receive().await;
+    mapped.ok_or_else(|| failed("the map was dropped".into()))?.map_err(|e| failed(e.to_string()))?;
+    let view = slice.get_mapped_range().map_err(|e| failed(e.to_string()))?;
+    let result = read(&view);
+    drop(view);
+    buffer.unmap();
+    Ok(result)
+}

@@ -1,0 +1,275 @@
+//! How a batch is cut for the device: spans, tiles and windows. Pure arithmetic, no device.
+
+use std::ops::Range;
+
+use bytemuck::{Pod, Zeroable};
+
+use super::Tuning;
+use crate::batch::{Granularity, Layout};
+use crate::error::{Error, Result};
+
+/// Marks the entries that pad a window's list of tiles.
+const NO_SPAN: u32 = u32::MAX;
+
+/// Tiles that may add to one exact sum: each adds at most 2^16 + 2^8 to a cell of 32 bits.
+const TILES_PER_SPAN: usize = 65_000;
+
+/// `Tile` of common.wgsl.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct Tile {
+    pub start: u32,
+    pub count: u32,
+    pub span: u32,
+    pub slot: u32,
+}
+
+/// `Span` of common.wgsl.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct Span {
+    pub bound: u32,
+    pub in_scope: u32,
+    pub first_slot: u32,
+    pub slot_count: u32,
+    pub row: u32,
+    pub length: u32,
+    pub error_units: u32,
+    pub padding: u32,
+}
+
+/// Part of the batch that one binding holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Window {
+    /// Elements of the data buffer.
+    pub elements: Range<u64>,
+    /// Entries of the list of tiles.
+    pub tiles: Range<u64>,
+}
+
+/// A batch as the kernels see it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Geometry {
+    /// The spans that have a bound; then, where these are segments, the rows.
+    pub spans: Vec<Span>,
+    /// How many spans have a bound.
+    pub bounded: usize,
+    pub tiles: Vec<Tile>,
+    /// Partial sums.
+    pub slots: usize,
+    pub windows: Vec<Window>,
+    /// Whether every tile can be read and written four elements at a time.
+    pub wide: bool,
+}
+
+/// Where the spans of a batch lie in the device's buffer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Placement {
+    /// Elements of each span that has a bound, in ascending order.
+    pub spans: Vec<Range<u64>>,
+    /// Elements of the buffer.
+    pub length: u64,
+}
+
+impl Placement {
+    /// The layout as it is, in a buffer of `length` elements.
+    pub(crate) fn in_place(layout: &Layout, granularity: Granularity, length: u64) -> Self {
+        let spans = (0..layout.span_count(granularity)).map(|span| {
+            let span = layout.span(granularity, span);
+            span.start as u64..span.end as u64
+        });
+        Self { spans: spans.collect(), length }
+    }
+
+    /// The spans packed anew, each from a multiple of four elements, so that tiles are wide.
+    pub(crate) fn packed(layout: &Layout, granularity: Granularity) -> Self {
+        let mut length = 0;
+        let spans = (0..layout.span_count(granularity)).map(|span| {
+            let start = length;
+            let elements = layout.span(granularity, span).len() as u64;
+            length += elements.next_multiple_of(4);
+            start..start + elements
+        });
+        Self { spans: spans.collect(), length }
+    }
+}
+
+impl Geometry {
+    pub(crate) fn new(
+        layout: &Layout,
+        granularity: Granularity,
+        placement: &Placement,
+        tuning: &Tuning,
+    ) -> Result<Self> {
+        let starts_aligned = placement.spans.iter().all(|span| span.start % 4 == 0 || span.is_empty());
+        let ends_inside = placement
+            .spans
+            .iter()
+            .all(|span| span.end.next_multiple_of(4) <= placement.length || span.is_empty());
+        let mut geometry = Self {
+            spans: Vec::new(),
+            bounded: placement.spans.len(),
+            tiles: Vec::new(),
+            slots: 0,
+            windows: Vec::new(),
+            wide: tuning.wide && starts_aligned && ends_inside,
+        };
+        geometry.cut(layout, granularity, placement, tuning)?;
+        Ok(geometry)
+    }
+
+    fn cut(
+        &mut self,
+        layout: &Layout,
+        granularity: Granularity,
+        placement: &Placement,
+        tuning: &Tuning,
+    ) -> Result<()> {
+        let mut rows = Vec::new();
+        for row in 0..layout.clients() {
+            let first_slot = self.slots;
+            let first_span = self.spans.len();
+            for span in layout.spans_of(granularity, row) {
+                self.cut_span(span as u32, placement.spans[span].clone(), tuning);
+            }
+            if granularity == Granularity::Segment {
+                let row_span = (self.bounded + row) as u32;
+                self.spans[first_span..].iter_mut().for_each(|span| span.row = row_span);
+                let length = layout.row(row).len() as u64;
+                rows.push(self.span(row_span, first_slot, length, tuning));
+            }
+            if self.slots - first_slot > TILES_PER_SPAN {
+                return Err(Error::Layout {
+                    got: format!("row {row} in {} tiles", self.slots - first_slot),
+                    expected: "at most 65,000 tiles to a row; cut it in fewer segments",
+                });
+            }
+        }
+        self.spans.extend(rows);
+        self.pad_tiles(tuning);
+        Ok(())
+    }
+
+    /// Appends a span and its tiles.
+    fn cut_span(&mut self, index: u32, elements: Range<u64>, tuning: &Tuning) {
+        let length = elements.end - elements.start;
+        let tile = u64::from(tuning.tile).max((length / (TILES_PER_SPAN as u64 / 2)).next_power_of_two());
+        let first_slot = self.slots;
+        let mut start = elements.start;
+        while start < elements.end {
+            let end = (start + tile).min(elements.end);
+            self.push_tile(index, start..end, tuning);
+            start = end;
+        }
+        let span = self.span(index, first_slot, length, tuning);
+        self.spans.push(span);
+    }
+
+    /// Appends a tile to the window that is being filled, or to a new one where it does not fit.
+    fn push_tile(&mut self, span: u32, elements: Range<u64>, tuning: &Tuning) {
+        let alignment = tuning.offset_alignment / 4;
+        let end = if self.wide { elements.end.next_multiple_of(4) } else { elements.end };
+        let fits = self.windows.last().is_some_and(|w| end - w.elements.start <= tuning.window);
+        if !fits {
+            self.pad_tiles(tuning);
+            let base = elements.start / alignment * alignment;
+            let tiles = self.tiles.len() as u64;
+            self.windows.push(Window { elements: base..base, tiles: tiles..tiles });
+        }
+        let slot = self.slots as u32;
+        self.slots += 1;
+        if let Some(window) = self.windows.last_mut() {
+            window.elements.end = end;
+            window.tiles.end += 1;
+            self.tiles.push(Tile {
+                start: (elements.start - window.elements.start) as u32,
+                count: (elements.end - elements.start) as u32,
+                span,
+                slot,
+            });
+        }
+    }
+
+    /// Pads the list of tiles so that the next window's begins where a binding can.
+    fn pad_tiles(&mut self, tuning: &Tuning) {
+        let alignment = tuning.offset_alignment as usize / size_of::<Tile>();
+        let padded = self.tiles.len().next_multiple_of(alignment);
+        self.tiles.resize(padded, Tile { start: 0, count: 0, span: NO_SPAN, slot: 0 });
+    }
+
+    fn span(&self, row: u32, first_slot: usize, length: u64, tuning: &Tuning) -> Span {
+        let slot_count = self.slots - first_slot;
+        Span {
+            bound: 0,
+            in_scope: 1,
+            first_slot: first_slot as u32,
+            slot_count: slot_count as u32,
+            row,
+            length: length as u32,
+            error_units: tuning.error_units(slot_count, length),
+            padding: 0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn tuning() -> Tuning {
+        Tuning { tile: 64, window: 128, ..Tuning::portable() }
+    }
+
+    #[test]
+    fn every_element_is_in_one_tile_of_a_window_that_holds_it() {
+        for layout in [
+            Layout::dense(5, 200).unwrap(),
+            Layout::strided(3, 5, 7).unwrap(),
+            Layout::ragged(&[3, 3, 90, 91, 400]).unwrap(),
+        ] {
+            let placement = Placement::in_place(&layout, Granularity::Row, layout.len() as u64);
+            let geometry = Geometry::new(&layout, Granularity::Row, &placement, &tuning()).unwrap();
+            let mut covered = vec![0; layout.len()];
+            for window in &geometry.windows {
+                assert_eq!(window.elements.start % 64, 0);
+                assert!(window.elements.end - window.elements.start <= 128);
+                assert_eq!(window.tiles.start % 16, 0);
+                for tile in &geometry.tiles[window.tiles.start as usize..window.tiles.end as usize] {
+                    let start = window.elements.start + u64::from(tile.start);
+                    assert!(start + u64::from(tile.count) <= window.elements.end);
+                    assert!(layout.row(tile.span as usize).contains(&(start as usize)));
+                    (start..start + u64::from(tile.count)).for_each(|i| covered[i as usize] += 1);
+                }
+            }
+            let expected: Vec<i32> = (0..layout.len())
+                .map(|i| i32::from((0..layout.clients()).any(|r| layout.row(r).contains(&i))))
+                .collect();
+            assert_eq!(covered, expected);
+        }
+    }
+
+    #[test]
+    fn rows_of_segments_own_the_slots_of_their_segments() {
+        let layout = Layout::ragged_layered(&[vec![70, 0, 3], vec![], vec![64]]).unwrap();
+        let placement = Placement::packed(&layout, Granularity::Segment);
+        let geometry = Geometry::new(&layout, Granularity::Segment, &placement, &tuning()).unwrap();
+        assert!(geometry.wide);
+        assert_eq!(geometry.bounded, 4);
+        let rows: Vec<_> =
+            geometry.spans[4..].iter().map(|s| (s.first_slot, s.slot_count, s.length)).collect();
+        assert_eq!(rows, [(0, 3, 73), (3, 0, 0), (3, 1, 64)]);
+        assert_eq!(geometry.spans[1].slot_count, 0);
+        assert_eq!(geometry.spans[3].row, 6);
+    }
+
+    #[test]
+    fn a_row_of_two_to_the_31_elements_stays_within_the_tiles_of_an_exact_sum() {
+        let layout = Layout::dense(1, crate::batch::MAX_ROW).unwrap();
+        let placement = Placement::packed(&layout, Granularity::Row);
+        let tuning = Tuning { window: 1 << 29, ..Tuning::portable() };
+        let geometry = Geometry::new(&layout, Granularity::Row, &placement, &tuning).unwrap();
+        assert!(geometry.slots <= TILES_PER_SPAN);
+        assert_eq!(geometry.windows.len(), 4);
+    }
+}

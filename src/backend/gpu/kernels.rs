@@ -1,0 +1,227 @@
+//! The kernel table: every entry point, its sources, its bindings and its workgroup.
+//!
+//! A new kernel is a shader under `shaders/` and a row here.
+
+use std::sync::OnceLock;
+
+use super::Tuning;
+use super::device::guarded;
+use crate::error::Result;
+
+/// What a kernel binds; the number is its `@binding` in every shader.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum Resource {
+    Params = 0,
+    Data = 1,
+    Tiles = 2,
+    Spans = 3,
+    Partials = 4,
+    Norms = 5,
+    Limbs = 6,
+    Decisions = 7,
+    NonFiniteRows = 8,
+}
+
+/// How a kernel uses a resource.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    Uniform,
+    Read,
+    ReadWrite,
+}
+
+/// What one workgroup of a kernel works on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Grid {
+    /// One tile; dispatched per window.
+    Tile,
+    /// One span.
+    Span,
+    /// As many spans as it has invocations.
+    Spans,
+}
+
+/// A row of the kernel table.
+#[derive(Debug)]
+pub(crate) struct Kernel {
+    /// The entry point.
+    pub name: &'static str,
+    /// The file under `shaders/` that holds it.
+    pub file: &'static str,
+    pub bindings: &'static [(Resource, Access)],
+    pub grid: Grid,
+}
+
+use Access::{Read, ReadWrite, Uniform};
+use Resource::{Data, Decisions, Limbs, NonFiniteRows, Norms, Params, Partials, Spans, Tiles};
+
+/// In the order in which a run dispatches them.
+pub(crate) const KERNELS: [Kernel; 6] = [
+    Kernel {
+        name: "norms_tiles",
+        file: "norms",
+        bindings: &[(Params, Uniform), (Data, Read), (Tiles, Read), (Spans, Read), (Partials, ReadWrite)],
+        grid: Grid::Tile,
+    },
+    Kernel {
+        name: "norms_spans",
+        file: "norms",
+        bindings: &[
+            (Params, Uniform),
+            (Spans, Read),
+            (Partials, ReadWrite),
+            (Norms, ReadWrite),
+            (Limbs, ReadWrite),
+            (NonFiniteRows, ReadWrite),
+        ],
+        grid: Grid::Span,
+    },
+    Kernel {
+        name: "exact_tiles",
+        file: "exact",
+        bindings: &[(Data, Read), (Tiles, Read), (Spans, Read), (Norms, ReadWrite), (Limbs, ReadWrite)],
+        grid: Grid::Tile,
+    },
+    Kernel {
+        name: "exact_spans",
+        file: "exact",
+        bindings: &[(Params, Uniform), (Norms, ReadWrite), (Limbs, ReadWrite)],
+        grid: Grid::Spans,
+    },
+    Kernel {
+        name: "threshold",
+        file: "threshold",
+        bindings: &[
+            (Params, Uniform),
+            (Spans, Read),
+            (Norms, Read),
+            (Decisions, ReadWrite),
+            (NonFiniteRows, Read),
+        ],
+        grid: Grid::Spans,
+    },
+    Kernel {
+        name: "clip",
+        file: "clip",
+        bindings: &[(Data, ReadWrite), (Tiles, Read), (Decisions, Read)],
+        grid: Grid::Tile,
+    },
+];
+
+/// The variants of the shaders that a device takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Variant {
+    /// Four elements at a time, or one.
+    pub wide: bool,
+    pub subgroups: bool,
+}
+
+/// The whole source of the shader module of a file under `shaders/`.
+pub(crate) fn source(file: &str, variant: Variant) -> String {
+    let data = if variant.wide {
+        include_str!("../../../shaders/data_vec4.wgsl")
+    } else {
+        include_str!("../../../shaders/data_scalar.wgsl")
+    };
+    let store = if variant.wide {
+        include_str!("../../../shaders/store_vec4.wgsl")
+    } else {
+        include_str!("../../../shaders/store_scalar.wgsl")
+    };
+    let reduce = if variant.subgroups {
+        include_str!("../../../shaders/reduce_subgroup.wgsl")
+    } else {
+        include_str!("../../../shaders/reduce_shared.wgsl")
+    };
+    let pairs = include_str!("../../../shaders/pairs.wgsl");
+    let parts: &[&str] = match file {
+        "norms" => &[data, pairs, include_str!("../../../shaders/norms.wgsl"), reduce],
+        "exact" => &[data, include_str!("../../../shaders/exact.wgsl")],
+        "threshold" => &[include_str!("../../../shaders/threshold.wgsl")],
+        _ => &[data, store, include_str!("../../../shaders/clip.wgsl")],
+    };
+    [&[include_str!("../../../shaders/common.wgsl")], parts].concat().join("\n")
+}
+
+/// A kernel that is ready to run.
+#[derive(Debug)]
+pub(crate) struct Pipeline {
+    pub kernel: &'static Kernel,
+    pub layout: wgpu::BindGroupLayout,
+    pub pipeline: wgpu::ComputePipeline,
+    /// Invocations of a workgroup.
+    pub workgroup: u32,
+}
+
+/// The pipelines of a device, made on first use.
+#[derive(Debug, Default)]
+pub(crate) struct Pipelines {
+    wide: OnceLock<Vec<Pipeline>>,
+    scalar: OnceLock<Vec<Pipeline>>,
+}
+
+impl Pipelines {
+    /// The pipelines in the order of the table.
+    pub(crate) fn get(&self, device: &wgpu::Device, tuning: &Tuning, wide: bool) -> Result<&[Pipeline]> {
+        let cell = if wide { &self.wide } else { &self.scalar };
+        if let Some(made) = cell.get() {
+            return Ok(made);
+        }
+        let made = guarded(device, "compiling the kernels", || build(device, tuning, wide))?;
+        Ok(cell.get_or_init(|| made))
+    }
+}
+
+fn build(device: &wgpu::Device, tuning: &Tuning, wide: bool) -> Vec<Pipeline> {
+    let variant = Variant { wide, subgroups: tuning.subgroups };
+    KERNELS.iter().map(|kernel| build_one(device, kernel, variant, tuning)).collect()
+}
+
+fn build_one(device: &wgpu::Device, kernel: &'static Kernel, variant: Variant, tuning: &Tuning) -> Pipeline {
+    let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
+        label: Some(kernel.file),
+        source: wgpu::ShaderSource::Wgsl(source(kernel.file, variant).into()),
+    });
+    let entries: Vec<_> = kernel.bindings.iter().map(layout_entry).collect();
+    let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+        label: Some(kernel.name),
+        entries: &entries,
+    });
+    let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+        label: Some(kernel.name),
+        bind_group_layouts: &[Some(&layout)],
+        immediate_size: 0,
+    });
+    let workgroup = match kernel.grid {
+        Grid::Tile => tuning.workgroup,
+        Grid::Span | Grid::Spans => tuning.span_workgroup,
+    };
+    let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+        label: Some(kernel.name),
+        layout: Some(&pipeline_layout),
+        module: &module,
+        entry_point: Some(kernel.name),
+        compilation_options: wgpu::PipelineCompilationOptions {
+            constants: &[("WORKGROUP", f64::from(workgroup))],
+            // Every kernel writes the shared memory that it reads.
+            zero_initialize_workgroup_memory: false,
+        },
+        cache: None,
+    });
+    Pipeline { kernel, layout, pipeline, workgroup }
+}
+
+fn layout_entry(&(resource, access): &(Resource, Access)) -> wgpu::BindGroupLayoutEntry {
+    let ty = match access {
+        Uniform => wgpu::BufferBindingType::Uniform,
+        Read => wgpu::BufferBindingType::Storage { read_only: true },
+        ReadWrite => wgpu::BufferBindingType::Storage { read_only: false },
+    };
+    wgpu::BindGroupLayoutEntry {
+        binding: resource as u32,
+        visibility: wgpu::ShaderStages::COMPUTE,
+        ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None },
+        count: None,
+    }
+}

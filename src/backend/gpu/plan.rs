@@ -1,0 +1,515 @@
+//! A plan: everything that clipping one buffer needs, made once; recording it allocates nothing.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytemuck::{Pod, Zeroable};
+
+use super::device::{guarded, read_mapped, wait};
+use super::geometry::{Geometry, Placement, Span};
+use super::kernels::{Grid, Pipeline, Resource};
+use super::{Gpu, GpuContext};
+use crate::batch::{Granularity, Layout};
+use crate::clip::{Clipping, NonFinite, Status};
+use crate::error::{Error, Result};
+use crate::norms::{Norm, Norms};
+use crate::numerics::power_of_two;
+use crate::report::Report;
+use crate::threshold::{self, Decision};
+
+/// `Params` of common.wgsl.
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct Params {
+    pub zero: u32,
+    pub spans: u32,
+    pub bounded: u32,
+    pub non_finite: u32,
+    pub force_exact: u32,
+    pub padding: [u32; 3],
+}
+
+/// `Decision` of common.wgsl.
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct DeviceDecision {
+    pub norm: Norm,
+    pub mantissa: f32,
+    pub exponent: i32,
+    pub bound: f32,
+    pub status: u32,
+}
+
+/// The exponent of a factor of 0 on the device: every product vanishes.
+const VANISHING: i32 = -1000;
+
+impl DeviceDecision {
+    fn from_host(decision: &Decision) -> Self {
+        let bits = decision.factor.to_bits();
+        let (mantissa, exponent) = if decision.factor == 0.0 {
+            (0.0, VANISHING)
+        } else {
+            // A factor has 24 significant bits, so its mantissa is an f32.
+            let mantissa = f64::from_bits(bits & ((1 << 52) - 1) | 1023 << 52) as f32;
+            (mantissa, (bits >> 52 & 0x7ff) as i32 - 1023)
+        };
+        Self {
+            norm: decision.norm,
+            mantissa,
+            exponent,
+            bound: decision.bound,
+            status: decision.status as u32,
+        }
+    }
+
+    fn to_host(self) -> Decision {
+        let factor =
+            if self.mantissa == 0.0 { 0.0 } else { f64::from(self.mantissa) * power_of_two(self.exponent) };
+        Decision { norm: self.norm, bound: self.bound, factor, status: Status::from_code(self.status) }
+    }
+}
+
+/// Everything that norms, threshold and clip of one batch in one buffer need, made once.
+///
+/// A plan records into the caller's encoder, without submitting or waiting; recording and running
+/// allocate nothing. Its [`Clipping`] takes effect with the next submission after
+/// [`Plan::set_clipping`], as every write to a queue does: for two clippings in one submission make
+/// two plans.
+///
+/// # Examples
+/// ```no_run
+/// # fn example(device: wgpu::Device, queue: wgpu::Queue, updates: wgpu::Buffer) -> byzclip::Result<()> {
+/// use byzclip::{Clipping, Gpu, Layout, wgpu};
+///
+/// let gpu = Gpu::from_device(device.clone(), queue.clone())?;
+/// let plan = gpu.plan(&Layout::dense(64, 1_000_000)?, &Clipping::fixed(2.0), &updates)?;
+///
+/// let mut encoder = device.create_command_encoder(&Default::default());
+/// plan.record(&mut encoder);
+/// queue.submit([encoder.finish()]);
+///
+/// let report = plan.report_blocking()?;
+/// println!("{} clipped", report.count(byzclip::Status::Clipped));
+/// # Ok(()) }
+/// ```
+#[derive(Debug)]
+pub struct Plan {
+    context: GpuContext,
+    layout: Layout,
+    granularity: Granularity,
+    non_finite: NonFinite,
+    geometry: Geometry,
+    buffers: Buffers,
+    steps: Vec<Step>,
+    recorded: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Buffers {
+    params: wgpu::Buffer,
+    tiles: wgpu::Buffer,
+    spans: wgpu::Buffer,
+    partials: wgpu::Buffer,
+    norms: wgpu::Buffer,
+    limbs: wgpu::Buffer,
+    decisions: wgpu::Buffer,
+    non_finite_rows: wgpu::Buffer,
+    /// Norms and decisions on their way to the host.
+    staging: wgpu::Buffer,
+}
+
+/// One dispatch.
+#[derive(Debug)]
+struct Step {
+    kernel: &'static str,
+    pipeline: wgpu::ComputePipeline,
+    bindings: wgpu::BindGroup,
+    workgroups: (u32, u32),
+}
+
+impl Plan {
+    pub(super) fn new(
+        gpu: &Gpu,
+        layout: &Layout,
+        clipping: &Clipping,
+        placement: &Placement,
+        data: &wgpu::Buffer,
+    ) -> Result<Self> {
+        let context = gpu.context().clone();
+        let tuning = &context.tuning;
+        let geometry = Geometry::new(layout, clipping.granularity, placement, tuning)?;
+        let pipelines = context.pipelines.get(&context.device, tuning, geometry.wide)?;
+        let buffers = Buffers::new(&context, &geometry)?;
+        let steps = guarded(&context.device, "binding the buffers", || {
+            steps(&context, pipelines, &geometry, &buffers, data)
+        })?;
+        let mut plan = Self {
+            layout: layout.clone(),
+            granularity: clipping.granularity,
+            non_finite: clipping.non_finite,
+            geometry,
+            buffers,
+            steps,
+            recorded: AtomicBool::new(false),
+            context,
+        };
+        plan.upload(plan.buffers.tiles.clone(), bytemuck::cast_slice(&plan.geometry.tiles))?;
+        plan.set_clipping(clipping)?;
+        Ok(plan)
+    }
+
+    /// Sets bounds, scope and non-finite policy for the submissions that follow.
+    ///
+    /// # Errors
+    /// Where threshold or scope do not fit the layout, or the granularity is not the plan's.
+    pub fn set_clipping(&mut self, clipping: &Clipping) -> Result<()> {
+        if clipping.granularity != self.granularity {
+            return Err(Error::Layout {
+                got: format!("granularity {:?}", clipping.granularity),
+                expected: "the granularity that the plan was made for; make another plan",
+            });
+        }
+        let bounds = clipping.threshold.bounds(&self.layout, self.granularity)?;
+        let mask = clipping.scope.mask(self.layout.clients())?;
+        let spans = self.geometry.spans.as_mut_slice();
+        let (bounded, rows) = spans.split_at_mut(self.geometry.bounded);
+        for (row, &in_scope) in mask.iter().enumerate() {
+            for span in self.layout.spans_of(self.granularity, row) {
+                bounded[span].bound = bounds[span].to_bits();
+                bounded[span].in_scope = u32::from(in_scope);
+            }
+            if let Some(span) = rows.get_mut(row) {
+                span.in_scope = u32::from(in_scope);
+            }
+        }
+        self.non_finite = clipping.non_finite;
+        let params = Params {
+            zero: 0,
+            spans: self.geometry.spans.len() as u32,
+            bounded: self.geometry.bounded as u32,
+            non_finite: match clipping.non_finite {
+                NonFinite::Zero => 0,
+                NonFinite::Error => 1,
+                NonFinite::Keep => 2,
+            },
+            force_exact: u32::from(self.context.tuning.force_exact),
+            padding: [0; 3],
+        };
+        self.upload(self.buffers.params.clone(), bytemuck::bytes_of(&params))?;
+        self.upload(self.buffers.spans.clone(), bytemuck::cast_slice(&self.geometry.spans))
+    }
+
+    /// Records all stages: norms, threshold, clip.
+    ///
+    /// Nothing is submitted and nothing waits. Errors of the recording surface, as wgpu has it, when
+    /// the encoder is finished.
+    pub fn record(&self, encoder: &mut wgpu::CommandEncoder) {
+        self.record_norms(encoder);
+        self.record_threshold(encoder);
+        self.record_clip(encoder);
+    }
+
+    /// Records the norms stage.
+    pub fn record_norms(&self, encoder: &mut wgpu::CommandEncoder) {
+        encoder.clear_buffer(&self.buffers.non_finite_rows, 0, None);
+        self.record_steps(
+            encoder,
+            "byzclip norms",
+            &["norms_tiles", "norms_spans", "exact_tiles", "exact_spans"],
+        );
+    }
+
+    /// Records the threshold stage, on the norms in the plan.
+    pub fn record_threshold(&self, encoder: &mut wgpu::CommandEncoder) {
+        self.record_steps(encoder, "byzclip threshold", &["threshold"]);
+    }
+
+    /// Records the clip stage, on the decisions in the plan.
+    pub fn record_clip(&self, encoder: &mut wgpu::CommandEncoder) {
+        self.record_steps(encoder, "byzclip clip", &["clip"]);
+    }
+
+    fn record_steps(&self, encoder: &mut wgpu::CommandEncoder, label: &str, kernels: &[&str]) {
+        self.recorded.store(true, Ordering::Release);
+        let mut pass = encoder
+            .begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some(label), timestamp_writes: None });
+        for step in self.steps.iter().filter(|step| kernels.contains(&step.kernel)) {
+            pass.set_pipeline(&step.pipeline);
+            pass.set_bind_group(0, &step.bindings, &[]);
+            pass.dispatch_workgroups(step.workgroups.0, step.workgroups.1, 1);
+        }
+    }
+
+    /// Reads the report of the last submitted run back, waiting for the device.
+    ///
+    /// # Errors
+    /// [`Error::NonFinite`] where the policy is [`NonFinite::Error`] and a row holds NaN or Inf (no row
+    /// was written then); [`Error::NotRecorded`]; errors of the device.
+    pub fn report_blocking(&self) -> Result<Report> {
+        let (norms, decisions) = self.read_blocking()?;
+        self.to_report(&norms, &decisions)
+    }
+
+    /// Reads the report of the last submitted run back.
+    ///
+    /// The future resolves once somebody polls the device, as for every wgpu map.
+    ///
+    /// # Errors
+    /// Those of [`Plan::report_blocking`].
+    pub async fn report(&self) -> Result<Report> {
+        self.submit_readback()?;
+        let (norms, decisions) = self.read_staging().await?;
+        self.to_report(&norms, &decisions)
+    }
+
+    fn to_report(&self, norms: &Norms, decisions: &[Decision]) -> Result<Report> {
+        if self.non_finite == NonFinite::Error {
+            threshold::refuse_non_finite(&norms.rows)?;
+        }
+        Ok(Report::new(self.context.ran(), &self.layout, self.granularity, norms, decisions))
+    }
+
+    /// Norms and decisions as they are on the device now.
+    pub(super) fn read_blocking(&self) -> Result<(Norms, Vec<Decision>)> {
+        self.submit_readback()?;
+        // The map is requested by the first poll of the future, before the device is.
+        let read = self.read_staging();
+        let mut read = std::pin::pin!(read);
+        let waker = std::task::Waker::noop();
+        let first = read.as_mut().poll(&mut std::task::Context::from_waker(waker));
+        if let std::task::Poll::Ready(done) = first {
+            return done;
+        }
+        wait(&self.context.device, "reading the report").map_err(|e| self.context.lost.explain(e))?;
+        pollster::block_on(read)
+    }
+
+    fn submit_readback(&self) -> Result<()> {
+        if !self.recorded.load(Ordering::Acquire) {
+            return Err(Error::NotRecorded);
+        }
+        let (norms, decisions) = (self.norms_bytes(), self.decisions_bytes());
+        self.context.submit("reading the report", |encoder| {
+            encoder.copy_buffer_to_buffer(&self.buffers.norms, 0, &self.buffers.staging, 0, norms);
+            encoder.copy_buffer_to_buffer(
+                &self.buffers.decisions,
+                0,
+                &self.buffers.staging,
+                norms,
+                decisions,
+            );
+        })
+    }
+
+    async fn read_staging(&self) -> Result<(Norms, Vec<Decision>)> {
+        let norms_bytes = self.norms_bytes();
+        let bytes = norms_bytes + self.decisions_bytes();
+        let read = |bytes: &[u8]| {
+            let (norms, decisions) = bytes.split_at(norms_bytes as usize);
+            let norms = self.to_norms(bytemuck::cast_slice(norms));
+            let decisions = bytemuck::cast_slice::<_, DeviceDecision>(decisions);
+            (norms, decisions[..self.geometry.bounded].iter().map(|&decision| decision.to_host()).collect())
+        };
+        read_mapped(&self.buffers.staging, bytes, "reading the report", read)
+            .await
+            .map_err(|e| self.context.lost.explain(e))
+    }
+
+    fn to_norms(&self, all: &[Norm]) -> Norms {
+        let (bounded, rows) = all[..self.geometry.spans.len()].split_at(self.geometry.bounded);
+        match self.granularity {
+            Granularity::Row => Norms { rows: bounded.to_vec(), segments: Vec::new() },
+            Granularity::Segment => Norms { rows: rows.to_vec(), segments: bounded.to_vec() },
+        }
+    }
+
+    /// Replaces the norms in the plan, for the threshold stage alone.
+    pub(super) fn write_norms(&self, norms: &Norms) -> Result<()> {
+        let mut all = norms.spans(self.granularity).to_vec();
+        if self.granularity == Granularity::Segment {
+            all.extend(&norms.rows);
+        }
+        let non_finite = norms.rows.iter().any(|n| n.class() == crate::NormClass::NonFinite);
+        self.upload(self.buffers.non_finite_rows.clone(), bytemuck::bytes_of(&u32::from(non_finite)))?;
+        self.upload(self.buffers.norms.clone(), bytemuck::cast_slice(&all))
+    }
+
+    /// Replaces the decisions in the plan, for the clip stage alone.
+    pub(super) fn write_decisions(&self, decisions: &[Decision]) -> Result<()> {
+        let all: Vec<_> = decisions.iter().map(DeviceDecision::from_host).collect();
+        self.upload(self.buffers.decisions.clone(), bytemuck::cast_slice(&all))
+    }
+
+    fn upload(&self, buffer: wgpu::Buffer, bytes: &[u8]) -> Result<()> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let queue = &self.context.queue;
+        guarded(&self.context.device, "writing the plan", || queue.write_buffer(&buffer, 0, bytes))
+            .map_err(|e| self.context.lost.explain(e))
+    }
+
+    fn norms_bytes(&self) -> u64 {
+        (self.geometry.spans.len().max(1) * size_of::<Norm>()) as u64
+    }
+
+    fn decisions_bytes(&self) -> u64 {
+        (self.geometry.bounded.max(1) * size_of::<DeviceDecision>()) as u64
+    }
+
+    /// Overwrites everything that a run computes with nonsense.
+    ///
+    /// For tests: a run that leaves something unwritten, or reads what it did not write, shows.
+    ///
+    /// # Errors
+    /// Errors of the device.
+    #[doc(hidden)]
+    pub fn poison(&self) -> Result<()> {
+        let scratch = [
+            &self.buffers.partials,
+            &self.buffers.norms,
+            &self.buffers.limbs,
+            &self.buffers.decisions,
+            &self.buffers.non_finite_rows,
+        ];
+        for buffer in scratch {
+            self.upload(buffer.clone(), &vec![0xa5; buffer.size() as usize])?;
+        }
+        Ok(())
+    }
+}
+
+impl Buffers {
+    fn new(context: &GpuContext, geometry: &Geometry) -> Result<Self> {
+        let spans = geometry.spans.len().max(1);
+        let storage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
+        let read = storage | wgpu::BufferUsages::COPY_SRC;
+        let norms = spans * size_of::<Norm>();
+        let decisions = geometry.bounded.max(1) * size_of::<DeviceDecision>();
+        let make = |what, bytes: usize, usage| context.buffer(what, bytes as u64, usage);
+        Ok(Self {
+            params: make(
+                "params",
+                size_of::<Params>(),
+                wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
+            )?,
+            tiles: make("the list of tiles", geometry.tiles.len().max(16) * 16, storage)?,
+            spans: make("the list of spans", spans * size_of::<Span>(), storage)?,
+            partials: make("the partial sums", geometry.slots.max(1) * 12, storage)?,
+            norms: make("the norms", norms, read)?,
+            limbs: make("the exact sums", spans * 40 * 4, storage)?,
+            decisions: make("the decisions", decisions, read)?,
+            non_finite_rows: make("a flag", 4, storage)?,
+            staging: make(
+                "the report",
+                norms + decisions,
+                wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+            )?,
+        })
+    }
+
+    fn get<'a>(&'a self, resource: Resource, data: &'a wgpu::Buffer) -> &'a wgpu::Buffer {
+        match resource {
+            Resource::Params => &self.params,
+            Resource::Data => data,
+            Resource::Tiles => &self.tiles,
+            Resource::Spans => &self.spans,
+            Resource::Partials => &self.partials,
+            Resource::Norms => &self.norms,
+            Resource::Limbs => &self.limbs,
+            Resource::Decisions => &self.decisions,
+            Resource::NonFiniteRows => &self.non_finite_rows,
+        }
+    }
+}
+
+/// Every dispatch of a run, in order.
+fn steps(
+    context: &GpuContext,
+    pipelines: &[Pipeline],
+    geometry: &Geometry,
+    buffers: &Buffers,
+    data: &wgpu::Buffer,
+) -> Vec<Step> {
+    let mut steps = Vec::new();
+    let limit = context.device.limits().max_compute_workgroups_per_dimension;
+    for pipeline in pipelines {
+        let spans = geometry.spans.len() as u64;
+        let each = u64::from(pipeline.workgroup);
+        let work: Vec<(u64, Option<usize>)> = match pipeline.kernel.grid {
+            Grid::Tile => geometry
+                .windows
+                .iter()
+                .enumerate()
+                .map(|(i, window)| (window.tiles.end - window.tiles.start, Some(i)))
+                .collect(),
+            Grid::Span => vec![(spans, None)],
+            Grid::Spans => vec![(spans.div_ceil(each), None)],
+        };
+        for (workgroups, window) in work.into_iter().filter(|(workgroups, _)| *workgroups > 0) {
+            steps.push(Step {
+                kernel: pipeline.kernel.name,
+                pipeline: pipeline.pipeline.clone(),
+                bindings: bind(context, pipeline, buffers, data, window.map(|i| &geometry.windows[i])),
+                workgroups: folded(workgroups, limit),
+            });
+        }
+    }
+    steps
+}
+
+/// A number of workgroups in two dimensions; the kernels leave those past the end at once.
+fn folded(workgroups: u64, limit: u32) -> (u32, u32) {
+    let width = workgroups.min(u64::from(limit));
+    (width as u32, workgroups.div_ceil(width) as u32)
+}
+
+fn bind(
+    context: &GpuContext,
+    pipeline: &Pipeline,
+    buffers: &Buffers,
+    data: &wgpu::Buffer,
+    window: Option<&super::geometry::Window>,
+) -> wgpu::BindGroup {
+    let entry = |&(resource, _): &(Resource, super::kernels::Access)| {
+        let buffer = buffers.get(resource, data);
+        let bytes = match (resource, window) {
+            (Resource::Data, Some(window)) => window.elements.start * 4..window.elements.end * 4,
+            (Resource::Tiles, Some(window)) => window.tiles.start * 16..window.tiles.end * 16,
+            _ => 0..buffer.size(),
+        };
+        let binding = wgpu::BufferBinding {
+            buffer,
+            offset: bytes.start,
+            size: wgpu::BufferSize::new(bytes.end - bytes.start),
+        };
+        wgpu::BindGroupEntry { binding: resource as u32, resource: wgpu::BindingResource::Buffer(binding) }
+    };
+    let entries: Vec<_> = pipeline.kernel.bindings.iter().map(entry).collect();
+    context.device.create_bind_group(&wgpu::BindGroupDescriptor {
+        label: Some(pipeline.kernel.name),
+        layout: &pipeline.layout,
+        entries: &entries,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workgroups_are_folded_within_the_limit() {
+        for workgroups in [1, 65_535, 65_536, 1_000_000, 4_294_836_225] {
+            let (x, y) = folded(workgroups, 65_535);
+            assert!(x <= 65_535 && y <= 65_535);
+            assert!(u64::from(x) * u64::from(y) >= workgroups);
+        }
+    }
+
+    #[test]
+    fn factors_survive_the_way_to_the_device_and_back() {
+        for factor in [1.0, 0.5, 0.999_999_880_790_710_4, 0.0, power_of_two(-290), power_of_two(-149) * 1.5] {
+            let decision = Decision { norm: Norm::NON_FINITE, bound: 2.0, factor, status: Status::Clipped };
+            assert_eq!(DeviceDecision::from_host(&decision).to_host(), decision);
+        }
+    }
+}
