@@ -225,3 +225,162 @@ fn layout_entry(&(resource, access): &(Resource, Access)) -> wgpu::BindGroupLayo
         count: None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic)]
+    use super::super::geometry::{Span, Tile};
+    use super::super::plan::{DeviceDecision, Params};
+    use super::*;
+    use crate::norms::Norm;
+
+    const VARIANTS: [Variant; 4] = [
+        Variant { wide: true, subgroups: false },
+        Variant { wide: true, subgroups: true },
+        Variant { wide: false, subgroups: false },
+        Variant { wide: false, subgroups: true },
+    ];
+
+    fn parse(file: &str, variant: Variant) -> (naga::Module, naga::valid::ModuleInfo) {
+        let text = source(file, variant);
+        let module =
+            naga::front::wgsl::parse_str(&text).unwrap_or_else(|e| panic!("{}", e.emit_to_string(&text)));
+        let capabilities = naga::valid::Capabilities::SUBGROUP;
+        let mut validator = naga::valid::Validator::new(naga::valid::ValidationFlags::all(), capabilities);
+        let info = validator.validate(&module).unwrap_or_else(|e| panic!("{file}: {e:?}"));
+        (module, info)
+    }
+
+    /// What an entry point really uses: bindings with their access.
+    fn used(module: &naga::Module, info: &naga::valid::ModuleInfo, name: &str) -> Vec<(u32, Access)> {
+        let entry = module.entry_points.iter().position(|entry| entry.name == name).unwrap();
+        let mut used = Vec::new();
+        for (handle, variable) in module.global_variables.iter() {
+            let (Some(binding), usage) = (variable.binding, info.get_entry_point(entry)[handle]) else {
+                continue;
+            };
+            if usage.is_empty() {
+                continue;
+            }
+            let access = match variable.space {
+                naga::AddressSpace::Uniform => Uniform,
+                naga::AddressSpace::Storage { access } if access.contains(naga::StorageAccess::STORE) => {
+                    ReadWrite
+                }
+                _ => Read,
+            };
+            used.push((binding.binding, access));
+        }
+        used.sort_by_key(|(binding, _)| *binding);
+        used
+    }
+
+    #[test]
+    fn every_kernel_declares_in_the_table_what_its_shader_uses() {
+        for kernel in &KERNELS {
+            for variant in VARIANTS {
+                let (module, info) = parse(kernel.file, variant);
+                let table: Vec<_> =
+                    kernel.bindings.iter().map(|&(resource, access)| (resource as u32, access)).collect();
+                assert_eq!(table, used(&module, &info, kernel.name), "{} {variant:?}", kernel.name);
+            }
+        }
+    }
+
+    #[test]
+    fn every_entry_point_is_in_the_table() {
+        for file in ["norms", "exact", "threshold", "clip"] {
+            let (module, _) = parse(file, VARIANTS[0]);
+            for entry in &module.entry_points {
+                assert!(
+                    KERNELS.iter().any(|k| k.file == file && k.name == entry.name),
+                    "{file}: {}",
+                    entry.name
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn structs_have_the_size_that_the_shaders_give_them() {
+        let (module, _) = parse("threshold", VARIANTS[0]);
+        let mut layouter = naga::proc::Layouter::default();
+        layouter.update(module.to_ctx()).unwrap();
+        let size = |name: &str| {
+            let (handle, _) = module.types.iter().find(|(_, ty)| ty.name.as_deref() == Some(name)).unwrap();
+            layouter[handle].size as usize
+        };
+        assert_eq!(size("Params"), size_of::<Params>());
+        assert_eq!(size("Tile"), size_of::<Tile>());
+        assert_eq!(size("Span"), size_of::<Span>());
+        assert_eq!(size("Norm"), size_of::<Norm>());
+        assert_eq!(size("Decision"), size_of::<DeviceDecision>());
+    }
+
+    #[test]
+    fn fields_stand_where_the_shaders_expect_them() {
+        let (module, _) = parse("threshold", VARIANTS[0]);
+        let offsets = |name: &str| {
+            let (_, ty) = module.types.iter().find(|(_, ty)| ty.name.as_deref() == Some(name)).unwrap();
+            let naga::TypeInner::Struct { members, .. } = &ty.inner else { panic!("{name} is not a struct") };
+            members.iter().map(|m| (m.name.clone().unwrap(), m.offset as usize)).collect::<Vec<_>>()
+        };
+        let expected = |fields: &[(&str, usize)]| {
+            fields.iter().map(|(name, offset)| ((*name).to_owned(), *offset)).collect::<Vec<_>>()
+        };
+        use std::mem::offset_of;
+        assert_eq!(
+            offsets("Span"),
+            expected(&[
+                ("bound", offset_of!(Span, bound)),
+                ("in_scope", offset_of!(Span, in_scope)),
+                ("first_slot", offset_of!(Span, first_slot)),
+                ("slot_count", offset_of!(Span, slot_count)),
+                ("row", offset_of!(Span, row)),
+                ("length", offset_of!(Span, length)),
+                ("error_units", offset_of!(Span, error_units)),
+                ("padding", offset_of!(Span, padding)),
+            ])
+        );
+        assert_eq!(
+            offsets("Decision"),
+            expected(&[
+                ("norm", offset_of!(DeviceDecision, norm)),
+                ("mantissa", offset_of!(DeviceDecision, mantissa)),
+                ("exponent", offset_of!(DeviceDecision, exponent)),
+                ("bound", offset_of!(DeviceDecision, bound)),
+                ("status", offset_of!(DeviceDecision, status)),
+            ])
+        );
+        assert_eq!(
+            offsets("Tile"),
+            expected(&[
+                ("start", offset_of!(Tile, start)),
+                ("count", offset_of!(Tile, count)),
+                ("span", offset_of!(Tile, span)),
+                ("slot", offset_of!(Tile, slot)),
+            ])
+        );
+        assert_eq!(
+            offsets("Params")[..5],
+            expected(&[
+                ("zero", offset_of!(Params, zero)),
+                ("spans", offset_of!(Params, spans)),
+                ("bounded", offset_of!(Params, bounded)),
+                ("non_finite", offset_of!(Params, non_finite)),
+                ("force_exact", offset_of!(Params, force_exact)),
+            ])
+        );
+    }
+
+    /// wgpu's noop backend validates as a device does, and needs none.
+    #[test]
+    fn every_pipeline_builds_within_the_baseline_limits() {
+        let (device, _queue) = wgpu::Device::noop(&wgpu::DeviceDescriptor::default());
+        for wide in [true, false] {
+            let pipelines = Pipelines::default();
+            let made = pipelines.get(&device, &Tuning::portable(), wide).unwrap();
+            assert_eq!(made.len(), KERNELS.len());
+        }
+    }
+}

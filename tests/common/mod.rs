@@ -1,0 +1,2 @@
+//! Shared by the tests.
+pub mod gpu;

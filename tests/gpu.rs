@@ -1,0 +1,408 @@
+//! What only the GPU backend does: the caller's device, windows, strategies, scratch, errors.
+//!
+//! The contract itself is held in `conformance.rs` and `properties.rs`, on this backend as on all.
+#![cfg(feature = "gpu")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+mod common;
+
+use byzclip::backend::gpu::{Plan, Tuning};
+use byzclip::{
+    Backend, Clipping, Error, Gpu, Granularity, Layout, NonFinite, Reference, Report, Scope, Status, wgpu,
+};
+use common::gpu::adapter;
+
+/// A device with subgroups where the adapter has them.
+fn gpu() -> Option<Gpu> {
+    let adapter = adapter()?;
+    let (device, queue) = byzclip::backend::gpu::open(&adapter).unwrap();
+    Some(Gpu::from_device(device, queue).unwrap())
+}
+
+/// Updates of all kinds: small, boosted, tiny, huge, with NaN, and norms that take the exact sum.
+fn updates(layout: &Layout) -> Vec<f32> {
+    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+    };
+    let mut data: Vec<f32> = (0..layout.len()).map(|_| next()).collect();
+    for row in 0..layout.clients() {
+        let values = &mut data[layout.row(row)];
+        match row % 6 {
+            1 => values.iter_mut().for_each(|v| *v *= 1e30),
+            2 => values.iter_mut().for_each(|v| *v *= 1e-30),
+            3 => values.iter_mut().enumerate().for_each(|(i, v)| *v = if i == 0 { 3.0 } else { 0.0 }),
+            4 if !values.is_empty() => values[0] = f32::NAN,
+            _ => {}
+        }
+    }
+    data
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|v| v.to_bits()).collect()
+}
+
+/// Reports without what ran, floats as bits.
+fn rows(report: &Report) -> String {
+    let row = |r: &byzclip::RowReport| {
+        let segments: Vec<_> = r
+            .segments
+            .iter()
+            .map(|s| (s.norm.to_bits(), s.bound.to_bits(), s.factor.to_bits(), s.status))
+            .collect();
+        format!(
+            "{:08x} {:?} {:016x} {:?} {segments:?}\n",
+            r.norm.to_bits(),
+            r.bound,
+            r.factor.to_bits(),
+            r.status
+        )
+    };
+    report.rows.iter().map(row).collect()
+}
+
+fn assert_same_as_reference(backend: &dyn Backend, layout: &Layout, clipping: &Clipping, what: &str) {
+    let original = updates(layout);
+    let (mut expected, mut got) = (original.clone(), original);
+    let specified = Reference.run(layout, &mut expected, clipping).unwrap();
+    let report = backend.run(layout, &mut got, clipping).unwrap();
+    assert_eq!(rows(&report), rows(&specified), "{what}: report");
+    assert!(bits(&got) == bits(&expected), "{what}: clipped values differ");
+}
+
+fn buffer_of(gpu: &Gpu, data: &[f32], extra: wgpu::BufferUsages) -> wgpu::Buffer {
+    let usage = wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC | extra;
+    let buffer = gpu.device().create_buffer(&wgpu::BufferDescriptor {
+        label: Some("the caller's updates"),
+        size: (data.len() * 4) as u64,
+        usage,
+        mapped_at_creation: false,
+    });
+    gpu.queue().write_buffer(&buffer, 0, bytemuck::cast_slice(data));
+    buffer
+}
+
+fn contents(gpu: &Gpu, buffer: &wgpu::Buffer) -> Vec<u32> {
+    let staging = gpu.device().create_buffer(&wgpu::BufferDescriptor {
+        label: None,
+        size: buffer.size(),
+        usage: wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::MAP_READ,
+        mapped_at_creation: false,
+    });
+    let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+    encoder.copy_buffer_to_buffer(buffer, 0, &staging, 0, buffer.size());
+    gpu.queue().submit([encoder.finish()]);
+    staging.slice(..).map_async(wgpu::MapMode::Read, |result| result.unwrap());
+    gpu.device().poll(wgpu::PollType::wait_indefinitely()).unwrap();
+    bytemuck::cast_slice(&staging.slice(..).get_mapped_range().unwrap()).to_vec()
+}
+
+fn submit(gpu: &Gpu, record: impl FnOnce(&mut wgpu::CommandEncoder)) {
+    let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+    record(&mut encoder);
+    gpu.queue().submit([encoder.finish()]);
+}
+
+/// Shapes of the kernels that this device can run, each in other ways than the others.
+fn strategies(gpu: &Gpu) -> Vec<(&'static str, Tuning)> {
+    let own = gpu.tuning().clone();
+    let portable = Tuning { window: own.window.min(Tuning::portable().window), ..Tuning::portable() };
+    vec![
+        ("the device's own", own.clone()),
+        ("portable", portable.clone()),
+        ("narrow workgroups", Tuning { workgroup: 8, span_workgroup: 8, ..portable.clone() }),
+        ("one element at a time", Tuning { wide: false, ..own.clone() }),
+        ("small tiles", Tuning { tile: 64, ..own.clone() }),
+        ("small windows", Tuning { tile: 256, window: 1024, ..own.clone() }),
+        ("exact sums only", Tuning { force_exact: true, ..own.clone() }),
+        ("exact sums in small windows", Tuning { force_exact: true, tile: 64, window: 256, ..portable }),
+    ]
+}
+
+#[test]
+fn every_strategy_gives_the_bits_of_the_reference() {
+    let Some(gpu) = gpu() else { return };
+    let layouts = [
+        Layout::dense(24, 1000).unwrap(),
+        Layout::strided(13, 333, 341).unwrap().layered(&[1, 0, 300, 32]).unwrap(),
+        Layout::ragged(&[2, 2, 3, 700, 9001, 9001, 9100, 30_000]).unwrap(),
+        Layout::ragged_layered(&[vec![5, 9000], vec![], vec![0, 4, 4, 77], vec![8193]]).unwrap(),
+    ];
+    for (name, tuning) in strategies(&gpu) {
+        let gpu =
+            Gpu::from_device(gpu.device().clone(), gpu.queue().clone()).unwrap().with_tuning(tuning).unwrap();
+        for (i, layout) in layouts.iter().enumerate() {
+            for granularity in [Granularity::Row, Granularity::Segment] {
+                let clipping = Clipping::fixed(1.5).granularity(granularity);
+                assert_same_as_reference(
+                    &gpu,
+                    layout,
+                    &clipping,
+                    &format!("{name}, layout {i}, {granularity:?}"),
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_batch_beyond_one_binding_is_split_in_windows() {
+    let Some(gpu) = gpu() else { return };
+    // 160 MB; a row of 100 MB and one of 60 MB.
+    let layout = Layout::ragged(&[0, 25_000_001, 40_000_000]).unwrap();
+    let binding = gpu.device().limits().max_storage_buffer_binding_size;
+    let tuning = Tuning { window: (128 << 20) / 4, ..gpu.tuning().clone() };
+    assert!(layout.len() as u64 * 4 > tuning.window * 4 && tuning.window * 4 <= binding);
+    let gpu = gpu.with_tuning(tuning).unwrap();
+    assert_same_as_reference(&gpu, &layout, &Clipping::fixed(2.0), "two windows");
+}
+
+#[test]
+fn more_workgroups_than_one_dimension_holds_are_folded() {
+    let Some(gpu) = gpu() else { return };
+    let layout = Layout::dense(70_000, 3).unwrap();
+    assert_same_as_reference(&gpu, &layout, &Clipping::fixed(0.9), "70,000 rows");
+}
+
+#[test]
+fn stages_called_one_by_one_give_what_one_call_gives() {
+    let Some(gpu) = gpu() else { return };
+    let layout = Layout::strided(12, 101, 104).unwrap().layered(&[100, 1]).unwrap();
+    for granularity in [Granularity::Row, Granularity::Segment] {
+        let clipping = Clipping::fixed(0.7).granularity(granularity).scope(Scope::Rows(vec![0, 1, 3, 4, 9]));
+        let mut expected = updates(&layout);
+        let report = Reference.run(&layout, &mut expected, &clipping).unwrap();
+
+        let mut data = updates(&layout);
+        let norms = gpu.norms(&layout, &data, &clipping.scope, granularity).unwrap();
+        assert_eq!(norms, Reference.norms(&layout, &data, &clipping.scope, granularity).unwrap());
+        let decisions = gpu.threshold(&layout, &norms, &clipping).unwrap();
+        assert_eq!(decisions, Reference.threshold(&layout, &norms, &clipping).unwrap());
+        gpu.clip(&layout, &mut data, granularity, &decisions).unwrap();
+        assert!(bits(&data) == bits(&expected));
+        assert_eq!(report.count(Status::OutOfScope), 7);
+    }
+}
+
+#[test]
+fn a_plan_clips_the_callers_buffer_in_the_callers_encoder() {
+    let Some(gpu) = gpu() else { return };
+    // An odd stride: rows begin at any element, padding is poisoned and must survive.
+    let layout = Layout::strided(18, 1001, 1003).unwrap();
+    let mut expected = updates(&layout);
+    let buffer = buffer_of(&gpu, &expected, wgpu::BufferUsages::STORAGE);
+    let clipping = Clipping::fixed(2.0).scope(Scope::Rows((0..18).filter(|r| r % 5 != 0).collect()));
+    let specified = Reference.run(&layout, &mut expected, &clipping).unwrap();
+
+    let plan = gpu.plan(&layout, &clipping, &buffer).unwrap();
+    plan.poison().unwrap();
+    submit(&gpu, |encoder| plan.record(encoder));
+
+    assert!(contents(&gpu, &buffer) == bits(&expected));
+    assert_eq!(rows(&plan.report_blocking().unwrap()), rows(&specified));
+}
+
+#[test]
+fn scratch_of_any_content_changes_nothing() {
+    let Some(gpu) = gpu() else { return };
+    let layout = Layout::dense(30, 500).unwrap();
+    for force_exact in [false, true] {
+        let tuning = Tuning { force_exact, ..gpu.tuning().clone() };
+        let gpu =
+            Gpu::from_device(gpu.device().clone(), gpu.queue().clone()).unwrap().with_tuning(tuning).unwrap();
+        let original = updates(&layout);
+        let mut expected = original.clone();
+        let specified = Reference.run(&layout, &mut expected, &Clipping::default()).unwrap();
+        let buffer = buffer_of(&gpu, &original, wgpu::BufferUsages::STORAGE);
+        let plan = gpu.plan(&layout, &Clipping::default(), &buffer).unwrap();
+        for _ in 0..2 {
+            gpu.queue().write_buffer(&buffer, 0, bytemuck::cast_slice(&original));
+            plan.poison().unwrap();
+            submit(&gpu, |encoder| plan.record(encoder));
+            assert_eq!(rows(&plan.report_blocking().unwrap()), rows(&specified));
+            assert!(contents(&gpu, &buffer) == bits(&expected));
+        }
+    }
+}
+
+#[test]
+fn two_plans_share_one_submission() {
+    let Some(gpu) = gpu() else { return };
+    let layout = Layout::dense(6, 256).unwrap();
+    let original = updates(&layout);
+    let buffers = [0, 1].map(|_| buffer_of(&gpu, &original, wgpu::BufferUsages::STORAGE));
+    let clippings = [Clipping::fixed(0.5), Clipping::fixed(3.5)];
+    let plans: Vec<Plan> =
+        clippings.iter().zip(&buffers).map(|(c, b)| gpu.plan(&layout, c, b).unwrap()).collect();
+    submit(&gpu, |encoder| plans.iter().for_each(|plan| plan.record(encoder)));
+    for ((plan, clipping), buffer) in plans.iter().zip(&clippings).zip(&buffers) {
+        let mut expected = original.clone();
+        let specified = Reference.run(&layout, &mut expected, clipping).unwrap();
+        assert_eq!(rows(&plan.report_blocking().unwrap()), rows(&specified));
+        assert!(contents(&gpu, buffer) == bits(&expected));
+    }
+}
+
+#[test]
+fn the_report_arrives_asynchronously_while_its_owner_polls_the_device() {
+    let Some(gpu) = gpu() else { return };
+    let layout = Layout::dense(6, 256).unwrap();
+    let buffer = buffer_of(&gpu, &updates(&layout), wgpu::BufferUsages::STORAGE);
+    let plan = gpu.plan(&layout, &Clipping::default(), &buffer).unwrap();
+    submit(&gpu, |encoder| plan.record(encoder));
+    let blocking = rows(&plan.report_blocking().unwrap());
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let report = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(std::sync::atomic::Ordering::Acquire) {
+                gpu.device().poll(wgpu::PollType::Poll).unwrap();
+                std::thread::yield_now();
+            }
+        });
+        let report = pollster::block_on(plan.report());
+        done.store(true, std::sync::atomic::Ordering::Release);
+        report.unwrap()
+    });
+    assert_eq!(rows(&report), blocking);
+}
+
+#[test]
+fn a_new_clipping_takes_effect_with_the_next_submission() {
+    let Some(gpu) = gpu() else { return };
+    let layout = Layout::dense(5, 64).unwrap();
+    let original = updates(&layout);
+    let buffer = buffer_of(&gpu, &original, wgpu::BufferUsages::STORAGE);
+    let mut plan = gpu.plan(&layout, &Clipping::fixed(f32::INFINITY), &buffer).unwrap();
+    submit(&gpu, |encoder| plan.record(encoder));
+    assert_eq!(plan.report_blocking().unwrap().count(Status::Clipped), 0);
+    plan.set_clipping(&Clipping::per_row(vec![0.0, 1.0, 1e-38, 2.0, 0.1])).unwrap();
+    submit(&gpu, |encoder| plan.record(encoder));
+    let report = plan.report_blocking().unwrap();
+    assert_eq!(report.rows[3].bound, Some(2.0));
+    assert_eq!(report.count(Status::Clipped), 4);
+    assert!(matches!(
+        plan.set_clipping(&Clipping::default().granularity(Granularity::Segment)),
+        Err(Error::Layout { .. })
+    ));
+}
+
+#[test]
+fn the_error_policy_leaves_the_callers_buffer_as_it_is() {
+    let Some(gpu) = gpu() else { return };
+    let layout = Layout::dense(6, 100).unwrap();
+    let original = updates(&layout);
+    let buffer = buffer_of(&gpu, &original, wgpu::BufferUsages::STORAGE);
+    let clipping = Clipping::fixed(0.1).non_finite(NonFinite::Error);
+    let plan = gpu.plan(&layout, &clipping, &buffer).unwrap();
+    submit(&gpu, |encoder| plan.record(encoder));
+    assert_eq!(plan.report_blocking(), Err(Error::NonFinite { row: 4 }));
+    assert!(contents(&gpu, &buffer) == bits(&original));
+
+    let mut data = original.clone();
+    assert_eq!(gpu.run(&layout, &mut data, &clipping), Err(Error::NonFinite { row: 4 }));
+    assert!(bits(&data) == bits(&original));
+}
+
+#[test]
+fn a_device_with_webgpu_baseline_limits_and_no_features_is_enough() {
+    let Some(adapter) = adapter() else { return };
+    let descriptor =
+        wgpu::DeviceDescriptor { required_limits: wgpu::Limits::defaults(), ..Default::default() };
+    let (device, queue) = pollster::block_on(adapter.request_device(&descriptor)).unwrap();
+    let gpu = Gpu::from_device(device, queue).unwrap();
+    assert!(!gpu.tuning().subgroups);
+    let layout = Layout::dense(12, 5000).unwrap();
+    assert_same_as_reference(&gpu, &layout, &Clipping::fixed(2.0), "baseline");
+}
+
+#[test]
+fn a_batch_over_the_limits_of_the_device_is_an_error_that_names_them() {
+    let Some(adapter) = adapter() else { return };
+    let limits = wgpu::Limits {
+        max_buffer_size: 1 << 20,
+        max_storage_buffer_binding_size: 1 << 20,
+        ..wgpu::Limits::defaults()
+    };
+    let descriptor = wgpu::DeviceDescriptor { required_limits: limits, ..Default::default() };
+    let (device, queue) = pollster::block_on(adapter.request_device(&descriptor)).unwrap();
+    let gpu = Gpu::from_device(device, queue).unwrap();
+    let layout = Layout::dense(4, 100_000).unwrap();
+    let mut data = vec![1.0; layout.len()];
+    match gpu.run(&layout, &mut data, &Clipping::default()) {
+        Err(Error::BatchTooLarge { got: 1_600_000, limit: 1_048_576, .. }) => {}
+        other => panic!("{other:?}"),
+    }
+    assert!(data.iter().all(|&v| v == 1.0));
+    // The device still works.
+    assert_same_as_reference(&gpu, &Layout::dense(4, 100).unwrap(), &Clipping::default(), "after the error");
+}
+
+#[test]
+fn unusable_buffers_are_refused_before_anything_is_recorded() {
+    let Some(gpu) = gpu() else { return };
+    let layout = Layout::dense(4, 10).unwrap();
+    let no_storage = buffer_of(&gpu, &[0.0; 40], wgpu::BufferUsages::empty());
+    assert!(matches!(gpu.plan(&layout, &Clipping::default(), &no_storage), Err(Error::Buffer { .. })));
+    let short = buffer_of(&gpu, &[0.0; 39], wgpu::BufferUsages::STORAGE);
+    assert_eq!(
+        gpu.plan(&layout, &Clipping::default(), &short).err(),
+        Some(Error::DataTooShort { got: 39, expected: 40 })
+    );
+}
+
+#[test]
+fn a_report_before_the_first_run_is_an_error() {
+    let Some(gpu) = gpu() else { return };
+    let buffer = buffer_of(&gpu, &[1.0; 40], wgpu::BufferUsages::STORAGE);
+    let plan = gpu.plan(&Layout::dense(4, 10).unwrap(), &Clipping::default(), &buffer).unwrap();
+    assert_eq!(plan.report_blocking(), Err(Error::NotRecorded));
+}
+
+#[test]
+fn a_destroyed_device_is_an_error_and_no_panic() {
+    let Some(gpu) = gpu() else { return };
+    let layout = Layout::dense(4, 100).unwrap();
+    let mut data = updates(&layout);
+    gpu.run(&layout, &mut data, &Clipping::default()).unwrap();
+    gpu.device().destroy();
+    let before = bits(&data);
+    let error = gpu.run(&layout, &mut data, &Clipping::fixed(0.5)).unwrap_err();
+    assert!(matches!(error, Error::DeviceLost { .. } | Error::Gpu { .. }), "{error:?}");
+    assert_eq!(bits(&data), before);
+    let other = Layout::dense(5, 100).unwrap();
+    assert!(gpu.run(&other, &mut vec![1.0; 500], &Clipping::fixed(0.5)).is_err());
+}
+
+#[test]
+fn empty_batches_run() {
+    let Some(gpu) = gpu() else { return };
+    for layout in [Layout::dense(0, 5).unwrap(), Layout::dense(3, 0).unwrap(), Layout::ragged(&[0]).unwrap()]
+    {
+        for granularity in [Granularity::Row, Granularity::Segment] {
+            let clipping = Clipping::default().granularity(granularity);
+            assert_same_as_reference(&gpu, &layout, &clipping, "empty");
+        }
+    }
+}
+
+#[test]
+fn tunings_that_the_device_cannot_run_are_refused() {
+    let Some(gpu) = gpu() else { return };
+    let own = gpu.tuning().clone();
+    let wrong = [
+        Tuning { workgroup: 100, ..own.clone() },
+        Tuning { workgroup: 1 << 20, ..own.clone() },
+        Tuning { tile: 0, ..own.clone() },
+        Tuning { window: 10, ..own.clone() },
+        Tuning { window: u64::MAX / 8, ..own.clone() },
+        Tuning { offset_alignment: 4, ..own },
+    ];
+    for tuning in wrong {
+        let gpu = Gpu::from_device(gpu.device().clone(), gpu.queue().clone()).unwrap();
+        assert!(matches!(gpu.with_tuning(tuning.clone()), Err(Error::Setting { .. })), "{tuning:?}");
+    }
+}
