@@ -406,3 +406,24 @@ fn tunings_that_the_device_cannot_run_are_refused() {
         assert!(matches!(gpu.with_tuning(tuning.clone()), Err(Error::Setting { .. })), "{tuning:?}");
     }
 }
+
+#[test]
+fn a_device_whose_fast_sums_are_wrong_is_found_out_and_sums_exactly() {
+    let Some(gpu) = gpu() else { return };
+    let sound = gpu.ran().why;
+    let tuning = Tuning { zero: 1, ..gpu.tuning().clone() };
+    let gpu = gpu.with_tuning(tuning).unwrap();
+    assert_same_as_reference(&gpu, &Layout::dense(200, 3000).unwrap(), &Clipping::fixed(2.0), "spoiled sums");
+    assert!(gpu.ran().why.len() > sound.len() && gpu.ran().why.contains("exact sum"), "{}", gpu.ran().why);
+}
+
+#[test]
+fn a_sound_device_passes_its_check() {
+    let Some(gpu) = gpu() else { return };
+    for (name, tuning) in strategies(&gpu) {
+        let gpu =
+            Gpu::from_device(gpu.device().clone(), gpu.queue().clone()).unwrap().with_tuning(tuning).unwrap();
+        assert_same_as_reference(&gpu, &Layout::dense(2, 30).unwrap(), &Clipping::fixed(2.0), name);
+        assert!(!gpu.ran().why.contains("exact"), "{name}: {}", gpu.ran().why);
+    }
+}

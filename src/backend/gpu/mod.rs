@@ -6,6 +6,7 @@
 //!
 //! wgpu is re-exported as [`byzclip::wgpu`](wgpu).
 
+mod check;
 mod device;
 mod geometry;
 mod kernels;
@@ -13,7 +14,7 @@ mod plan;
 mod transfer;
 mod tuning;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 pub use device::{adapters, choose_adapter, is_software, open};
 pub use plan::Plan;
@@ -59,6 +60,8 @@ pub(crate) struct GpuContext {
     pub why: String,
     pub tuning: Tuning,
     pub pipelines: Arc<Pipelines>,
+    /// Whether the device passed the check of its fast sums; unset before the check.
+    pub fast_sums: Arc<OnceLock<bool>>,
     pub lost: LostReason,
 }
 
@@ -100,6 +103,7 @@ impl Gpu {
             why: "the caller's device".into(),
             tuning,
             pipelines: Arc::default(),
+            fast_sums: Arc::default(),
             lost: LostReason::default(),
             device,
             queue,
@@ -115,6 +119,7 @@ impl Gpu {
         tuning.check(&self.context.device)?;
         self.context.tuning = tuning;
         self.context.pipelines = Arc::default();
+        self.context.fast_sums = Arc::default();
         Ok(self)
     }
 
@@ -158,11 +163,8 @@ impl Gpu {
         let elements = buffer.size() / 4;
         layout.check(elements as usize)?;
         let placement = Placement::in_place(layout, clipping.granularity, elements);
-        Plan::new(self, layout, clipping, &placement, buffer)
-    }
-
-    pub(crate) fn context(&self) -> &GpuContext {
-        &self.context
+        self.ensure_checked()?;
+        Plan::new(&self.context, layout, clipping, &placement, buffer)
     }
 
     /// Runs `work` with a session for this shape.
@@ -172,6 +174,7 @@ impl Gpu {
         clipping: &Clipping,
         work: impl FnOnce(&Session) -> Result<T>,
     ) -> Result<T> {
+        self.ensure_checked()?;
         let mut slot = self.session.lock().unwrap_or_else(PoisonError::into_inner);
         let fits = |s: &Session| s.layout == *layout && s.granularity == clipping.granularity;
         match slot.as_mut().filter(|session| fits(session)) {
@@ -179,7 +182,7 @@ impl Gpu {
             None => {
                 // The old buffer is freed before the new one is made.
                 *slot = None;
-                *slot = Some(Session::new(self, layout, clipping)?);
+                *slot = Some(Session::new(&self.context, layout, clipping)?);
             }
         }
         slot.as_ref().map_or(Err(Error::NotRecorded), work)
@@ -187,11 +190,11 @@ impl Gpu {
 }
 
 impl Session {
-    fn new(gpu: &Gpu, layout: &Layout, clipping: &Clipping) -> Result<Self> {
+    fn new(context: &GpuContext, layout: &Layout, clipping: &Clipping) -> Result<Self> {
         let placement = Placement::packed(layout, clipping.granularity);
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC;
-        let buffer = gpu.context.buffer("the batch", (placement.length * 4).max(16), usage)?;
-        let plan = Plan::new(gpu, layout, clipping, &placement, &buffer)?;
+        let buffer = context.buffer("the batch", (placement.length * 4).max(16), usage)?;
+        let plan = Plan::new(context, layout, clipping, &placement, &buffer)?;
         Ok(Self { layout: layout.clone(), granularity: clipping.granularity, placement, buffer, plan })
     }
 
@@ -282,7 +285,11 @@ impl Backend for Gpu {
 
 impl GpuContext {
     pub(crate) fn ran(&self) -> Ran {
-        Ran { backend: BackendKind::Gpu, adapter: Some(self.adapter.clone()), why: self.why.clone() }
+        let mut why = self.why.clone();
+        if self.fast_sums.get() == Some(&false) {
+            why.push_str("; its fast sums failed the check, so every norm takes the exact sum");
+        }
+        Ran { backend: BackendKind::Gpu, adapter: Some(self.adapter.clone()), why }
     }
 
     /// A buffer, where the device's limits and memory allow it.

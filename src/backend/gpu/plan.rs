@@ -4,10 +4,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytemuck::{Pod, Zeroable};
 
+use super::GpuContext;
 use super::device::{guarded, read_mapped, wait};
 use super::geometry::{Geometry, Placement, Span};
 use super::kernels::{Grid, Pipeline, Resource};
-use super::{Gpu, GpuContext};
 use crate::batch::{Granularity, Layout};
 use crate::clip::{Clipping, NonFinite, Status};
 use crate::error::{Error, Result};
@@ -128,13 +128,13 @@ struct Step {
 
 impl Plan {
     pub(super) fn new(
-        gpu: &Gpu,
+        context: &GpuContext,
         layout: &Layout,
         clipping: &Clipping,
         placement: &Placement,
         data: &wgpu::Buffer,
     ) -> Result<Self> {
-        let context = gpu.context().clone();
+        let context = context.clone();
         let tuning = &context.tuning;
         let geometry = Geometry::new(layout, clipping.granularity, placement, tuning)?;
         let pipelines = context.pipelines.get(&context.device, tuning, geometry.wide)?;
@@ -183,7 +183,7 @@ impl Plan {
         }
         self.non_finite = clipping.non_finite;
         let params = Params {
-            zero: 0,
+            zero: self.context.tuning.zero,
             spans: self.geometry.spans.len() as u32,
             bounded: self.geometry.bounded as u32,
             non_finite: match clipping.non_finite {
@@ -191,7 +191,9 @@ impl Plan {
                 NonFinite::Error => 1,
                 NonFinite::Keep => 2,
             },
-            force_exact: u32::from(self.context.tuning.force_exact),
+            force_exact: u32::from(
+                self.context.tuning.force_exact || self.context.fast_sums.get() == Some(&false),
+            ),
             padding: [0; 3],
         };
         self.upload(self.buffers.params.clone(), bytemuck::bytes_of(&params))?;

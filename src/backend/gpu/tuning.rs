@@ -31,6 +31,10 @@ pub struct Tuning {
     pub force_exact: bool,
     /// Bytes to which the offset of a binding is aligned.
     pub offset_alignment: u64,
+    /// The zero behind which the shaders hide rounding errors from the compiler. Any other value
+    /// spoils the fast sums: tests see by it that a device whose sums are wrong is found out.
+    #[doc(hidden)]
+    pub zero: u32,
 }
 
 impl Tuning {
@@ -47,6 +51,7 @@ impl Tuning {
             wide: true,
             force_exact: false,
             offset_alignment: 256,
+            zero: 0,
         }
     }
 
