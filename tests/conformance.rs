@@ -169,7 +169,7 @@ fn every_backend_does_what_the_contract_says_in_every_layout_under_every_policy_
                     let clipping =
                         Clipping::per_row(bounds).granularity(granularity).non_finite(policy).scope(scope);
                     let context = format!("{}, {granularity:?}, {policy:?}, turn {turn}", shape.name);
-                    let (result, _) = conform(&context, &shape.layout, &data, &clipping);
+                    let result = conform(&context, &shape.layout, &data, &clipping).result;
                     let hostile = (0..mask.len()).find(|&row| {
                         mask[row] && data[shape.rows[row].clone()].iter().any(|value| !value.is_finite())
                     });
@@ -196,7 +196,7 @@ fn the_error_policy_lets_finite_batches_through() {
     for granularity in GRANULARITIES {
         let clipping =
             Clipping::per_row(bounds.clone()).granularity(granularity).non_finite(NonFinite::Error);
-        assert!(conform("finite", &shape.layout, &data, &clipping).0.is_ok());
+        assert!(conform("finite", &shape.layout, &data, &clipping).result.is_ok());
     }
 }
 
@@ -295,8 +295,7 @@ fn every_class_conforms_at_every_bound() {
     let layout = Layout::ragged(&offsets).unwrap();
     for policy in [NonFinite::Zero, NonFinite::Keep] {
         let clipping = Clipping::per_row(bounds.clone()).non_finite(policy);
-        let (report, _) = conform("classes × bounds", &layout, &data, &clipping);
-        let report = report.unwrap();
+        let report = conform("classes × bounds", &layout, &data, &clipping).result.unwrap();
         assert!(report.count(Status::Clipped) > 300 && report.count(Status::Untouched) > 300);
     }
     for bound in [0.0, -0.0, 1e-45, 1e-30, 1.0, f32::MAX, f32::INFINITY] {
@@ -326,10 +325,10 @@ fn batches_without_elements_conform() {
         for granularity in GRANULARITIES {
             for bound in [0.0, 1.0, f32::INFINITY] {
                 let clipping = Clipping::fixed(bound).granularity(granularity);
-                let (report, _) = conform(&format!("{layout:?}"), &layout, &data, &clipping);
+                let report = conform(&format!("{layout:?}"), &layout, &data, &clipping).result;
                 assert!(report.unwrap().rows.iter().all(|row| row.norm.to_bits() == 0 && row.factor == 1.0));
                 let nothing = clipping.scope(Scope::Mask(vec![false; layout.clients()]));
-                let (report, _) = conform(&format!("{layout:?}"), &layout, &data, &nothing);
+                let report = conform(&format!("{layout:?}"), &layout, &data, &nothing).result;
                 assert_eq!(report.unwrap().count(Status::OutOfScope), layout.clients(), "{layout:?}");
             }
         }
@@ -344,7 +343,7 @@ fn the_stages_one_by_one_give_what_the_run_gives() {
             let (data, bounds) = shape.fill(1, &mut rng);
             let scope = Scope::Mask((0..shape.rows.len()).map(|row| row % 5 != 3).collect());
             let clipping = Clipping::per_row(bounds).granularity(granularity).scope(scope);
-            let (_, want_data) = conform(&shape.name, &shape.layout, &data, &clipping);
+            let want_data = conform(&shape.name, &shape.layout, &data, &clipping).data;
             let want = Reference.norms(&shape.layout, &data, &clipping.scope, granularity).unwrap();
             let decided = Reference.threshold(&shape.layout, &want, &clipping).unwrap();
             for (name, backend) in all() {

@@ -25,14 +25,15 @@ pub fn all() -> &'static [(String, Box<dyn Backend>)] {
     ALL.get_or_init(backends)
 }
 
+/// What the reference made of a batch, and every other backend after it.
+pub struct Outcome {
+    pub result: Result<Report>,
+    pub data: Vec<f32>,
+}
+
 /// Runs on every backend, requires all of them to do what the reference does, and the reference to
-/// do what the contract says. Returns the reference's result and the data after it.
-pub fn conform(
-    context: &str,
-    layout: &Layout,
-    data: &[f32],
-    clipping: &Clipping,
-) -> (Result<Report>, Vec<f32>) {
+/// do what the contract says.
+pub fn conform(context: &str, layout: &Layout, data: &[f32], clipping: &Clipping) -> Outcome {
     let mut want_data = data.to_vec();
     let want = Reference.run(layout, &mut want_data, clipping);
     match &want {
@@ -50,7 +51,7 @@ pub fn conform(
         }
         assert_same_bits(&context, &got_data, &want_data);
     }
-    (want, want_data)
+    Outcome { result: want, data: want_data }
 }
 
 /// Requires the same bits, NaN payloads included; names the first element that differs.
@@ -164,6 +165,30 @@ pub fn squares(rng: &mut Rng, mut target: u64, filler: usize) -> Vec<u64> {
         integers.push(integer);
     }
     integers
+}
+
+/// A row that a plain `f64` sum in `heads` lanes gets wrong by `(length - heads) / 2^54` or so of its
+/// lanes: behind `heads` large elements come small ones whose squares are `share` units in the last
+/// place of a lane. Its exact sum lies on the one side of the square of a 25-bit root, that sum on the
+/// other.
+pub fn losing_row(rng: &mut Rng, heads: u64, length: usize, share: f64, odd: bool) -> Vec<f32> {
+    // Below 2^24.25, so that the square of the root stays within a binade, and a lane as well.
+    let root = (1 << 24) + (rng.below(1 << 20) << 1) + u64::from(odd);
+    let ulp = power(48 - 52) / heads as f64;
+    let small = (share * ulp).sqrt() as f32;
+    let tail = length as u64 - heads - 12;
+    let middle = tail as f64 * ulp * (share + share.round()) / 2.0;
+    let mut rest = root * root - middle.round() as u64;
+    let mut row = Vec::with_capacity(length);
+    for left in (1..=heads).rev() {
+        let integer = (rest / left).isqrt().min((1 << 24) - 1);
+        rest -= integer * integer;
+        row.push(rng.sign() * scaled_integer(integer, 0));
+    }
+    row.extend(squares(rng, rest, 0).into_iter().map(|integer| scaled_integer(integer, 0)));
+    assert!(row.len() <= heads as usize + 12);
+    row.resize(length, small);
+    row
 }
 
 /// What a crafted row adds to an exact square.
