@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::batch::{Granularity, Layout};
 use crate::clip::Status;
-use crate::norms::Norms;
+use crate::norms::{Norm, NormClass, Norms};
 use crate::threshold::Decision;
 
 /// The kinds of backend.
@@ -106,7 +106,7 @@ impl Report {
             let spans = &decisions[layout.spans_of(granularity, row)];
             match granularity {
                 Granularity::Row => row_of_one(&spans[0]),
-                Granularity::Segment => row_of_segments(norm.value(), spans),
+                Granularity::Segment => row_of_segments(*norm, spans),
             }
         });
         Self { ran, rows: rows.collect() }
@@ -129,16 +129,17 @@ fn row_of_one(decision: &Decision) -> RowReport {
     }
 }
 
-fn row_of_segments(norm: f32, spans: &[Decision]) -> RowReport {
+fn row_of_segments(norm: Norm, spans: &[Decision]) -> RowReport {
     let bound = spans.first().map(|first| first.bound);
     // Scope and non-finite policy decide whole rows, so clipped mixes only with untouched.
     let status = match spans.first().map(|first| first.status) {
         Some(_) if spans.iter().any(|span| span.status == Status::Clipped) => Status::Clipped,
         Some(status) => status,
+        None if norm.class() == NormClass::OutOfScope => Status::OutOfScope,
         None => Status::Untouched,
     };
     RowReport {
-        norm,
+        norm: norm.value(),
         bound: bound.filter(|bound| spans.iter().all(|span| span.bound == *bound)),
         factor: spans.iter().map(|span| span.factor).fold(1.0, f64::min),
         status,

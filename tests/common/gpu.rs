@@ -1,7 +1,7 @@
 //! The adapter that tests run on.
 
-use byzclip::backend::gpu::adapters;
-use byzclip::wgpu;
+use byzclip::backend::gpu::{Tuning, adapters, open};
+use byzclip::{Backend, Gpu, wgpu};
 
 /// The adapter whose name contains `BYZCLIP_TEST_ADAPTER`, or the first one, software or not.
 ///
@@ -15,4 +15,17 @@ pub fn adapter() -> Option<wgpu::Adapter> {
         eprintln!("SKIPPED: no GPU adapter; install a Vulkan driver (lavapipe will do) to run this test");
     }
     found
+}
+
+/// The adapter as backends: with the kernels as shaped for it, and as any WebGPU device runs them,
+/// the latter with exact sums only.
+pub fn backends() -> Vec<(String, Box<dyn Backend>)> {
+    let Some(adapter) = adapter() else { return Vec::new() };
+    let (device, queue) = open(&adapter).unwrap();
+    let own = Gpu::from_device(device.clone(), queue.clone()).unwrap();
+    let window = own.tuning().window.min(Tuning::portable().window);
+    let portable =
+        Tuning { window, force_exact: true, workgroup: 32, span_workgroup: 16, ..Tuning::portable() };
+    let other = Gpu::from_device(device, queue).unwrap().with_tuning(portable).unwrap();
+    vec![("gpu".into(), Box::new(own)), ("gpu, portable, forced exact".into(), Box::new(other))]
 }

@@ -1,0 +1,145 @@
+//! What is refused, with which error, and that the data is as it was.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use byzclip::{AdversaryMode, Clipping, Error, Granularity, Layout, NonFinite, Scope, Status};
+use common::{all, assert_same_bits};
+
+const DATA: [f32; 6] = [3.0, 4.0, -0.0, 1e38, 5.0, 12.0];
+
+/// Every backend refuses this with the error, and writes nothing.
+fn refused(layout: &Layout, data: &[f32], clipping: &Clipping, matches: impl Fn(&Error) -> bool) {
+    for granularity in [Granularity::Row, Granularity::Segment] {
+        for (name, backend) in all() {
+            let mut after = data.to_vec();
+            let error =
+                backend.run(layout, &mut after, &clipping.clone().granularity(granularity)).unwrap_err();
+            assert!(matches(&error), "{name}: {error:?}");
+            assert_same_bits(name, &after, data);
+        }
+    }
+}
+
+fn pairs() -> Layout {
+    Layout::dense(3, 2).unwrap()
+}
+
+#[test]
+fn nan_and_negative_bounds_are_refused() {
+    let bad = [f32::NAN, -f32::NAN, f32::from_bits(0x7f80_0001), -1.0, -1e-45, f32::NEG_INFINITY];
+    for bound in bad {
+        let refuses =
+            |error: &Error| matches!(error, Error::InvalidBound { got } if got.to_bits() == bound.to_bits());
+        refused(&pairs(), &DATA, &Clipping::fixed(bound), refuses);
+        refused(&pairs(), &DATA, &Clipping::per_row(vec![1.0, bound, 1.0]), refuses);
+        refused(&Layout::dense(0, 2).unwrap(), &DATA, &Clipping::fixed(bound), refuses);
+        // Also for rows that are out of scope.
+        let clipping = Clipping::per_row(vec![1.0, 1.0, bound]).scope(Scope::Rows(vec![0]));
+        refused(&pairs(), &DATA, &clipping, refuses);
+    }
+}
+
+#[test]
+fn negative_zero_is_a_bound_of_zero() {
+    for (name, backend) in all() {
+        let mut data = DATA;
+        let report = backend.run(&pairs(), &mut data, &Clipping::fixed(-0.0)).unwrap();
+        assert_eq!(report.count(Status::Clipped), 3, "{name}");
+        assert_eq!(report.rows[0].bound.map(f32::to_bits), Some(0), "{name}");
+        assert_same_bits(name, &data, &[0.0, 0.0, -0.0, 0.0, 0.0, 0.0]);
+    }
+}
+
+#[test]
+fn one_bound_per_row_is_needed() {
+    for got in [0, 2, 4] {
+        let clipping = Clipping::per_row(vec![1.0; got]);
+        refused(&pairs(), &DATA, &clipping, |error| *error == Error::BoundCount { got, expected: 3 });
+    }
+}
+
+#[test]
+fn scopes_that_do_not_fit_the_batch_are_refused() {
+    let fixed = Clipping::fixed(1.0);
+    for got in [0, 2, 4] {
+        let error = Error::ScopeLength { got, expected: 3 };
+        for scope in [Scope::Mask(vec![true; got]), Scope::Adversaries(vec![AdversaryMode::GradAscent; got])]
+        {
+            refused(&pairs(), &DATA, &fixed.clone().scope(scope), |got| *got == error);
+        }
+    }
+    let rows = |rows: &[usize]| fixed.clone().scope(Scope::Rows(rows.to_vec()));
+    refused(&pairs(), &DATA, &rows(&[0, 3]), |got| *got == Error::RowOutOfRange { row: 3, clients: 3 });
+    refused(&pairs(), &DATA, &rows(&[usize::MAX]), |got| matches!(got, Error::RowOutOfRange { .. }));
+    refused(&pairs(), &DATA, &rows(&[1, 2, 1]), |got| *got == Error::DuplicateRow { row: 1 });
+    refused(&Layout::dense(0, 2).unwrap(), &DATA, &rows(&[0]), |got| {
+        *got == Error::RowOutOfRange { row: 0, clients: 0 }
+    });
+}
+
+#[test]
+fn data_that_is_shorter_than_its_layout_is_refused() {
+    let layout = Layout::strided(3, 2, 4).unwrap();
+    assert_eq!(layout.len(), 10);
+    for got in [0, 6, 9] {
+        refused(&layout, &[1.0; 9][..got], &Clipping::fixed(1.0), |error| {
+            *error == Error::DataTooShort { got, expected: 10 }
+        });
+    }
+    for (name, backend) in all() {
+        let mut data = [1.0; 10];
+        assert!(backend.run(&layout, &mut data, &Clipping::fixed(1.0)).is_ok(), "{name}");
+        let short = backend.norms(&layout, &data[..9], &Scope::All, Granularity::Row).unwrap_err();
+        assert_eq!(short, Error::DataTooShort { got: 9, expected: 10 }, "{name}");
+        let short = backend.clip(&layout, &mut data[..9], Granularity::Row, &[]).unwrap_err();
+        assert_eq!(short, Error::DataTooShort { got: 9, expected: 10 }, "{name}");
+    }
+}
+
+#[test]
+fn decisions_that_do_not_fit_the_layout_are_refused() {
+    for (name, backend) in all() {
+        let mut data = DATA;
+        for granularity in [Granularity::Row, Granularity::Segment] {
+            let error = backend.clip(&pairs(), &mut data, granularity, &[]).unwrap_err();
+            assert!(matches!(error, Error::Layout { .. }), "{name}: {error:?}");
+        }
+        assert_same_bits(name, &data, &DATA);
+    }
+}
+
+#[test]
+fn the_error_policy_sees_only_rows_in_scope() {
+    let mut data = DATA;
+    data[2] = f32::NAN;
+    let clipping = Clipping::fixed(1.0).non_finite(NonFinite::Error);
+    refused(&pairs(), &data, &clipping, |error| *error == Error::NonFinite { row: 1 });
+    for (name, backend) in all() {
+        let mut after = data;
+        let report =
+            backend.run(&pairs(), &mut after, &clipping.clone().scope(Scope::Rows(vec![2, 0]))).unwrap();
+        assert_eq!(report.rows[1].status, Status::OutOfScope, "{name}");
+        assert_same_bits(name, &after[2..4], &data[2..4]);
+    }
+}
+
+#[test]
+fn every_error_says_what_it_got_expected_and_what_to_do() {
+    let errors = [
+        Error::InvalidBound { got: -1.0 },
+        Error::BoundCount { got: 2, expected: 3 },
+        Error::ScopeLength { got: 2, expected: 3 },
+        Error::RowOutOfRange { row: 3, clients: 3 },
+        Error::DuplicateRow { row: 1 },
+        Error::NonFinite { row: 1 },
+        Error::DataTooShort { got: 9, expected: 10 },
+    ];
+    for error in errors {
+        let text = error.to_string();
+        assert!(
+            text.contains("got ") && text.contains("expected ") && text.matches(';').count() >= 2,
+            "{text}"
+        );
+    }
+}
