@@ -37,7 +37,7 @@ fn shape(name: &str, layout: Layout, starts: &[usize], lengths: &[Vec<usize>], w
             end += length;
         }
         rows.push(start..end);
-        segments.push(if whole { vec![start..end] } else { cut });
+        segments.push(if whole { rows[rows.len() - 1..].to_vec() } else { cut });
     }
     Shape { name: name.into(), layout, rows, segments }
 }

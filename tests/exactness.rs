@@ -97,7 +97,7 @@ fn ties_go_to_even_and_a_hair_decides() {
         let root = some_root(&mut rng, true);
         let exponent = [-149, -129, -70, -24, 0, 30, 80, 103][round % 8];
         let value = |integer: u64| common::scaled_integer(integer, exponent);
-        let even = if (root / 2) % 2 == 0 { root - 1 } else { root + 1 };
+        let even = if (root / 2).is_multiple_of(2) { root - 1 } else { root + 1 };
         for (off, want) in [
             (Off::By(0), even),
             (Off::By(1), root + 1),

@@ -419,11 +419,11 @@ proptest! {
         };
         let mut data: Vec<f32> = (0..layout.len() + padding).map(common::poison).collect();
         let mut per_row = Vec::new();
-        for row in 0..layout.clients() {
+        for (row, bound) in bounds.iter().enumerate().take(layout.clients()) {
             let class = Class::ALL[rng.below(Class::ALL.len() as u64) as usize];
             let range = layout.row(row);
             data[range.clone()].copy_from_slice(&class.row(range.len(), &mut rng));
-            per_row.push(bounds[row].for_row(&data[range]));
+            per_row.push(bound.for_row(&data[range]));
         }
         let mask = (0..layout.clients()).map(|_| rng.below(4) != 0).collect();
         let clipping =

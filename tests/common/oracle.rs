@@ -63,7 +63,7 @@ fn from_units(value: &BigUint) -> f32 {
     if field > 254 {
         return f32::INFINITY;
     }
-    f32::from_bits(field << 23 | mantissa % (1 << 23))
+    f32::from_bits((field << 23) | (mantissa % (1 << 23)))
 }
 
 /// Whether the root of the sum is above the bound.
@@ -108,7 +108,7 @@ pub fn product(value: f32, factor: f64) -> f32 {
     if field < 1 {
         return f32::from_bits(sign);
     }
-    f32::from_bits(sign | (field as u32) << 23 | mantissa as u32 % (1 << 23))
+    f32::from_bits(sign | ((field as u32) << 23) | (mantissa as u32 % (1 << 23)))
 }
 
 /// Which rows are in scope.
