@@ -51,7 +51,7 @@ pub mod train;
 
 pub use attack::AdversaryMode;
 #[cfg(feature = "gpu")]
-pub use backend::gpu::Gpu;
+pub use backend::Gpu;
 pub use backend::{Backend, Cpu, Reference};
 pub use batch::{Granularity, Layout};
 pub use clip::{Clipping, NonFinite, Scope, Status};

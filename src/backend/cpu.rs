@@ -70,7 +70,6 @@ impl Cpu {
         self
     }
 
-    #[cfg_attr(not(feature = "gpu"), allow(dead_code))]
     pub(crate) fn because(mut self, why: String) -> Self {
         self.why = why;
         self

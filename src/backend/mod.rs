@@ -6,9 +6,13 @@ mod cpu;
 #[cfg(feature = "gpu")]
 pub mod gpu;
 mod reference;
+mod select;
 
 pub use cpu::Cpu;
+#[cfg(feature = "gpu")]
+pub use gpu::Gpu;
 pub use reference::Reference;
+pub use select::{Choice, select};
 
 use crate::batch::{Granularity, Layout};
 use crate::clip::{Clipping, Scope};
