@@ -134,17 +134,25 @@ pub fn certify(sum: f64, quality: u32) -> Option<Norm> {
         return None;
     }
     let (half, class) =
-        if root % 2 == 0 { (root / 2, NormClass::Above) } else { (root / 2 + 1, NormClass::Below) };
+        if root.is_multiple_of(2) { (root / 2, NormClass::Above) } else { (root / 2 + 1, NormClass::Below) };
     Some(Norm::new(half as u32 + (((scale + 1) as u32) << 23), class))
 }
 
-/// The factor that brings a row of this norm to a bound below it.
+/// The factor that brings a row of this norm to a bound below it; 1 where the norm does not exceed the
+/// bound or there is none.
 ///
-/// The largest 24-bit number that is at most `bound / norm · (1 - 2^-23)`, less up to two units of
-/// rounding: with it every product may round up and the clipped row's exact norm is still at most
-/// `bound`. It is exact as `f64`, also where an `f32` would underflow (1e-30 / 1e38).
+/// The quotient of bound and rounded norm has 26 bits here, and 8 of its units are taken off: at least
+/// 2^-23 of it. The exact norm is at most `1 + 2^-24` times the rounded one, and a product rounds up by
+/// at most as much again; `(1 - 2^-23) · (1 + 2^-24)² < 1`, so the clipped row's exact norm is at most
+/// `bound`. (A subnormal norm may be rounded by more, but then every product is subnormal and becomes
+/// zero.) What is lost, two truncations included, is below 12 · 2^-25: far less than 2^-20.
+///
+/// It has 24 bits and is exact as `f64`, also where an `f32` would underflow (1e-30 / 1e38).
 #[must_use]
 pub fn factor(bound: f32, norm: Norm) -> f64 {
+    if !norm.exceeds(bound) {
+        return 1.0;
+    }
     if bound == 0.0 {
         return 0.0;
     }
@@ -197,6 +205,18 @@ mod tests {
     #[test]
     fn tiny_is_the_midpoint_below_the_first_normal() {
         assert_eq!(TINY, power_of_two(-126) - power_of_two(-151));
+    }
+
+    #[test]
+    fn rows_that_need_no_factor_get_one() {
+        let zero = Norm::new(0, NormClass::Exact);
+        let one = Norm::new(1.0f32.to_bits(), NormClass::Exact);
+        for norm in [zero, one, Norm::NON_FINITE, Norm::OUT_OF_SCOPE] {
+            assert_eq!(factor(1.0, norm), 1.0);
+            assert_eq!(factor(f32::INFINITY, norm), 1.0);
+        }
+        assert_eq!(factor(0.0, zero), 1.0);
+        assert_eq!(factor(0.0, one), 0.0);
     }
 
     #[test]

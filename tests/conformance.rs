@@ -359,3 +359,39 @@ fn the_stages_one_by_one_give_what_the_run_gives() {
         }
     }
 }
+
+/// A product just below the least normal number is rounded to 24 bits first: half of a unit below
+/// it and less becomes that number, the rest becomes zero.
+#[test]
+fn products_at_the_least_normal_number_are_rounded_before_they_flush() {
+    let mut rng = Rng::new(20);
+    let (rows, cols) = (600, 12);
+    let layout = Layout::dense(rows, cols).unwrap();
+    let mut data = vec![0.0f32; rows * cols];
+    let mut bounds = Vec::new();
+    for row in data.chunks_mut(cols) {
+        row[0] = 1.5 + rng.unit() / 2.0;
+        bounds.push(row[0] * (0.5 + 0.4 * rng.unit()));
+    }
+    let clipping = Clipping::per_row(bounds);
+    let report = Reference.run(&layout, &mut data.clone(), &clipping).unwrap();
+    // The small elements move no norm by more than its class, so the factors stay.
+    for (row, got) in data.chunks_mut(cols).zip(&report.rows) {
+        let edge = (f64::from(f32::MIN_POSITIVE) / got.factor) as f32;
+        for (off, value) in (0..).zip(&mut row[1..]) {
+            *value = rng.sign() * f32::from_bits(edge.to_bits() + off - 5);
+        }
+    }
+    let after = conform("edges", &layout, &data, &clipping).data;
+    let mut outcomes = [0; 3];
+    for (index, (&before, &after)) in data.iter().zip(&after).enumerate() {
+        let product = f64::from(before).abs() * report.rows[index / cols].factor;
+        if product < f64::from(f32::MIN_POSITIVE) {
+            outcomes[usize::from(after != 0.0)] += 1;
+            assert!(after == 0.0 || after.abs() == f32::MIN_POSITIVE);
+        } else {
+            outcomes[2] += 1;
+        }
+    }
+    assert!(outcomes.iter().all(|&count| count > 50), "{outcomes:?}");
+}

@@ -5,7 +5,8 @@
 mod common;
 
 use byzclip::{
-    AdversaryMode, Backend, Clipping, Error, Granularity, Layout, NonFinite, Report, Scope, Status,
+    AdversaryMode, Backend, BackendKind, Clipping, Error, Granularity, Layout, NonFinite, Report, Scope,
+    Status,
 };
 use common::{Class, OFFS, Rng, all, assert_same_bits, conform, near_square, oracle, some_root};
 use proptest::prelude::*;
@@ -157,10 +158,14 @@ fn same_rows(context: &str, got: &byzclip::RowReport, want: &byzclip::RowReport)
     assert_eq!(got.status, want.status, "{context}: status");
 }
 
+/// A call costs milliseconds on a GPU and microseconds elsewhere.
 fn config() -> ProptestConfig {
-    let given = std::env::var_os("PROPTEST_CASES").is_some();
     let base = ProptestConfig { failure_persistence: None, ..ProptestConfig::default() };
-    if given { base } else { ProptestConfig { cases: 96, ..base } }
+    if std::env::var_os("PROPTEST_CASES").is_some() {
+        return base;
+    }
+    let gpu = all().iter().any(|(_, backend)| backend.ran().backend == BackendKind::Gpu);
+    ProptestConfig { cases: if gpu { 32 } else { 512 }, ..base }
 }
 
 proptest! {
