@@ -1,2 +1,7 @@
-//! The `byzclip` command.
-fn main() {}
+//! The `byzclip` command; see [`cli`].
+
+mod cli;
+
+fn main() -> std::process::ExitCode {
+    cli::main()
+}

@@ -1,0 +1,120 @@
+//! `byzclip clip`.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use byzclip::{Clipping, Granularity, NonFinite, Report, Scope, Status};
+use serde::Serialize;
+
+use super::batch_file::{self, BatchFile};
+use super::failure::{Failure, Outcome};
+use super::options::{self, BackendArgs};
+use super::output;
+use super::progress::Spinner;
+use super::rows::{self, ClippedRow, Factor};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// One .npy (float32; a row per client, or one client), or a .safetensors per client.
+    #[arg(value_name = "IN", required = true)]
+    inputs: Vec<PathBuf>,
+    /// Where the clipped updates go: a file for .npy, a folder for .safetensors.
+    #[arg(short, long, value_name = "OUT")]
+    output: PathBuf,
+    /// The bound: updates with a greater L2 norm are scaled down to it; `inf` clips nothing.
+    #[arg(long, value_name = "L", allow_hyphen_values = true, value_parser = options::parse_max_norm)]
+    max_norm: f32,
+    /// Which clients may be clipped; all others are neither read nor changed.
+    #[arg(long, value_name = "all|rows:0,3,5-8", default_value = "all", value_parser = options::parse_scope)]
+    scope: Scope,
+    /// What is done with updates that hold NaN or Inf: zeroed, refused, or kept as they are.
+    #[arg(long, value_name = "zero|error|keep", default_value = "zero", value_parser = options::parse_non_finite)]
+    non_finite: NonFinite,
+    /// Bound every layer (tensor) by L on its own, not the update as a whole.
+    #[arg(long)]
+    per_layer: bool,
+    #[command(flatten)]
+    backend: BackendArgs,
+}
+
+#[derive(Serialize)]
+struct Clip<'a> {
+    backend: &'static str,
+    adapter: Option<&'a str>,
+    why: &'a str,
+    clients: usize,
+    params: usize,
+    clipped: usize,
+    zeroed: usize,
+    rows: Vec<ClippedRow<'a>>,
+}
+
+pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
+    batch_file::check_output(&args.inputs, &args.output)?;
+    let clipping = Clipping::fixed(args.max_norm)
+        .scope(args.scope.clone())
+        .non_finite(args.non_finite)
+        .granularity(if args.per_layer { Granularity::Segment } else { Granularity::Row });
+    let backend = args.backend.open()?;
+
+    let spinner = Spinner::start("reading".into());
+    let mut batch = BatchFile::read(&args.inputs)?;
+    drop(spinner);
+    let spinner = Spinner::start("clipping".into());
+    let start = Instant::now();
+    let report = backend.run(&batch.layout, &mut batch.data, &clipping)?;
+    let seconds = start.elapsed().as_secs_f64();
+    drop(spinner);
+
+    // The report is made before the batch moves into its files, and printed once they are in place.
+    let text = if json { None } else { Some(table(args, &batch, &report, seconds)) };
+    let (layout, layers) = (batch.layout.clone(), batch.layers.clone());
+    let spinner = Spinner::start("writing".into());
+    batch.write(&args.output)?;
+    drop(spinner);
+    match text {
+        Some(text) => output::print(&text)?,
+        None => output::print_json(&Clip {
+            backend: report.ran.backend.name(),
+            adapter: report.ran.adapter.as_deref(),
+            why: &report.ran.why,
+            clients: layout.clients(),
+            params: layout.params(),
+            clipped: report.count(Status::Clipped),
+            zeroed: report.count(Status::Zeroed),
+            rows: report.rows.iter().map(|row| ClippedRow::new(row, &layers)).collect(),
+        })?,
+    }
+    Ok(Outcome::Success)
+}
+
+fn table(args: &Args, batch: &BatchFile, report: &Report, seconds: f64) -> String {
+    let layout = &batch.layout;
+    let cells = |row: usize| {
+        let report = &report.rows[row];
+        vec![
+            row.to_string(),
+            if report.norm.is_nan() { "-".into() } else { report.norm.to_string() },
+            Factor(report.factor).to_string(),
+            report.status.name().into(),
+        ]
+    };
+    let counts = [Status::Untouched, Status::Clipped, Status::Zeroed, Status::OutOfScope, Status::Kept]
+        .map(|status| (report.count(status), status.name()))
+        .into_iter()
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, name)| format!("{count} {name}"))
+        .collect::<Vec<_>>();
+    let each = if args.per_layer { " for every layer" } else { "" };
+    format!(
+        "{}\n{} clients, {} params, max norm {}{each}\n\n{}\n{}; {}\nwritten to {}\n",
+        report.ran,
+        layout.clients(),
+        layout.params(),
+        args.max_norm,
+        rows::table(&["client", "norm", "factor", "status"], layout.clients(), cells),
+        if counts.is_empty() { "no clients".into() } else { counts.join(", ") },
+        rows::rate(layout.elements(), seconds),
+        args.output.display()
+    )
+}

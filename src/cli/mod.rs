@@ -1,0 +1,87 @@
+//! The command line: this file parses, each subcommand has a file of its own.
+
+mod batch_file;
+mod clip;
+mod devices;
+mod failure;
+mod norms;
+mod npy;
+mod options;
+mod output;
+mod progress;
+mod rows;
+mod safetensors;
+mod train;
+mod verify;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use self::failure::{Failure, Outcome};
+
+/// Bounds what one client can do to a federated model: L2 norms of client updates, and scaling of those
+/// above a bound, with the same bits on every GPU and CPU.
+///
+/// Without a command, `train` runs with its defaults.
+#[derive(Debug, Parser)]
+#[command(name = "byzclip", version, max_term_width = 100)]
+struct Cli {
+    /// Print one JSON object on stdout, and nothing else there.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// List the GPU adapters, their limits and features, and what `--backend auto` takes.
+    Devices(devices::Args),
+    /// Print the L2 norm of every client's update.
+    Norms(norms::Args),
+    /// Scale every update above a bound down to it, and write the result.
+    Clip(clip::Args),
+    /// Check every adapter and the CPU, bit for bit, against exact arithmetic.
+    Verify(verify::Args),
+    /// Train a model with and without hostile clients, and with clipping.
+    Train(train::Args),
+}
+
+/// Runs the command and turns its outcome into an exit code: 0, 1 for failures, 2 for wrong usage.
+pub(crate) fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return not_parsed(&error),
+    };
+    let done = match cli.command.unwrap_or_else(|| Command::Train(train::Args::default())) {
+        Command::Devices(args) => devices::run(&args, cli.json),
+        Command::Norms(args) => norms::run(&args, cli.json),
+        Command::Clip(args) => clip::run(&args, cli.json),
+        Command::Verify(args) => verify::run(&args, cli.json),
+        Command::Train(args) => train::run(&args, cli.json),
+    };
+    match done {
+        Ok(Outcome::Success) => ExitCode::SUCCESS,
+        Ok(Outcome::Mismatch) => ExitCode::from(1),
+        Err(failure) => {
+            failure.print();
+            failure.exit_code()
+        }
+    }
+}
+
+/// Help and version go to stdout; anything else is one line on stderr.
+fn not_parsed(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        // A closed stdout is the reader's choice.
+        drop(error.print());
+        return ExitCode::SUCCESS;
+    }
+    let text = error.render().to_string();
+    let paragraph = text.split("\n\n").next().unwrap_or_default();
+    let line = paragraph.split_whitespace().collect::<Vec<_>>().join(" ");
+    let failure = Failure::Usage(format!("{}; see byzclip --help", line.trim_start_matches("error: ")));
+    failure.print();
+    failure.exit_code()
+}

@@ -1,0 +1,113 @@
+//! `byzclip norms`.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use byzclip::{Granularity, NormClass, Scope};
+use serde::Serialize;
+
+use super::batch_file::BatchFile;
+use super::failure::{Failure, Outcome};
+use super::options::BackendArgs;
+use super::output;
+use super::progress::Spinner;
+use super::rows::{self, finite};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// One .npy (float32; a row per client, or one client), or a .safetensors per client.
+    #[arg(value_name = "IN", required = true)]
+    inputs: Vec<PathBuf>,
+    /// Print the norm of every layer (tensor) too.
+    #[arg(long)]
+    per_layer: bool,
+    #[command(flatten)]
+    backend: BackendArgs,
+}
+
+#[derive(Serialize)]
+struct Norms<'a> {
+    backend: &'static str,
+    adapter: Option<&'a str>,
+    why: &'a str,
+    clients: usize,
+    params: usize,
+    rows: Vec<Row<'a>>,
+}
+
+#[derive(Serialize)]
+struct Row<'a> {
+    norm: Option<f32>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    segments: Vec<Segment<'a>>,
+}
+
+#[derive(Serialize)]
+struct Segment<'a> {
+    name: Option<&'a str>,
+    norm: Option<f32>,
+}
+
+pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
+    let backend = args.backend.open()?;
+    let spinner = Spinner::start("reading".into());
+    let batch = BatchFile::read(&args.inputs)?;
+    drop(spinner);
+    let layout = &batch.layout;
+    let granularity = if args.per_layer { Granularity::Segment } else { Granularity::Row };
+    let spinner = Spinner::start("computing norms".into());
+    let start = Instant::now();
+    let norms = backend.norms(layout, &batch.data, &Scope::All, granularity)?;
+    let seconds = start.elapsed().as_secs_f64();
+    drop(spinner);
+    let ran = backend.ran();
+
+    if json {
+        let row = |row: usize| Row {
+            norm: finite(norms.rows[row].value()),
+            segments: match granularity {
+                Granularity::Row => Vec::new(),
+                Granularity::Segment => layout
+                    .segments_of(row)
+                    .enumerate()
+                    .map(|(i, segment)| Segment {
+                        name: batch.layers.get(i).map(String::as_str),
+                        norm: finite(norms.segments[segment].value()),
+                    })
+                    .collect(),
+            },
+        };
+        output::print_json(&Norms {
+            backend: ran.backend.name(),
+            adapter: ran.adapter.as_deref(),
+            why: &ran.why,
+            clients: layout.clients(),
+            params: layout.params(),
+            rows: (0..layout.clients()).map(row).collect(),
+        })?;
+        return Ok(Outcome::Success);
+    }
+    let shown = |norm: byzclip::Norm| match norm.class() {
+        NormClass::NonFinite => "NaN or Inf".to_owned(),
+        _ => norm.value().to_string(),
+    };
+    let mut head = vec!["client", "norm"];
+    if args.per_layer {
+        head.extend(batch.layers.iter().map(String::as_str));
+    }
+    let cells = |row: usize| {
+        let mut cells = vec![row.to_string(), shown(norms.rows[row])];
+        if args.per_layer && !batch.layers.is_empty() {
+            cells.extend(layout.segments_of(row).map(|segment| shown(norms.segments[segment])));
+        }
+        cells
+    };
+    let text = rows::table(&head, layout.clients(), cells);
+    output::print(&format!(
+        "{ran}\n{} clients, {} params\n\n{text}\n{}\n",
+        layout.clients(),
+        layout.params(),
+        rows::rate(layout.elements(), seconds)
+    ))?;
+    Ok(Outcome::Success)
+}

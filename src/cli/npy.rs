@@ -1,0 +1,240 @@
+//! NumPy's `.npy` format: float32, C order, one or two dimensions.
+//!
+//! The header is parsed here, strictly, because files may be hostile: no allocation that the file does
+//! not pay for, no recursion, no arithmetic that can wrap. Format:
+//! <https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html>.
+
+use std::fs::File;
+use std::io::{BufReader, Read};
+use std::path::Path;
+
+use byzclip::Layout;
+
+use super::failure::Failure;
+
+/// The longest header that is read; NumPy's is 128 bytes.
+const LONGEST_HEADER: usize = 64 << 10;
+
+/// A file, read.
+pub(super) struct Npy {
+    /// Everything before the elements, byte for byte.
+    pub header: Vec<u8>,
+    /// `[clients, params]`; a vector is one client.
+    pub layout: Layout,
+    pub data: Vec<f32>,
+}
+
+pub(super) fn read(path: &Path) -> Result<Npy, Failure> {
+    const SAVE: &str = "save it with numpy.save(path, array.astype(\"<f4\", order=\"C\"))";
+    let wrong = |got: &str, expected: &str| Failure::content(path, got, expected, SAVE);
+    let unreadable = |e: std::io::Error| Failure::io("read", path, &e, "check the path and its permissions");
+
+    let file = File::open(path).map_err(unreadable)?;
+    let length = file.metadata().map_err(unreadable)?.len();
+    let mut reader = BufReader::new(file);
+    let header = read_header(&mut reader).map_err(|got| wrong(&got, "an .npy file of version 1, 2 or 3"))?;
+    let described = Header::parse(&header.text).map_err(|got| wrong(&got, "the header of an .npy array"))?;
+
+    match described.descr.as_str() {
+        "<f4" | "=f4" if cfg!(target_endian = "little") => {}
+        other => return Err(wrong(&format!("elements of type '{other}'"), "'<f4' (float32, little-endian)")),
+    }
+    if described.fortran_order && described.shape.len() > 1 {
+        return Err(wrong("Fortran order", "C order (a row per client, back to back)"));
+    }
+    let (clients, params) = match described.shape[..] {
+        [params] => (1, params),
+        [clients, params] => (clients, params),
+        _ => {
+            let got = format!("an array of {} dimensions", described.shape.len());
+            return Err(wrong(&got, "[clients, params], or [params] for one client"));
+        }
+    };
+    let elements = clients.checked_mul(params).filter(|n| *n <= isize::MAX as usize / 4);
+    let elements = elements.ok_or_else(|| wrong(&format!("the shape ({clients}, {params})"), "a shape that fits the address space"))?;
+    let layout = Layout::dense(clients, params)?;
+    let expected = header.bytes.len() as u64 + elements as u64 * 4;
+    if length != expected {
+        let state = if length < expected { "truncated" } else { "longer than its header says" };
+        return Err(Failure::content(
+            path,
+            &format!("{length} bytes ({state})"),
+            &format!("{expected} bytes for the shape ({clients}, {params})"),
+            "copy or save the file again",
+        ));
+    }
+    let mut data = vec![0.0f32; elements];
+    reader.read_exact(bytemuck::cast_slice_mut(&mut data)).map_err(unreadable)?;
+    Ok(Npy { header: header.bytes, layout, data })
+}
+
+struct RawHeader {
+    bytes: Vec<u8>,
+    text: String,
+}
+
+fn read_header(reader: &mut impl Read) -> Result<RawHeader, String> {
+    let mut bytes = vec![0u8; 8];
+    let mut more = |bytes: &mut Vec<u8>, count: usize| {
+        let start = bytes.len();
+        bytes.resize(start + count, 0);
+        reader.read_exact(&mut bytes[start..]).map_err(|_| "a truncated header".to_owned())
+    };
+    bytes.clear();
+    more(&mut bytes, 8)?;
+    if &bytes[..6] != b"\x93NUMPY" {
+        return Err("no .npy file (wrong magic)".into());
+    }
+    let length = match bytes[6] {
+        1 => {
+            more(&mut bytes, 2)?;
+            u16::from_le_bytes([bytes[8], bytes[9]]) as usize
+        }
+        2 | 3 => {
+            more(&mut bytes, 4)?;
+            u32::from_le_bytes([bytes[8], bytes[9], bytes[10], bytes[11]]) as usize
+        }
+        version => return Err(format!("version {version} of the format")),
+    };
+    if length > LONGEST_HEADER {
+        return Err(format!("a header of {length} bytes"));
+    }
+    let start = bytes.len();
+    more(&mut bytes, length)?;
+    let text = String::from_utf8(bytes[start..].to_vec()).map_err(|_| "a header that is not text".to_owned())?;
+    Ok(RawHeader { bytes, text })
+}
+
+/// What the header says: a Python dictionary of exactly these three keys.
+#[derive(Debug, Default, PartialEq)]
+struct Header {
+    descr: String,
+    fortran_order: bool,
+    shape: Vec<usize>,
+}
+
+impl Header {
+    fn parse(text: &str) -> Result<Self, String> {
+        let mut parser = Parser { rest: text.trim() };
+        let (mut descr, mut fortran_order, mut shape) = (None, None, None);
+        parser.expect('{')?;
+        while !parser.accept('}') {
+            let key = parser.string()?;
+            parser.expect(':')?;
+            match key.as_str() {
+                "descr" => descr = Some(parser.string()?),
+                "fortran_order" => fortran_order = Some(parser.boolean()?),
+                "shape" => shape = Some(parser.tuple()?),
+                _ => return Err(format!("the unknown key '{key}'")),
+            }
+            if !parser.accept(',') {
+                parser.expect('}')?;
+                break;
+            }
+        }
+        if !parser.rest.trim().is_empty() {
+            return Err("text after the dictionary".into());
+        }
+        match (descr, fortran_order, shape) {
+            (Some(descr), Some(fortran_order), Some(shape)) => Ok(Self { descr, fortran_order, shape }),
+            _ => Err("a dictionary without 'descr', 'fortran_order' or 'shape'".into()),
+        }
+    }
+}
+
+struct Parser<'a> {
+    rest: &'a str,
+}
+
+impl Parser<'_> {
+    fn accept(&mut self, wanted: char) -> bool {
+        self.rest = self.rest.trim_start();
+        match self.rest.strip_prefix(wanted) {
+            Some(rest) => {
+                self.rest = rest;
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn expect(&mut self, wanted: char) -> Result<(), String> {
+        if self.accept(wanted) { Ok(()) } else { Err(format!("\"{}\" where '{wanted}' belongs", self.excerpt())) }
+    }
+
+    fn string(&mut self) -> Result<String, String> {
+        let quote = if self.accept('\'') { '\'' } else { '"' };
+        if quote == '"' && !self.accept('"') {
+            return Err(format!("\"{}\" where a string belongs (structured arrays are not updates)", self.excerpt()));
+        }
+        let (text, rest) = self.rest.split_once(quote).ok_or("a string without an end")?;
+        let text = text.to_owned();
+        self.rest = rest;
+        Ok(text)
+    }
+
+    fn boolean(&mut self) -> Result<bool, String> {
+        self.rest = self.rest.trim_start();
+        for (name, value) in [("True", true), ("False", false)] {
+            if let Some(rest) = self.rest.strip_prefix(name) {
+                self.rest = rest;
+                return Ok(value);
+            }
+        }
+        Err(format!("\"{}\" where True or False belongs", self.excerpt()))
+    }
+
+    fn tuple(&mut self) -> Result<Vec<usize>, String> {
+        let mut values = Vec::new();
+        self.expect('(')?;
+        while !self.accept(')') {
+            self.rest = self.rest.trim_start();
+            let digits = self.rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(self.rest.len());
+            let (number, rest) = self.rest.split_at(digits);
+            values.push(number.parse().map_err(|_| format!("\"{}\" where a size belongs", self.excerpt()))?);
+            // Python 2 wrote long integers with an L.
+            self.rest = rest.strip_prefix('L').unwrap_or(rest);
+            if !self.accept(',') {
+                self.expect(')')?;
+                break;
+            }
+        }
+        Ok(values)
+    }
+
+    fn excerpt(&self) -> String {
+        self.rest.chars().take(20).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_of_numpy_are_understood() {
+        let text = "{'descr': '<f4', 'fortran_order': False, 'shape': (3, 4), }   \n";
+        let header = Header { descr: "<f4".into(), fortran_order: false, shape: vec![3, 4] };
+        assert_eq!(Header::parse(text), Ok(header));
+        assert_eq!(Header::parse("{'shape': (), \"descr\":'<f4','fortran_order':True}").map(|h| h.shape), Ok(vec![]));
+        assert_eq!(Header::parse("{'shape': (7L,), 'descr':'<f4','fortran_order':True}").map(|h| h.shape), Ok(vec![7]));
+    }
+
+    #[test]
+    fn corrupt_headers_are_refused() {
+        for text in [
+            "",
+            "{",
+            "{}",
+            "{'descr': '<f4'}",
+            "{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (1,)}",
+            "{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999999999999,)}",
+            "{'descr': '<f4', 'fortran_order': False, 'shape': (-1,)}",
+            "{'descr': '<f4', 'fortran_order': Maybe, 'shape': (1,)}",
+            "{'descr': '<f4', 'fortran_order': False, 'shape': (1,)} and more",
+            "{'descr': '<f4', 'fortran_order': False, 'shape': ((((1))))}",
+        ] {
+            assert!(Header::parse(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! Options that several commands share.
+
+use std::str::FromStr;
+
+use byzclip::backend::{Choice, select};
+use byzclip::{Backend, NonFinite, Scope};
+
+use super::failure::Failure;
+
+/// Where to run.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub(super) struct BackendArgs {
+    /// Where to run: `auto` takes a hardware GPU if there is one, else the CPU.
+    #[arg(long, value_name = "auto|gpu|cpu|reference", default_value = "auto", value_parser = parse_choice)]
+    backend: Choice,
+    /// Run on the adapter whose name contains NAME, in any case; the only way to a software adapter.
+    #[arg(long, value_name = "NAME")]
+    adapter: Option<String>,
+}
+
+impl BackendArgs {
+    pub(super) fn open(&self) -> Result<Box<dyn Backend>, Failure> {
+        Ok(select(self.backend, self.adapter.as_deref())?)
+    }
+}
+
+fn parse_choice(text: &str) -> Result<Choice, String> {
+    Choice::from_str(text).map_err(|_| "expected auto, gpu, cpu or reference".into())
+}
+
+/// A bound: a number that is not negative, or `inf`.
+pub(super) fn parse_max_norm(text: &str) -> Result<f32, String> {
+    match text.parse::<f32>() {
+        Ok(bound) if bound >= 0.0 => Ok(bound),
+        _ => Err("expected a number >= 0, or inf; pass a bound such as 2.0".into()),
+    }
+}
+
+pub(super) fn parse_non_finite(text: &str) -> Result<NonFinite, String> {
+    match text {
+        "zero" => Ok(NonFinite::Zero),
+        "error" => Ok(NonFinite::Error),
+        "keep" => Ok(NonFinite::Keep),
+        _ => Err("expected zero, error or keep".into()),
+    }
+}
+
+/// `all`, or `rows:` and a list of rows and ranges, both ends included.
+pub(super) fn parse_scope(text: &str) -> Result<Scope, String> {
+    const EXPECTED: &str = "expected all, or rows:0,3,5-8";
+    if text == "all" {
+        return Ok(Scope::All);
+    }
+    let list = text.strip_prefix("rows:").ok_or(EXPECTED)?;
+    let mut rows = Vec::new();
+    for item in list.split(',').filter(|_| !list.is_empty()) {
+        let (first, last) = item.split_once('-').unwrap_or((item, item));
+        let row = |text: &str| text.parse::<u32>().map_err(|_| format!("got \"{item}\"; {EXPECTED}"));
+        let (first, last) = (row(first)?, row(last)?);
+        if last < first {
+            return Err(format!("got the range {item}, which runs backwards; {EXPECTED}"));
+        }
+        if (last - first) as usize >= MOST_ROWS {
+            return Err(format!("got the range {item}; expected at most {MOST_ROWS} rows; use --scope all"));
+        }
+        rows.extend((first..=last).map(|row| row as usize));
+    }
+    Ok(Scope::Rows(rows))
+}
+
+/// Rows that a range may name: more than any file holds, and few enough to list.
+const MOST_ROWS: usize = 1 << 26;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scopes_are_lists_of_rows_and_ranges() {
+        assert_eq!(parse_scope("all"), Ok(Scope::All));
+        assert_eq!(parse_scope("rows:0,3,5-8"), Ok(Scope::Rows(vec![0, 3, 5, 6, 7, 8])));
+        assert_eq!(parse_scope("rows:"), Ok(Scope::Rows(vec![])));
+        for wrong in ["", "row:1", "rows:x", "rows:1,", "rows:5-3", "rows:-1", "rows:0-4294967295"] {
+            assert!(parse_scope(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn bounds_are_numbers_that_are_not_negative() {
+        assert_eq!(parse_max_norm("2"), Ok(2.0));
+        assert_eq!(parse_max_norm("inf"), Ok(f32::INFINITY));
+        for wrong in ["nan", "-1", "", "two"] {
+            assert!(parse_max_norm(wrong).is_err(), "{wrong}");
+        }
+    }
+}

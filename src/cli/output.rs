@@ -1,0 +1,81 @@
+//! What a command leaves: text on stdout, files by way of a temporary one.
+
+use std::fs;
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use tempfile::NamedTempFile;
+
+use super::failure::Failure;
+
+/// Prints text to stdout.
+pub(super) fn print(text: &str) -> Result<(), Failure> {
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Err(Failure::ClosedPipe),
+        Err(error) => Err(Failure::Failed(format!("cannot write to stdout: got \"{error}\"; free space or redirect it elsewhere"))),
+    }
+}
+
+/// Prints one JSON object.
+pub(super) fn print_json(value: &impl Serialize) -> Result<(), Failure> {
+    let mut text = serde_json::to_string(value)
+        .map_err(|e| Failure::Failed(format!("cannot write JSON: got \"{e}\"; report this")))?;
+    text.push('\n');
+    print(&text)
+}
+
+/// A file that is complete or not there: written beside its place, then renamed.
+pub(super) struct Pending {
+    file: NamedTempFile,
+    target: PathBuf,
+}
+
+impl Pending {
+    pub(super) fn create(target: &Path) -> Result<Self, Failure> {
+        let folder = match target.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        if target.is_dir() {
+            return Err(Failure::content(target, "a folder", "a file name", "choose another output"));
+        }
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(".byzclip-").suffix(".partial");
+        // Like any new file: readable as the umask allows, not for the owner alone.
+        #[cfg(unix)]
+        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+        let file = builder
+            .tempfile_in(folder)
+            .map_err(|e| Failure::io("write", target, &e, "choose a folder that exists and is writable"))?;
+        Ok(Self { file, target: target.to_owned() })
+    }
+
+    pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        self.file.write_all(bytes).map_err(|e| Failure::io("write", &self.target, &e, "free space or choose another output"))
+    }
+
+    /// Puts the file in its place, over what was there.
+    pub(super) fn finish(self) -> Result<(), Failure> {
+        let sync = self.file.as_file().sync_all();
+        sync.and_then(|()| self.file.persist(&self.target).map(drop).map_err(|e| e.error))
+            .map_err(|e| Failure::io("write", &self.target, &e, "choose another output"))
+    }
+}
+
+/// Whether two paths are the same file, by any name.
+pub(super) fn same_file(a: &Path, b: &Path) -> bool {
+    let (Ok(first), Ok(second)) = (fs::metadata(a), fs::metadata(b)) else { return false };
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        (first.dev(), first.ino()) == (second.dev(), second.ino())
+    }
+    #[cfg(not(unix))]
+    {
+        drop((first, second));
+        matches!((fs::canonicalize(a), fs::canonicalize(b)), (Ok(a), Ok(b)) if a == b)
+    }
+}

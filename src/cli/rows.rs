@@ -1,0 +1,113 @@
+//! Rows of a batch as JSON and as a table.
+
+use std::fmt::Write;
+
+use byzclip::{RowReport, SegmentReport};
+use serde::{Serialize, Serializer};
+
+/// Rows that a table shows; longer ones lose their middle.
+const SHOWN: usize = 20;
+
+/// A number that is null where it is not finite.
+pub(super) fn finite(value: f32) -> Option<f32> {
+    value.is_finite().then_some(value)
+}
+
+/// A bound: a number, or the string "inf", because JSON has no infinity.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bound(pub f32);
+
+impl Serialize for Bound {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if self.0.is_finite() { serializer.serialize_f32(self.0) } else { serializer.serialize_str("inf") }
+    }
+}
+
+/// A factor, as the shortest number that reads back to the same `f32`, or to the same `f64` where it
+/// is below the range of `f32`.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Factor(pub f64);
+
+impl Serialize for Factor {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let narrow = self.0 as f32;
+        if f64::from(narrow) == self.0 { serializer.serialize_f32(narrow) } else { serializer.serialize_f64(self.0) }
+    }
+}
+
+impl std::fmt::Display for Factor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let narrow = self.0 as f32;
+        if f64::from(narrow) == self.0 { write!(f, "{narrow}") } else { write!(f, "{:e}", self.0) }
+    }
+}
+
+/// A clipped row in JSON.
+#[derive(Debug, Serialize)]
+pub(super) struct ClippedRow<'a> {
+    norm: Option<f32>,
+    bound: Option<Bound>,
+    factor: Factor,
+    status: &'static str,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    segments: Vec<ClippedSegment<'a>>,
+}
+
+/// A clipped layer in JSON.
+#[derive(Debug, Serialize)]
+struct ClippedSegment<'a> {
+    name: Option<&'a str>,
+    norm: Option<f32>,
+    bound: Bound,
+    factor: Factor,
+    status: &'static str,
+}
+
+impl<'a> ClippedRow<'a> {
+    pub(super) fn new(row: &RowReport, layers: &'a [String]) -> Self {
+        let segment = |(i, segment): (usize, &SegmentReport)| ClippedSegment {
+            name: layers.get(i).map(String::as_str),
+            norm: finite(segment.norm),
+            bound: Bound(segment.bound),
+            factor: Factor(segment.factor),
+            status: segment.status.name(),
+        };
+        Self {
+            norm: finite(row.norm),
+            bound: row.bound.map(Bound),
+            factor: Factor(row.factor),
+            status: row.status.name(),
+            segments: row.segments.iter().enumerate().map(segment).collect(),
+        }
+    }
+}
+
+/// A table with right-aligned columns; the first and last rows only where there are many.
+pub(super) fn table(head: &[&str], rows: usize, cells: impl Fn(usize) -> Vec<String>) -> String {
+    let (first, last) = if rows <= SHOWN { (rows, rows) } else { (SHOWN / 2, rows - SHOWN / 2) };
+    let shown: Vec<_> = (0..first).chain(last..rows).map(&cells).collect();
+    let width = |column: usize| shown.iter().map(|row| row[column].len()).chain([head[column].len()]).max().unwrap_or(0);
+    let widths: Vec<_> = (0..head.len()).map(width).collect();
+    let mut text = String::new();
+    let mut line = |cells: &[&str]| {
+        let cells: Vec<_> = cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:>width$}")).collect();
+        // Writing to a String cannot fail.
+        drop(writeln!(text, "{}", cells.join("  ").trim_end()));
+    };
+    line(head);
+    for (i, row) in shown.iter().enumerate() {
+        if i == first && first < last {
+            line(&["..."]);
+        }
+        line(&row.iter().map(String::as_str).collect::<Vec<_>>());
+    }
+    if first < last {
+        drop(writeln!(text, "({} rows in all; --json has every one)", rows));
+    }
+    text
+}
+
+/// What the work moved a second, for a person: bytes of the batch over wall time.
+pub(super) fn rate(elements: usize, seconds: f64) -> String {
+    format!("{:.3} s, {:.2} GB/s of input", seconds, elements as f64 * 4.0 / seconds / 1e9)
+}
