@@ -19,6 +19,9 @@ use crate::error::{Error, Result};
 /// The longest row that the numeric contract covers, in elements.
 pub const MAX_ROW: usize = 1 << 31;
 
+/// The most rows, and the most segments in all rows together, that a batch may have.
+pub const MAX_SPANS: usize = 1 << 28;
+
 /// What gets a norm and a bound of its own: whole rows, or the segments of rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
 pub enum Granularity {
@@ -93,6 +96,7 @@ impl Layout {
             });
         }
         check_row_length(params)?;
+        check_span_count(Some(clients), "rows")?;
         if clients.checked_mul(stride).is_none_or(|n| n > isize::MAX as usize / 4) {
             return Err(Error::Layout {
                 got: format!("{clients} rows with stride {stride}"),
@@ -110,6 +114,7 @@ impl Layout {
         if offsets.is_empty() {
             return Err(Error::Layout { got: "no offsets".into(), expected: "clients + 1 offsets" });
         }
+        check_span_count(Some(offsets.len() - 1), "rows")?;
         for pair in offsets.windows(2) {
             if pair[1] < pair[0] {
                 return Err(Error::Layout {
@@ -146,6 +151,7 @@ impl Layout {
             row_offsets.push(end);
             first.push(offsets.len() - 1);
         }
+        check_span_count(Some(offsets.len() - 1), "segments")?;
         let mut layout = Self::ragged(&row_offsets)?;
         layout.segments = Segments::PerRow { first, offsets };
         Ok(layout)
@@ -157,7 +163,7 @@ impl Layout {
     /// [`Error::Layout`] where the lengths do not sum to `params`, or the layout is ragged
     /// (use [`Layout::ragged_layered`]).
     pub fn layered(mut self, lengths: &[usize]) -> Result<Self> {
-        let Rows::Strided { params, .. } = self.rows else {
+        let Rows::Strided { clients, params, .. } = self.rows else {
             return Err(Error::Layout {
                 got: "a ragged layout".into(),
                 expected: "a dense or strided layout; ragged rows take Layout::ragged_layered",
@@ -175,6 +181,7 @@ impl Layout {
                 expected: "segments that sum to params",
             });
         }
+        check_span_count(clients.checked_mul(ends.len()), "segments")?;
         self.segments = Segments::Uniform { ends };
         Ok(self)
     }
@@ -323,6 +330,16 @@ impl Layout {
     }
 }
 
+fn check_span_count(count: Option<usize>, what: &str) -> Result<()> {
+    match count {
+        Some(count) if count <= MAX_SPANS => Ok(()),
+        _ => Err(Error::Layout {
+            got: count.map_or_else(|| format!("too many {what} to count"), |count| format!("{count} {what}")),
+            expected: "at most 2^28 rows and 2^28 segments in all",
+        }),
+    }
+}
+
 fn check_row_length(length: usize) -> Result<()> {
     if length > MAX_ROW {
         return Err(Error::RowTooLong { got: length });
@@ -352,6 +369,8 @@ mod tests {
         assert!(matches!(Layout::strided(2, 5, 4), Err(Error::Layout { .. })));
         assert!(matches!(Layout::strided(usize::MAX, 2, 2), Err(Error::Layout { .. })));
         assert!(matches!(Layout::dense(1, MAX_ROW + 1), Err(Error::RowTooLong { .. })));
+        assert!(matches!(Layout::dense(usize::MAX, 0), Err(Error::Layout { .. })));
+        assert!(matches!(Layout::dense(MAX_SPANS, 0).unwrap().layered(&[0; 40]), Err(Error::Layout { .. })));
         assert!(matches!(Layout::ragged(&[]), Err(Error::Layout { .. })));
         assert!(matches!(Layout::ragged(&[3, 2]), Err(Error::Layout { .. })));
         assert!(matches!(Layout::dense(2, 5).unwrap().layered(&[2, 2]), Err(Error::Layout { .. })));

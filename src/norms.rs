@@ -58,8 +58,8 @@ impl Norm {
         }
     }
 
-    /// The norm, in the unit of the parameters: +inf where the exact norm exceeds the largest `f32`,
-    /// NaN where the row holds NaN or Inf or was out of scope.
+    /// The norm, in the unit of the parameters: +inf where the exact norm is too large for an `f32` (by
+    /// half a unit in the last place or more, as IEEE 754 rounds), NaN where the row holds NaN or Inf or was out of scope.
     #[must_use]
     pub const fn value(self) -> f32 {
         match self.class() {

@@ -113,6 +113,8 @@ fn root_scale(length: u32) -> i32 {
 /// comparison with the exact one changes: between two neighbours both are constant.
 #[must_use]
 pub fn certify(sum: f64, quality: u32) -> Option<Norm> {
+    // An f64 knows no sum better than to 2^-52, and a sum that may be twice as large says nothing.
+    let quality = quality.clamp(1, 52);
     if sum == 0.0 {
         // An f64 holds the square of every nonzero f32, so a zero sum has no nonzero term.
         return Some(Norm::new(0, NormClass::Exact));

@@ -69,13 +69,15 @@ pub struct Decision {
 /// [`NonFinite::Zero`] all of its segments are zeroed.
 ///
 /// # Errors
-/// [`Error::NonFinite`] under [`NonFinite::Error`]; those of [`Threshold::bounds`].
+/// [`Error::NonFinite`] under [`NonFinite::Error`]; [`Error::Layout`] where the norms are of another
+/// layout or granularity; those of [`Threshold::bounds`].
 pub fn decide(layout: &Layout, norms: &Norms, clipping: &Clipping) -> Result<Vec<Decision>> {
     let bounds = clipping.threshold.bounds(layout, clipping.granularity)?;
     if clipping.non_finite == NonFinite::Error {
         refuse_non_finite(&norms.rows)?;
     }
     let spans = norms.spans(clipping.granularity);
+    check_norms(layout, norms, clipping.granularity)?;
     let mut decisions = Vec::with_capacity(spans.len());
     for (row, &row_norm) in norms.rows.iter().enumerate() {
         for span in layout.spans_of(clipping.granularity, row) {
@@ -83,6 +85,19 @@ pub fn decide(layout: &Layout, norms: &Norms, clipping: &Clipping) -> Result<Vec
         }
     }
     Ok(decisions)
+}
+
+/// Checks that the norms are of this layout at this granularity.
+pub(crate) fn check_norms(layout: &Layout, norms: &Norms, granularity: Granularity) -> Result<()> {
+    let spans = norms.spans(granularity).len();
+    let expected = layout.span_count(granularity);
+    if norms.rows.len() == layout.clients() && spans == expected {
+        return Ok(());
+    }
+    Err(Error::Layout {
+        got: format!("norms of {} rows and {spans} spans for {expected} spans", norms.rows.len()),
+        expected: "the norms of this layout at this granularity",
+    })
 }
 
 /// Fails with the first row that holds NaN or Inf.

@@ -31,7 +31,7 @@ const LANES: usize = 32;
 /// Each lane adds BLOCK / LANES = 128 exact squares, five more levels join the lanes: 133 roundings
 /// of 2^-53. Blocks and segments are joined with their rounding error carried along: n joins leave
 /// n² · 2^-106, less than as much again for n up to 2^30 (a row of 2^31 elements has 2^19 blocks, and
-/// fewer segments than that are assumed). 266 · 2^-53 < 2^-44.
+/// a batch has at most 2^28 segments). 266 · 2^-53 < 2^-44.
 const QUALITY: u32 = 44;
 
 /// The CPU backend: the default where no GPU is.

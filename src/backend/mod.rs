@@ -75,6 +75,7 @@ pub trait Backend: Send + Sync {
     /// Those of the stages; the data is unchanged where an error is returned before the clip stage,
     /// which includes every error that the caller's values can cause.
     fn run(&self, layout: &Layout, data: &mut [f32], clipping: &Clipping) -> Result<Report> {
+        layout.check(data.len())?;
         // Bounds are checked before the data is read.
         clipping.threshold.bounds(layout, clipping.granularity)?;
         let norms = self.norms(layout, data, &clipping.scope, clipping.granularity)?;

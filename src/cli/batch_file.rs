@@ -60,7 +60,12 @@ impl BatchFile {
     }
 }
 
-fn write_clients(files: Vec<ClientFile>, layout: &Layout, data: &[f32], folder: &Path) -> Result<(), Failure> {
+fn write_clients(
+    files: Vec<ClientFile>,
+    layout: &Layout,
+    data: &[f32],
+    folder: &Path,
+) -> Result<(), Failure> {
     std::fs::create_dir_all(folder)
         .map_err(|e| Failure::io("create the folder", folder, &e, "choose a folder that is writable"))?;
     let mut pending = Vec::with_capacity(files.len());
@@ -79,7 +84,10 @@ fn target(folder: &Path, input: &Path) -> PathBuf {
 
 fn kind(inputs: &[PathBuf]) -> Result<Kind, Failure> {
     let has = |extension: &str| {
-        inputs.iter().filter(|path| path.extension().is_some_and(|e| e.eq_ignore_ascii_case(extension))).count()
+        inputs
+            .iter()
+            .filter(|path| path.extension().is_some_and(|e| e.eq_ignore_ascii_case(extension)))
+            .count()
     };
     match (has("npy"), has("safetensors"), inputs.len()) {
         (1, 0, 1) => Ok(Kind::Npy),

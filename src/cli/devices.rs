@@ -78,15 +78,19 @@ pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
     let ran = select(Choice::Auto, None)?.ran();
     let auto = Auto { backend: ran.backend.name(), adapter: ran.adapter, why: ran.why };
     let devices = Devices { adapters, auto };
-    if json { output::print_json(&devices)? } else { output::print(&describe(&devices))? }
+    if json {
+        output::print_json(&devices)?
+    } else {
+        output::print(&describe(&devices))?
+    }
     Ok(Outcome::Success)
 }
 
 #[cfg(feature = "gpu")]
 fn adapters() -> Vec<Adapter> {
     use byzclip::backend::gpu;
-    use byzclip::wgpu::Features as F;
-    let describe = |adapter: byzclip::wgpu::Adapter| {
+    use byzclip::wgpu::{self, Features as F};
+    let describe = |adapter: wgpu::Adapter| {
         let (info, limits, features) = (adapter.get_info(), adapter.limits(), adapter.features());
         Adapter {
             software: gpu::is_software(&info),

@@ -15,6 +15,9 @@ use super::failure::Failure;
 /// The longest header that is read; NumPy's is 128 bytes.
 const LONGEST_HEADER: usize = 64 << 10;
 
+/// Rows without elements cost a file nothing and a report memory, so a small file may not ask for many.
+const MOST_EMPTY_ROWS: usize = 1 << 16;
+
 /// A file, read.
 pub(super) struct Npy {
     /// Everything before the elements, byte for byte.
@@ -51,7 +54,13 @@ pub(super) fn read(path: &Path) -> Result<Npy, Failure> {
         }
     };
     let elements = clients.checked_mul(params).filter(|n| *n <= isize::MAX as usize / 4);
-    let elements = elements.ok_or_else(|| wrong(&format!("the shape ({clients}, {params})"), "a shape that fits the address space"))?;
+    let elements = elements.ok_or_else(|| {
+        wrong(&format!("the shape ({clients}, {params})"), "a shape that fits the address space")
+    })?;
+    if params == 0 && clients > MOST_EMPTY_ROWS {
+        let got = format!("the shape ({clients}, 0)");
+        return Err(wrong(&got, &format!("at most {MOST_EMPTY_ROWS} clients without params")));
+    }
     let layout = Layout::dense(clients, params)?;
     let expected = header.bytes.len() as u64 + elements as u64 * 4;
     if length != expected {
@@ -101,7 +110,8 @@ fn read_header(reader: &mut impl Read) -> Result<RawHeader, String> {
     }
     let start = bytes.len();
     more(&mut bytes, length)?;
-    let text = String::from_utf8(bytes[start..].to_vec()).map_err(|_| "a header that is not text".to_owned())?;
+    let text =
+        String::from_utf8(bytes[start..].to_vec()).map_err(|_| "a header that is not text".to_owned())?;
     Ok(RawHeader { bytes, text })
 }
 
@@ -159,13 +169,20 @@ impl Parser<'_> {
     }
 
     fn expect(&mut self, wanted: char) -> Result<(), String> {
-        if self.accept(wanted) { Ok(()) } else { Err(format!("\"{}\" where '{wanted}' belongs", self.excerpt())) }
+        if self.accept(wanted) {
+            Ok(())
+        } else {
+            Err(format!("\"{}\" where '{wanted}' belongs", self.excerpt()))
+        }
     }
 
     fn string(&mut self) -> Result<String, String> {
         let quote = if self.accept('\'') { '\'' } else { '"' };
         if quote == '"' && !self.accept('"') {
-            return Err(format!("\"{}\" where a string belongs (structured arrays are not updates)", self.excerpt()));
+            return Err(format!(
+                "\"{}\" where a string belongs (structured arrays are not updates)",
+                self.excerpt()
+            ));
         }
         let (text, rest) = self.rest.split_once(quote).ok_or("a string without an end")?;
         let text = text.to_owned();
@@ -216,8 +233,14 @@ mod tests {
         let text = "{'descr': '<f4', 'fortran_order': False, 'shape': (3, 4), }   \n";
         let header = Header { descr: "<f4".into(), fortran_order: false, shape: vec![3, 4] };
         assert_eq!(Header::parse(text), Ok(header));
-        assert_eq!(Header::parse("{'shape': (), \"descr\":'<f4','fortran_order':True}").map(|h| h.shape), Ok(vec![]));
-        assert_eq!(Header::parse("{'shape': (7L,), 'descr':'<f4','fortran_order':True}").map(|h| h.shape), Ok(vec![7]));
+        assert_eq!(
+            Header::parse("{'shape': (), \"descr\":'<f4','fortran_order':True}").map(|h| h.shape),
+            Ok(vec![])
+        );
+        assert_eq!(
+            Header::parse("{'shape': (7L,), 'descr':'<f4','fortran_order':True}").map(|h| h.shape),
+            Ok(vec![7])
+        );
     }
 
     #[test]

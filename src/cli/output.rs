@@ -15,7 +15,9 @@ pub(super) fn print(text: &str) -> Result<(), Failure> {
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Err(Failure::ClosedPipe),
-        Err(error) => Err(Failure::Failed(format!("cannot write to stdout: got \"{error}\"; free space or redirect it elsewhere"))),
+        Err(error) => Err(Failure::Failed(format!(
+            "cannot write to stdout: got \"{error}\"; free space or redirect it elsewhere"
+        ))),
     }
 }
 
@@ -54,7 +56,9 @@ impl Pending {
     }
 
     pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), Failure> {
-        self.file.write_all(bytes).map_err(|e| Failure::io("write", &self.target, &e, "free space or choose another output"))
+        self.file
+            .write_all(bytes)
+            .map_err(|e| Failure::io("write", &self.target, &e, "free space or choose another output"))
     }
 
     /// Puts the file in its place, over what was there.

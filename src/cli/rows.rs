@@ -1,7 +1,5 @@
 //! Rows of a batch as JSON and as a table.
 
-use std::fmt::Write;
-
 use byzclip::{RowReport, SegmentReport};
 use serde::{Serialize, Serializer};
 
@@ -31,7 +29,11 @@ pub(super) struct Factor(pub f64);
 impl Serialize for Factor {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let narrow = self.0 as f32;
-        if f64::from(narrow) == self.0 { serializer.serialize_f32(narrow) } else { serializer.serialize_f64(self.0) }
+        if f64::from(narrow) == self.0 {
+            serializer.serialize_f32(narrow)
+        } else {
+            serializer.serialize_f64(self.0)
+        }
     }
 }
 
@@ -84,15 +86,31 @@ impl<'a> ClippedRow<'a> {
 
 /// A table with right-aligned columns; the first and last rows only where there are many.
 pub(super) fn table(head: &[&str], rows: usize, cells: impl Fn(usize) -> Vec<String>) -> String {
+    aligned(head, rows, cells, |cell, width| format!("{cell:>width$}"))
+}
+
+/// The same with left-aligned columns, for words.
+pub(super) fn table_left(head: &[&str], rows: usize, cells: impl Fn(usize) -> Vec<String>) -> String {
+    aligned(head, rows, cells, |cell, width| format!("{cell:<width$}"))
+}
+
+fn aligned(
+    head: &[&str],
+    rows: usize,
+    cells: impl Fn(usize) -> Vec<String>,
+    align: impl Fn(&str, usize) -> String,
+) -> String {
     let (first, last) = if rows <= SHOWN { (rows, rows) } else { (SHOWN / 2, rows - SHOWN / 2) };
     let shown: Vec<_> = (0..first).chain(last..rows).map(&cells).collect();
-    let width = |column: usize| shown.iter().map(|row| row[column].len()).chain([head[column].len()]).max().unwrap_or(0);
+    let width = |column: usize| {
+        shown.iter().map(|row| row[column].len()).chain([head[column].len()]).max().unwrap_or(0)
+    };
     let widths: Vec<_> = (0..head.len()).map(width).collect();
     let mut text = String::new();
     let mut line = |cells: &[&str]| {
-        let cells: Vec<_> = cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:>width$}")).collect();
-        // Writing to a String cannot fail.
-        drop(writeln!(text, "{}", cells.join("  ").trim_end()));
+        let cells: Vec<_> = cells.iter().zip(&widths).map(|(cell, width)| align(cell, *width)).collect();
+        text.push_str(cells.join("  ").trim_end());
+        text.push('\n');
     };
     line(head);
     for (i, row) in shown.iter().enumerate() {
@@ -102,7 +120,7 @@ pub(super) fn table(head: &[&str], rows: usize, cells: impl Fn(usize) -> Vec<Str
         line(&row.iter().map(String::as_str).collect::<Vec<_>>());
     }
     if first < last {
-        drop(writeln!(text, "({} rows in all; --json has every one)", rows));
+        text.push_str(&format!("({rows} rows in all; --json has every one)\n"));
     }
     text
 }

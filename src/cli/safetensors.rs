@@ -44,7 +44,9 @@ pub(super) fn read(paths: &[PathBuf]) -> Result<Clients, Failure> {
         }
         let layers: Vec<_> = tensors.values().map(|tensor| tensor.bytes.clone()).collect();
         for layer in &layers {
-            data.extend(bytes[layer.clone()].chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])));
+            data.extend(
+                bytes[layer.clone()].chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])),
+            );
         }
         files.push(ClientFile { path: path.clone(), bytes, layers });
         first.get_or_insert(tensors);
@@ -60,13 +62,23 @@ fn read_file(path: &Path) -> Result<(Vec<u8>, BTreeMap<String, Tensor>), Failure
         .map_err(|e| Failure::io("read", path, &e, "check the path and its permissions"))?;
     let tensors = {
         let parsed = SafeTensors::deserialize(&bytes).map_err(|e| {
-            Failure::content(path, &format!("\"{e}\""), "a whole safetensors file", "copy or save the file again")
+            Failure::content(
+                path,
+                &format!("\"{e}\""),
+                "a whole safetensors file",
+                "copy or save the file again",
+            )
         })?;
         let mut tensors = BTreeMap::new();
         for (name, view) in parsed.iter() {
             if view.dtype() != Dtype::F32 {
                 let got = format!("tensor '{name}' of type {:?}", view.dtype());
-                return Err(Failure::content(path, &got, "F32 in every tensor", "convert it or leave it out"));
+                return Err(Failure::content(
+                    path,
+                    &got,
+                    "F32 in every tensor",
+                    "convert it or leave it out",
+                ));
             }
             let start = view.data().as_ptr() as usize - bytes.as_ptr() as usize;
             let tensor = Tensor { shape: view.shape().to_vec(), bytes: start..start + view.data().len() };

@@ -239,6 +239,7 @@ impl Backend for Gpu {
     }
 
     fn threshold(&self, layout: &Layout, norms: &Norms, clipping: &Clipping) -> Result<Vec<Decision>> {
+        threshold::check_norms(layout, norms, clipping.granularity)?;
         if clipping.non_finite == crate::NonFinite::Error {
             threshold::refuse_non_finite(&norms.rows)?;
         }

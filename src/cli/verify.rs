@@ -1,0 +1,312 @@
+//! `byzclip verify`: every backend and adapter, bit for bit, over a matrix of hard batches.
+
+mod cases;
+
+use byzclip::{Backend, Cpu, Reference, Report};
+use serde::Serialize;
+
+use self::cases::Case;
+use super::failure::{Failure, Outcome};
+use super::{output, progress};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Check the adapter whose name contains NAME, in any case, instead of every one found.
+    #[arg(long, value_name = "NAME")]
+    adapter: Option<String>,
+    /// Spoil one bit of one GPU result, to see that the check finds it (exit code 1).
+    #[arg(long)]
+    inject_fault: bool,
+}
+
+/// A backend under test, with a name for its column.
+struct Subject {
+    name: String,
+    adapter: Option<String>,
+    strategy: &'static str,
+    backend: Box<dyn Backend>,
+}
+
+/// What a backend made of a case.
+struct Answer {
+    data: Vec<f32>,
+    report: Result<Report, byzclip::Error>,
+}
+
+#[derive(Serialize)]
+struct Verification {
+    cases: usize,
+    mismatches: usize,
+    fault_injected: bool,
+    subjects: Vec<Verdict>,
+}
+
+#[derive(Serialize)]
+struct Verdict {
+    backend: &'static str,
+    adapter: Option<String>,
+    strategy: &'static str,
+    /// Cases that differ from the exact reference, or from the CPU backend.
+    mismatches: usize,
+    first_mismatch: Option<String>,
+    #[serde(skip)]
+    by_class: Vec<(usize, usize)>,
+}
+
+pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
+    let subjects = subjects(args)?;
+    let cases = cases::all()?;
+    let bar = progress::bar(cases.len() as u64, "verifying");
+    let mut verdicts: Vec<_> = subjects.iter().map(Verdict::new).collect();
+    for (number, case) in cases.iter().enumerate() {
+        let exact = answer(&Reference, case);
+        let mut cpu = None;
+        for (subject, verdict) in subjects.iter().zip(&mut verdicts) {
+            let mut got = answer(subject.backend.as_ref(), case);
+            if args.inject_fault
+                && subject.adapter.is_some()
+                && number == cases.len() / 2
+                && !verdict.spoiled()
+            {
+                spoil(&mut got);
+            }
+            let against_exact = difference(&got, &exact, "the reference");
+            let against_cpu = cpu.as_ref().and_then(|cpu| difference(&got, cpu, "the CPU backend"));
+            verdict.count(case, against_exact.or(against_cpu));
+            if cpu.is_none() {
+                cpu = Some(got);
+            }
+        }
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+
+    let verification = Verification {
+        cases: cases.len(),
+        mismatches: verdicts.iter().map(|verdict| verdict.mismatches).sum(),
+        fault_injected: args.inject_fault,
+        subjects: verdicts,
+    };
+    if json {
+        output::print_json(&verification)?
+    } else {
+        output::print(&verification.table(&subjects))?
+    }
+    Ok(if verification.mismatches == 0 { Outcome::Success } else { Outcome::Mismatch })
+}
+
+/// The CPU backend first, then every adapter in every strategy.
+fn subjects(args: &Args) -> Result<Vec<Subject>, Failure> {
+    let cpu = |name: &str, strategy, backend: Cpu| Subject {
+        name: name.into(),
+        adapter: None,
+        strategy,
+        backend: Box::new(backend),
+    };
+    let mut subjects = vec![
+        cpu("cpu", "all threads", Cpu::new()?),
+        cpu("cpu", "one thread", Cpu::with_threads(1)?),
+        cpu("cpu", "exact sums only", Cpu::new()?.force_exact(true)),
+    ];
+    subjects.extend(gpu_subjects(args)?);
+    Ok(subjects)
+}
+
+#[cfg(feature = "gpu")]
+fn gpu_subjects(args: &Args) -> Result<Vec<Subject>, Failure> {
+    use byzclip::Gpu;
+    use byzclip::backend::gpu::{Tuning, adapters, choose_adapter, open};
+    let adapters = match &args.adapter {
+        Some(name) => vec![choose_adapter(Some(name))?],
+        None => adapters(),
+    };
+    if adapters.is_empty() && args.inject_fault {
+        return Err(no_adapter_to_spoil());
+    }
+    let mut subjects = Vec::new();
+    for adapter in adapters {
+        let name = adapter.get_info().name;
+        let (device, queue) = open(&adapter)?;
+        let make = || Gpu::from_device(device.clone(), queue.clone());
+        let own = make()?;
+        let suited = own.tuning().clone();
+        let portable = Tuning { window: suited.window.min(Tuning::portable().window), ..Tuning::portable() };
+        let strategies = [
+            ("as suits it", suited.clone()),
+            ("portable", portable),
+            ("one element at a time", Tuning { wide: false, ..suited.clone() }),
+            ("small tiles and windows", Tuning { tile: 64, window: 256, ..suited.clone() }),
+            ("exact sums only", Tuning { force_exact: true, ..suited }),
+        ];
+        for (strategy, tuning) in strategies {
+            subjects.push(Subject {
+                name: name.clone(),
+                adapter: Some(name.clone()),
+                strategy,
+                backend: Box::new(make()?.with_tuning(tuning)?),
+            });
+        }
+    }
+    Ok(subjects)
+}
+
+#[cfg(not(feature = "gpu"))]
+fn gpu_subjects(args: &Args) -> Result<Vec<Subject>, Failure> {
+    match (&args.adapter, args.inject_fault) {
+        (None, false) => Ok(Vec::new()),
+        _ => Err(no_adapter_to_spoil()),
+    }
+}
+
+fn no_adapter_to_spoil() -> Failure {
+    Failure::Failed(
+        "got no GPU adapter; expected one to verify; install a Vulkan driver (lavapipe will do)".into(),
+    )
+}
+
+fn answer(backend: &dyn Backend, case: &Case) -> Answer {
+    let mut data = case.data.clone();
+    let report = backend.run(&case.layout, &mut data, &case.clipping);
+    Answer { data, report }
+}
+
+/// Flips the lowest bit of one value that the clip stage has written, or of the first.
+fn spoil(answer: &mut Answer) {
+    let written = answer.data.iter().position(|value| *value != 0.0 && value.is_finite()).unwrap_or(0);
+    if let Some(value) = answer.data.get_mut(written) {
+        *value = f32::from_bits(value.to_bits() ^ 1);
+    }
+}
+
+/// The first difference, in words.
+fn difference(got: &Answer, expected: &Answer, of: &str) -> Option<String> {
+    match (&got.report, &expected.report) {
+        (Ok(got), Ok(expected)) => {
+            let differs = |row: &usize| !same_row(&got.rows[*row], &expected.rows[*row]);
+            if let Some(row) = (0..expected.rows.len()).find(differs) {
+                return Some(format!(
+                    "row {row}: got {:?}, {of} has {:?}",
+                    got.rows[row], expected.rows[row]
+                ));
+            }
+        }
+        (Err(got), Err(expected)) if got == expected => {}
+        (got, expected) => {
+            return Some(format!("got {:?}, {of} has {:?}", got.as_ref().err(), expected.as_ref().err()));
+        }
+    }
+    let element = (0..expected.data.len()).find(|&i| got.data[i].to_bits() != expected.data[i].to_bits())?;
+    let (got, expected) = (got.data[element].to_bits(), expected.data[element].to_bits());
+    Some(format!("element {element}: got the bits {got:08x}, {of} has {expected:08x}"))
+}
+
+fn same_row(got: &byzclip::RowReport, expected: &byzclip::RowReport) -> bool {
+    let row =
+        |r: &byzclip::RowReport| (r.norm.to_bits(), r.bound.map(f32::to_bits), r.factor.to_bits(), r.status);
+    let segment =
+        |s: &byzclip::SegmentReport| (s.norm.to_bits(), s.bound.to_bits(), s.factor.to_bits(), s.status);
+    row(got) == row(expected) && got.segments.iter().map(segment).eq(expected.segments.iter().map(segment))
+}
+
+impl Verdict {
+    fn new(subject: &Subject) -> Self {
+        Self {
+            backend: subject.backend.ran().backend.name(),
+            adapter: subject.adapter.clone(),
+            strategy: subject.strategy,
+            mismatches: 0,
+            first_mismatch: None,
+            by_class: vec![(0, 0); cases::CLASSES.len()],
+        }
+    }
+
+    fn count(&mut self, case: &Case, difference: Option<String>) {
+        let (same, different) = &mut self.by_class[case.class];
+        match difference {
+            None => *same += 1,
+            Some(words) => {
+                *different += 1;
+                self.mismatches += 1;
+                self.first_mismatch.get_or_insert_with(|| format!("{}: {words}", case.name));
+            }
+        }
+    }
+
+    fn spoiled(&self) -> bool {
+        self.mismatches > 0
+    }
+}
+
+impl Verification {
+    fn table(&self, subjects: &[Subject]) -> String {
+        let mut text = format!(
+            "{} batches, every norm, factor, status and value against exact arithmetic, bit for bit\n\n",
+            self.cases
+        );
+        let mut head = vec!["backend", "strategy"];
+        head.extend(cases::CLASSES);
+        let cells = |i: usize| {
+            let verdict = &self.subjects[i];
+            let mut cells = vec![subjects[i].name.clone(), verdict.strategy.into()];
+            cells.extend(verdict.by_class.iter().map(|(same, different)| match different {
+                0 => format!("{same} ok"),
+                _ => format!("{different} WRONG"),
+            }));
+            cells
+        };
+        text.push_str(&super::rows::table_left(&head, self.subjects.len(), cells));
+        for verdict in &self.subjects {
+            if let Some(words) = &verdict.first_mismatch {
+                let on = verdict.adapter.as_deref().unwrap_or(verdict.backend);
+                text.push_str(&format!("\n{on}, {}: {words}", verdict.strategy));
+            }
+        }
+        if self.subjects.iter().all(|verdict| verdict.adapter.is_none()) {
+            text.push_str("\nno GPU adapter found: only the CPU backend was checked\n");
+        }
+        text.push_str(&match (self.mismatches, self.fault_injected) {
+            (0, false) => "\nno mismatch\n".to_owned(),
+            (0, true) => "\na fault was injected and NOT found\n".to_owned(),
+            (count, false) => format!("\n\n{count} MISMATCHES\n"),
+            (count, true) => format!("\n\n{count} mismatches, one fault was injected for each strategy\n"),
+        });
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use byzclip::{Clipping, Layout, Status};
+
+    use super::*;
+
+    #[test]
+    fn the_matrix_meets_every_status() {
+        let mut seen = std::collections::BTreeSet::new();
+        for case in cases::all().unwrap() {
+            if let Ok(report) = answer(&Reference, &case).report {
+                seen.extend(report.rows.iter().map(|row| row.status.name()));
+            }
+        }
+        let all = [Status::Untouched, Status::Clipped, Status::Zeroed, Status::OutOfScope, Status::Kept];
+        assert_eq!(seen, all.iter().map(|status| status.name()).collect());
+    }
+
+    #[test]
+    fn a_single_bit_is_a_difference() {
+        let layout = Layout::dense(2, 3).unwrap();
+        let case = Case {
+            name: "a bit".into(),
+            class: 0,
+            layout,
+            data: vec![1.0, 2.0, 3.0, 0.1, 0.2, 0.3],
+            clipping: Clipping::fixed(1.0),
+        };
+        let exact = answer(&Reference, &case);
+        let mut got = answer(&Reference, &case);
+        assert_eq!(difference(&got, &exact, "x"), None);
+        spoil(&mut got);
+        assert!(difference(&got, &exact, "x").is_some());
+    }
+}
