@@ -168,7 +168,9 @@ pub enum Error {
         expected: &'static str,
     },
     /// A line of the training data cannot be read.
-    #[error("unreadable training data: got {got} in line {line}; expected {expected}; restore data/digits.csv")]
+    #[error(
+        "unreadable training data: got {got} in line {line}; expected {expected}; restore data/digits.csv"
+    )]
     Data {
         /// The line, from 1.
         line: usize,

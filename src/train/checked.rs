@@ -14,16 +14,17 @@ pub(super) enum Check {
     Reference,
 }
 
-/// The norms of all rows.
+/// The norms of the rows in scope.
 pub(super) fn norms(
     backend: &dyn Backend,
     layout: &Layout,
     data: &[f32],
+    scope: &Scope,
     check: Check,
 ) -> Result<Vec<Norm>> {
-    let norms = backend.norms(layout, data, &Scope::All, Granularity::Row)?.rows;
+    let norms = backend.norms(layout, data, scope, Granularity::Row)?.rows;
     if check == Check::Reference {
-        let expected = Reference.norms(layout, data, &Scope::All, Granularity::Row)?.rows;
+        let expected = Reference.norms(layout, data, scope, Granularity::Row)?.rows;
         same(&backend.ran(), "norms", &norms, &expected)?;
     }
     Ok(norms)

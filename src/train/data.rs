@@ -20,7 +20,7 @@ const DIGITS: &str = include_str!("../../data/digits.csv");
 /// Images with their labels.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Examples {
-    /// `[len, PIXELS]`, from 0 (paper) to 1 (ink).
+    /// `[len, PIXELS]`, from 0 (paper) to 16 (ink), as they are in the file.
     pixels: Vec<f64>,
     /// `[len]`, below [`CLASSES`].
     labels: Vec<u8>,
@@ -55,7 +55,7 @@ impl Examples {
         if label >= CLASSES {
             return Err(refused(line, &label.to_string(), "a label from 0 to 9"));
         }
-        self.pixels.extend(pixels.iter().map(|&pixel| f64::from(pixel) / 16.0));
+        self.pixels.extend(pixels.iter().copied().map(f64::from));
         self.labels.push(label);
         Ok(())
     }
@@ -150,10 +150,14 @@ mod tests {
     #[test]
     fn malformed_lines_are_errors_with_their_number() {
         let good = format!("{}3", "16,".repeat(PIXELS));
-        assert_eq!(Examples::parse(&good).unwrap().pixels(0), [1.0; PIXELS]);
-        for bad in
-            ["", "1,2,3", &good.replacen("16", "17", 1), &good.replacen("16", "x", 1), &good.replace(",3", ",10")]
-        {
+        assert_eq!(Examples::parse(&good).unwrap().pixels(0), [16.0; PIXELS]);
+        for bad in [
+            "",
+            "1,2,3",
+            &good.replacen("16", "17", 1),
+            &good.replacen("16", "x", 1),
+            &good.replace(",3", ",10"),
+        ] {
             let error = Examples::parse(&format!("{good}\n{bad}\n")).unwrap_err();
             assert!(matches!(error, Error::Data { line: 2, .. }), "{error}");
         }

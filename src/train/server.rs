@@ -9,7 +9,7 @@ use super::settings::{ClipAt, Training};
 use crate::attack::AdversaryMode;
 use crate::backend::Backend;
 use crate::batch::Layout;
-use crate::clip::{Clipping, Status};
+use crate::clip::{Clipping, Scope, Status};
 use crate::error::Result;
 use crate::norms::Norm;
 use crate::report::Report;
@@ -158,7 +158,8 @@ impl<'a> Server<'a> {
             client.gradient(self.training, &locals[row.clone()], &mut gradients[row]);
         }
         if let Some(clipping) = &self.clip_gradients {
-            self.record.gradients.extend(checked::norms(self.backend, &self.layout, &gradients, check)?);
+            let norms = checked::norms(self.backend, &self.layout, &gradients, &clipping.scope, check)?;
+            self.record.gradients.extend(norms);
             let report = checked::clip(self.backend, &self.layout, &mut gradients, clipping, check)?;
             self.record.count(&report);
         }
@@ -166,7 +167,7 @@ impl<'a> Server<'a> {
     }
 
     fn record_updates(&mut self, updates: &[f32], check: Check) -> Result<()> {
-        let norms = checked::norms(self.backend, &self.layout, updates, check)?;
+        let norms = checked::norms(self.backend, &self.layout, updates, &Scope::All, check)?;
         for (client, norm) in self.clients.iter().zip(norms) {
             let of = &mut self.record;
             if client.mode().is_hostile() { &mut of.hostile } else { &mut of.honest }.push(norm);
