@@ -167,4 +167,32 @@ pub enum Error {
         /// The values allowed.
         expected: &'static str,
     },
+    /// A line of the training data cannot be read.
+    #[error(
+        "unreadable training data: got {got} in line {line}; expected {expected}; restore data/digits.csv"
+    )]
+    Data {
+        /// The line, from 1.
+        line: usize,
+        /// What it holds.
+        got: String,
+        /// What a line holds.
+        expected: &'static str,
+    },
+    /// A backend's results are not those of the reference.
+    #[error(
+        "{stage} differs from the reference: got {got} for row {row}; expected {expected}; do not trust {backend} and report this"
+    )]
+    Mismatch {
+        /// The backend and what it ran on.
+        backend: String,
+        /// The stage whose results differ.
+        stage: &'static str,
+        /// The first row that differs.
+        row: usize,
+        /// What the backend found.
+        got: String,
+        /// What the reference found.
+        expected: String,
+    },
 }
