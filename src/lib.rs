@@ -61,3 +61,8 @@ pub use report::{BackendKind, Ran, Report, RowReport, SegmentReport};
 pub use threshold::{Decision, Threshold};
 #[cfg(feature = "gpu")]
 pub use wgpu;
+
+/// The examples of the README run as doctests.
+#[cfg(all(doctest, feature = "gpu"))]
+#[doc = include_str!("../README.md")]
+struct Readme;
