@@ -172,10 +172,15 @@ impl Default for Training {
     /// Twenty clients, four of which climb the loss with boosted gradients; hostile updates are clipped
     /// to λ = 2.0 at the server.
     ///
-    /// The learning rate makes λ = 2.0 a bound of the usual size: honest updates have a median norm just
-    /// below it, hostile ones are 50 to 100 times longer. Steps that are much smaller leave the honest
-    /// clients unable to undo in a round what the hostile ones do with a norm of 2.0, and then this λ is
-    /// too large for scope `hostile` and `all` alike.
+    /// The learning rate makes λ = 2.0 a bound of the usual size: honest updates have a median norm of
+    /// about 1.9, hostile ones are some 70 times longer (20 times where they flip labels). With steps
+    /// that are much smaller, the honest clients cannot undo in a round what the hostile ones do with a
+    /// norm of 2.0, and the clipped attack costs 0.1 of the accuracy or more.
+    ///
+    /// Chosen on the seeds 0 to 4. On the seeds 100 to 149 the clipped attack costs 0.008 of the accuracy
+    /// on average and at most 0.028; [`ClipAt::LocalStep`] costs 0.011, at most 0.050. There,
+    /// [`ClipScope::All`] does not defend: honest gradients are mostly longer than 2.0, so clipping
+    /// all of them gives the attack the weight that the boost gave it.
     fn default() -> Self {
         Self {
             model: Model::default(),
