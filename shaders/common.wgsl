@@ -26,7 +26,27 @@ struct Span {
     length: u32,
     // Bounds the relative error of the fast sum, in units of 2^-48.
     error_units: u32,
-    padding: u32,
+    // The group that the bound comes from, or NO_GROUP where `bound` holds it.
+    group: u32,
+}
+
+// Spans that share a bound, and the rule for it.
+struct Group {
+    // Members are members[first] … members[first + count - 1].
+    first: u32,
+    count: u32,
+    // The group's words of state begin here.
+    state: u32,
+    // RULE_*
+    rule: u32,
+    // Billionths of a quantile or target, or the number of Byzantine clients.
+    amount: u32,
+    // The bits of an f32, or the adaptive rate in units of 2^-24 powers of two.
+    factor: u32,
+    // Rounds of a history, or the bits of the least C.
+    window: u32,
+    // The bits of the greatest C.
+    greatest: u32,
 }
 
 // A norm: the bits of an f32 whose exponent field may grow past 254, and a kind.
@@ -55,7 +75,8 @@ struct Params {
     non_finite: u32,
     // 1: every norm takes the exact sum.
     force_exact: u32,
-    padding_0: u32,
+    // Groups of spans that share a bound.
+    groups: u32,
     padding_1: u32,
     padding_2: u32,
 }
@@ -78,6 +99,13 @@ const POLICY_ZERO: u32 = 0u;
 const POLICY_ERROR: u32 = 1u;
 const POLICY_KEEP: u32 = 2u;
 
+const RULE_QUANTILE: u32 = 0u;
+const RULE_HISTORY: u32 = 1u;
+const RULE_ARC: u32 = 2u;
+const RULE_ADAPTIVE: u32 = 3u;
+
+const NO_GROUP: u32 = 0xffffffffu;
+const NO_NORM: u32 = 0xffffffffu;
 const NO_SPAN: u32 = 0xffffffffu;
 const MAGNITUDE: u32 = 0x7fffffffu;
 const INFINITY: u32 = 0x7f800000u;
@@ -121,6 +149,31 @@ fn shr64(a: vec2<u32>, n: u32) -> vec2<u32> {
         return a;
     }
     return vec2<u32>((a.x >> n) | (a.y << (32u - n)), a.y >> n);
+}
+
+fn mul64(a: u32, b: u32) -> vec2<u32> {
+    let low = (a & 0xffffu) * (b & 0xffffu);
+    let left = (a >> 16u) * (b & 0xffffu);
+    let right = (a & 0xffffu) * (b >> 16u);
+    var result = vec2<u32>(low, (a >> 16u) * (b >> 16u));
+    result = add64(result, vec2<u32>(left << 16u, left >> 16u));
+    return add64(result, vec2<u32>(right << 16u, right >> 16u));
+}
+
+// The quotient of numbers below 2^63, rounded down; the divisor is not 0.
+fn div64(dividend: vec2<u32>, divisor: vec2<u32>) -> vec2<u32> {
+    var remainder = vec2<u32>();
+    var quotient = vec2<u32>();
+    for (var bit = 0u; bit < 64u; bit++) {
+        let next = select(dividend.x >> (63u - bit), dividend.y >> (31u - bit), bit < 32u) & 1u;
+        remainder = shl64(remainder, 1u) | vec2<u32>(next, 0u);
+        quotient = shl64(quotient, 1u);
+        if !less64(remainder, divisor) {
+            remainder = sub64(remainder, divisor);
+            quotient.x |= 1u;
+        }
+    }
+    return quotient;
 }
 
 // The square of a number below 2^26.

@@ -147,7 +147,7 @@ pub enum Status {
 
 impl Status {
     /// The status with this number.
-    #[must_use]
+    #[cfg(feature = "gpu")]
     pub(crate) const fn from_code(code: u32) -> Self {
         match code {
             0 => Self::Untouched,

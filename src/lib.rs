@@ -58,7 +58,7 @@ pub use clip::{Clipping, NonFinite, Scope, Status};
 pub use error::{Error, Result};
 pub use norms::{Norm, NormClass, Norms};
 pub use report::{BackendKind, Ran, Report, RowReport, SegmentReport};
-pub use threshold::{Decision, Threshold};
+pub use threshold::{Adaptive, Decision, State, Threshold};
 #[cfg(feature = "gpu")]
 pub use wgpu;
 

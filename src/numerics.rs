@@ -169,6 +169,29 @@ pub fn factor(bound: f32, norm: Norm) -> f64 {
     mantissa as f64 * power_of_two(exponent - 23)
 }
 
+/// `total` · √(part / whole), rounded down to 24 bits; 0 where `whole` is 0.
+///
+/// Both are at most 2^31, so the integers fit 128 bits: 48 for the square of the mantissa, 31 for `part`,
+/// 49 more so that the root keeps 24 bits.
+pub(crate) fn root_of_share(total: f32, part: usize, whole: usize) -> f32 {
+    if whole == 0 || part == 0 || total == 0.0 {
+        return 0.0;
+    }
+    if total == f32::INFINITY {
+        return total;
+    }
+    let (mantissa, field) = normalised(total.to_bits());
+    let square = u128::from(mantissa) * u128::from(mantissa);
+    // part <= whole: the root has at most 24 + 24 bits, and at least 24 + 24 - 16.
+    let root = (((square * part as u128) << 48) / whole as u128).isqrt();
+    let excess = (128 - root.leading_zeros()).saturating_sub(24);
+    let mantissa = (root >> excess) as f64;
+    // Below the range of normal numbers the conversion may round: downwards keeps the promise.
+    let exact = mantissa * power_of_two(field - 150 - 24 + excess as i32);
+    let rounded = exact as f32;
+    if f64::from(rounded) > exact { rounded.next_down() } else { rounded }
+}
+
 /// A 24-bit mantissa and the exponent field of the same value in the bits of an `f32` (or of a
 /// wide norm), subnormals normalised.
 fn normalised(bits: u32) -> (u32, i32) {

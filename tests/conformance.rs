@@ -345,12 +345,15 @@ fn the_stages_one_by_one_give_what_the_run_gives() {
             let clipping = Clipping::per_row(bounds).granularity(granularity).scope(scope);
             let want_data = conform(&shape.name, &shape.layout, &data, &clipping).data;
             let want = Reference.norms(&shape.layout, &data, &clipping.scope, granularity).unwrap();
-            let decided = Reference.threshold(&shape.layout, &want, &clipping).unwrap();
+            let decided =
+                Reference.threshold(&shape.layout, &want, &clipping, &mut byzclip::State::default()).unwrap();
             for (name, backend) in all() {
                 let context = format!("{}, {granularity:?}: {name}", shape.name);
                 let norms = backend.norms(&shape.layout, &data, &clipping.scope, granularity).unwrap();
                 assert_same_norms(&context, &norms, &want);
-                let decisions = backend.threshold(&shape.layout, &norms, &clipping).unwrap();
+                let decisions = backend
+                    .threshold(&shape.layout, &norms, &clipping, &mut byzclip::State::default())
+                    .unwrap();
                 assert_eq!(decisions, decided, "{context}");
                 let mut clipped = data.clone();
                 backend.clip(&shape.layout, &mut clipped, granularity, &decisions).unwrap();

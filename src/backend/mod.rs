@@ -19,7 +19,7 @@ use crate::clip::{Clipping, Scope};
 use crate::error::Result;
 use crate::norms::Norms;
 use crate::report::{Ran, Report};
-use crate::threshold::{self, Decision};
+use crate::threshold::{self, Decision, Source, State};
 
 /// The three stages over a batch in host memory, each separately and as one call.
 ///
@@ -49,12 +49,18 @@ pub trait Backend: Send + Sync {
     /// Where data or scope do not fit the layout, or the device fails.
     fn norms(&self, layout: &Layout, data: &[f32], scope: &Scope, granularity: Granularity) -> Result<Norms>;
 
-    /// Stage 2: bounds, factors and statuses from norms.
+    /// Stage 2: bounds, factors and statuses from norms; the state moves on by a round.
     ///
     /// # Errors
     /// Those of [`threshold::decide`], or where the device fails.
-    fn threshold(&self, layout: &Layout, norms: &Norms, clipping: &Clipping) -> Result<Vec<Decision>> {
-        threshold::decide(layout, norms, clipping)
+    fn threshold(
+        &self,
+        layout: &Layout,
+        norms: &Norms,
+        clipping: &Clipping,
+        state: &mut State,
+    ) -> Result<Vec<Decision>> {
+        threshold::decide(layout, norms, clipping, state)
     }
 
     /// Stage 3: applies decisions in place; spans that are neither clipped nor zeroed are not written.
@@ -69,17 +75,31 @@ pub trait Backend: Send + Sync {
         decisions: &[Decision],
     ) -> Result<()>;
 
-    /// All stages as one call.
+    /// All stages as one call, for a threshold that starts anew.
     ///
     /// # Errors
-    /// Those of the stages; the data is unchanged where an error is returned before the clip stage,
-    /// which includes every error that the caller's values can cause.
+    /// Those of [`Backend::run_with`].
     fn run(&self, layout: &Layout, data: &mut [f32], clipping: &Clipping) -> Result<Report> {
+        self.run_with(layout, data, clipping, &mut State::default())
+    }
+
+    /// All stages as one call, for a threshold that remembers earlier rounds; an empty state begins anew.
+    ///
+    /// # Errors
+    /// Those of the stages; data and state are unchanged where an error is returned before the clip stage,
+    /// which includes every error that the caller's values can cause.
+    fn run_with(
+        &self,
+        layout: &Layout,
+        data: &mut [f32],
+        clipping: &Clipping,
+        state: &mut State,
+    ) -> Result<Report> {
         layout.check(data.len())?;
-        // Bounds are checked before the data is read.
-        clipping.threshold.bounds(layout, clipping.granularity)?;
+        // Settings are checked before the data is read.
+        Source::new(&clipping.threshold, layout, clipping.granularity)?.prepare(&mut state.clone())?;
         let norms = self.norms(layout, data, &clipping.scope, clipping.granularity)?;
-        let decisions = self.threshold(layout, &norms, clipping)?;
+        let decisions = self.threshold(layout, &norms, clipping, state)?;
         self.clip(layout, data, clipping.granularity, &decisions)?;
         Ok(Report::new(self.ran(), layout, clipping.granularity, &norms, &decisions))
     }

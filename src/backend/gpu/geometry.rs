@@ -35,7 +35,8 @@ pub(crate) struct Span {
     pub row: u32,
     pub length: u32,
     pub error_units: u32,
-    pub padding: u32,
+    /// `NO_GROUP` where `bound` holds the bound.
+    pub group: u32,
 }
 
 /// Part of the batch that one binding holds.
@@ -54,6 +55,8 @@ pub(crate) struct Geometry {
     pub spans: Vec<Span>,
     /// How many spans have a bound.
     pub bounded: usize,
+    /// How many groups of spans may share a bound: one, or one for each position of a segment in its row.
+    pub most_groups: usize,
     pub tiles: Vec<Tile>,
     /// Partial sums.
     pub slots: usize,
@@ -109,6 +112,10 @@ impl Geometry {
         let mut geometry = Self {
             spans: Vec::new(),
             bounded: placement.spans.len(),
+            most_groups: (0..layout.clients())
+                .map(|row| layout.spans_of(granularity, row).len())
+                .max()
+                .unwrap_or(0),
             tiles: Vec::new(),
             slots: 0,
             windows: Vec::new(),
@@ -207,7 +214,7 @@ impl Geometry {
             row,
             length: length as u32,
             error_units: tuning.error_units(slot_count, length),
-            padding: 0,
+            group: super::rules::NO_GROUP,
         }
     }
 }

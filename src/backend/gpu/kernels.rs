@@ -21,6 +21,10 @@ pub(crate) enum Resource {
     Limbs = 6,
     Decisions = 7,
     NonFiniteRows = 8,
+    Groups = 9,
+    Members = 10,
+    State = 11,
+    Bounds = 12,
 }
 
 /// How a kernel uses a resource.
@@ -40,6 +44,8 @@ pub(crate) enum Grid {
     Span,
     /// As many spans as it has invocations.
     Spans,
+    /// One group of spans that share a bound.
+    Group,
 }
 
 /// A row of the kernel table.
@@ -54,10 +60,13 @@ pub(crate) struct Kernel {
 }
 
 use Access::{Read, ReadWrite, Uniform};
-use Resource::{Data, Decisions, Limbs, NonFiniteRows, Norms, Params, Partials, Spans, Tiles};
+use Resource::{
+    Bounds, Data, Decisions, Groups, Limbs, Members, NonFiniteRows, Norms, Params, Partials, Spans, State,
+    Tiles,
+};
 
 /// In the order in which a run dispatches them.
-pub(crate) const KERNELS: [Kernel; 6] = [
+pub(crate) const KERNELS: [Kernel; 7] = [
     Kernel {
         name: "norms_tiles",
         file: "norms",
@@ -90,7 +99,22 @@ pub(crate) const KERNELS: [Kernel; 6] = [
         grid: Grid::Spans,
     },
     Kernel {
-        name: "threshold",
+        name: "threshold_groups",
+        file: "threshold",
+        bindings: &[
+            (Params, Uniform),
+            (Spans, Read),
+            (Norms, Read),
+            (NonFiniteRows, Read),
+            (Groups, Read),
+            (Members, Read),
+            (State, ReadWrite),
+            (Bounds, ReadWrite),
+        ],
+        grid: Grid::Group,
+    },
+    Kernel {
+        name: "threshold_spans",
         file: "threshold",
         bindings: &[
             (Params, Uniform),
@@ -98,6 +122,7 @@ pub(crate) const KERNELS: [Kernel; 6] = [
             (Norms, Read),
             (Decisions, ReadWrite),
             (NonFiniteRows, Read),
+            (Bounds, ReadWrite),
         ],
         grid: Grid::Spans,
     },
@@ -196,6 +221,8 @@ fn build_one(device: &wgpu::Device, kernel: &'static Kernel, variant: Variant, t
     let workgroup = match kernel.grid {
         Grid::Tile => tuning.workgroup,
         Grid::Span | Grid::Spans => tuning.span_workgroup,
+        // The most that every device can run: a selection walks through all norms of a group, five times.
+        Grid::Group => 256,
     };
     let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
         label: Some(kernel.name),
@@ -231,6 +258,7 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::panic)]
     use super::super::geometry::{Span, Tile};
     use super::super::plan::{DeviceDecision, Params};
+    use super::super::rules::Group;
     use super::*;
     use crate::norms::Norm;
 
@@ -314,6 +342,7 @@ mod tests {
         assert_eq!(size("Tile"), size_of::<Tile>());
         assert_eq!(size("Span"), size_of::<Span>());
         assert_eq!(size("Norm"), size_of::<Norm>());
+        assert_eq!(size("Group"), size_of::<Group>());
         assert_eq!(size("Decision"), size_of::<DeviceDecision>());
     }
 
@@ -339,7 +368,7 @@ mod tests {
                 ("row", offset_of!(Span, row)),
                 ("length", offset_of!(Span, length)),
                 ("error_units", offset_of!(Span, error_units)),
-                ("padding", offset_of!(Span, padding)),
+                ("group", offset_of!(Span, group)),
             ])
         );
         assert_eq!(
@@ -362,15 +391,45 @@ mod tests {
             ])
         );
         assert_eq!(
-            offsets("Params")[..5],
+            offsets("Group"),
+            expected(&[
+                ("first", offset_of!(Group, first)),
+                ("count", offset_of!(Group, count)),
+                ("state", offset_of!(Group, state)),
+                ("rule", offset_of!(Group, rule)),
+                ("amount", offset_of!(Group, amount)),
+                ("factor", offset_of!(Group, factor)),
+                ("window", offset_of!(Group, window)),
+                ("greatest", offset_of!(Group, greatest)),
+            ])
+        );
+        assert_eq!(
+            offsets("Params")[..6],
             expected(&[
                 ("zero", offset_of!(Params, zero)),
                 ("spans", offset_of!(Params, spans)),
                 ("bounded", offset_of!(Params, bounded)),
                 ("non_finite", offset_of!(Params, non_finite)),
                 ("force_exact", offset_of!(Params, force_exact)),
+                ("groups", offset_of!(Params, groups)),
             ])
         );
+    }
+
+    #[test]
+    fn the_shader_has_the_hosts_table_of_roots() {
+        let text = source("threshold", VARIANTS[0]);
+        let table: Vec<u32> = text
+            .split("array<u32, 24>(")
+            .nth(1)
+            .unwrap()
+            .split(')')
+            .next()
+            .unwrap()
+            .split(',')
+            .filter_map(|number| number.trim().trim_end_matches('u').parse().ok())
+            .collect();
+        assert_eq!(table, crate::threshold::ROOTS_OF_TWO);
     }
 
     /// wgpu's noop backend validates as a device does, and needs none.

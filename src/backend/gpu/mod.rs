@@ -11,6 +11,7 @@ mod device;
 mod geometry;
 mod kernels;
 mod plan;
+mod rules;
 mod transfer;
 mod tuning;
 
@@ -20,9 +21,10 @@ pub use device::{adapters, choose_adapter, is_software, open};
 pub use plan::Plan;
 pub use tuning::Tuning;
 
-use self::device::{LostReason, guarded};
+use self::device::{LostReason, guarded, wait};
 use self::geometry::Placement;
 use self::kernels::Pipelines;
+use self::rules::Rules;
 use self::transfer::Transfer;
 use super::{Backend, check_decisions};
 use crate::batch::{Granularity, Layout};
@@ -30,7 +32,7 @@ use crate::clip::{Clipping, Scope};
 use crate::error::{Error, Result};
 use crate::norms::Norms;
 use crate::report::{BackendKind, Ran, Report};
-use crate::threshold::{self, Decision};
+use crate::threshold::{self, Decision, Source, State};
 
 /// A device with its kernels.
 ///
@@ -176,7 +178,10 @@ impl Gpu {
     ) -> Result<T> {
         self.ensure_checked()?;
         let mut slot = self.session.lock().unwrap_or_else(PoisonError::into_inner);
-        let fits = |s: &Session| s.layout == *layout && s.granularity == clipping.granularity;
+        let rules = Rules::new(&Source::new(&clipping.threshold, layout, clipping.granularity)?)?;
+        let fits = |s: &Session| {
+            s.layout == *layout && s.granularity == clipping.granularity && s.plan.holds(&rules)
+        };
         match slot.as_mut().filter(|session| fits(session)) {
             Some(session) => session.plan.set_clipping(clipping)?,
             None => {
@@ -238,15 +243,24 @@ impl Backend for Gpu {
         })
     }
 
-    fn threshold(&self, layout: &Layout, norms: &Norms, clipping: &Clipping) -> Result<Vec<Decision>> {
+    fn threshold(
+        &self,
+        layout: &Layout,
+        norms: &Norms,
+        clipping: &Clipping,
+        state: &mut State,
+    ) -> Result<Vec<Decision>> {
         threshold::check_norms(layout, norms, clipping.granularity)?;
         if clipping.non_finite == crate::NonFinite::Error {
             threshold::refuse_non_finite(&norms.rows)?;
         }
         self.with_session(layout, clipping, |session| {
             session.plan.write_norms(norms)?;
+            session.plan.set_state(state)?;
             self.context.submit("deciding bounds", |encoder| session.plan.record_threshold(encoder))?;
-            Ok(session.plan.read_blocking()?.1)
+            let (_, decisions) = session.plan.read_blocking()?;
+            *state = session.plan.state_blocking()?;
+            Ok(decisions)
         })
     }
 
@@ -268,17 +282,25 @@ impl Backend for Gpu {
         })
     }
 
-    fn run(&self, layout: &Layout, data: &mut [f32], clipping: &Clipping) -> Result<Report> {
+    fn run_with(
+        &self,
+        layout: &Layout,
+        data: &mut [f32],
+        clipping: &Clipping,
+        state: &mut State,
+    ) -> Result<Report> {
         layout.check(data.len())?;
-        clipping.threshold.bounds(layout, clipping.granularity)?;
         self.with_session(layout, clipping, |session| {
+            session.plan.set_state(state)?;
             session.upload(&self.context, data, &clipping.scope)?;
             self.context.submit("clipping", |encoder| session.plan.record(encoder))?;
             let (norms, decisions) = session.plan.read_blocking()?;
             if clipping.non_finite == crate::NonFinite::Error {
                 threshold::refuse_non_finite(&norms.rows)?;
             }
+            let next = session.plan.state_blocking()?;
             session.download(&self.context, data, &decisions)?;
+            *state = next;
             Ok(Report::new(self.ran(), layout, clipping.granularity, &norms, &decisions))
         })
     }
@@ -320,6 +342,22 @@ impl GpuContext {
             })
         })
         .map_err(|e| self.lost.explain(e))
+    }
+
+    /// Waits for the device until a map that it was asked for is there.
+    pub(crate) fn wait_for<T>(
+        &self,
+        mapped: impl Future<Output = Result<T>>,
+        during: &'static str,
+    ) -> Result<T> {
+        let mut mapped = std::pin::pin!(mapped);
+        // The first poll of the future asks for the map; only then is there something to wait for.
+        let waker = std::task::Waker::noop();
+        let done = match mapped.as_mut().poll(&mut std::task::Context::from_waker(waker)) {
+            std::task::Poll::Ready(done) => done,
+            std::task::Poll::Pending => wait(&self.device, during).and_then(|()| pollster::block_on(mapped)),
+        };
+        done.map_err(|e| self.lost.explain(e))
     }
 
     /// Records and submits.

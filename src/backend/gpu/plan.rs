@@ -5,16 +5,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytemuck::{Pod, Zeroable};
 
 use super::GpuContext;
-use super::device::{guarded, read_mapped, wait};
+use super::device::{guarded, read_mapped};
 use super::geometry::{Geometry, Placement, Span};
 use super::kernels::{Grid, Pipeline, Resource};
+use super::rules::{Group, NO_GROUP, Rules};
 use crate::batch::{Granularity, Layout};
 use crate::clip::{Clipping, NonFinite, Status};
 use crate::error::{Error, Result};
 use crate::norms::{Norm, Norms};
 use crate::numerics::power_of_two;
 use crate::report::Report;
-use crate::threshold::{self, Decision};
+use crate::threshold::{self, Decision, Source, State, Threshold};
 
 /// `Params` of common.wgsl.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
@@ -25,7 +26,8 @@ pub(crate) struct Params {
     pub bounded: u32,
     pub non_finite: u32,
     pub force_exact: u32,
-    pub padding: [u32; 3],
+    pub groups: u32,
+    pub padding: [u32; 2],
 }
 
 /// `Decision` of common.wgsl.
@@ -97,6 +99,8 @@ pub struct Plan {
     layout: Layout,
     granularity: Granularity,
     non_finite: NonFinite,
+    threshold: Threshold,
+    source: Source,
     geometry: Geometry,
     buffers: Buffers,
     steps: Vec<Step>,
@@ -113,6 +117,11 @@ struct Buffers {
     limbs: wgpu::Buffer,
     decisions: wgpu::Buffer,
     non_finite_rows: wgpu::Buffer,
+    groups: wgpu::Buffer,
+    members: wgpu::Buffer,
+    /// What adaptive and history thresholds remember.
+    state: wgpu::Buffer,
+    bounds: wgpu::Buffer,
     /// Norms and decisions on their way to the host.
     staging: wgpu::Buffer,
 }
@@ -138,7 +147,9 @@ impl Plan {
         let tuning = &context.tuning;
         let geometry = Geometry::new(layout, clipping.granularity, placement, tuning)?;
         let pipelines = context.pipelines.get(&context.device, tuning, geometry.wide)?;
-        let buffers = Buffers::new(&context, &geometry)?;
+        let source = Source::new(&clipping.threshold, layout, clipping.granularity)?;
+        let rules = Rules::new(&source)?;
+        let buffers = Buffers::new(&context, &geometry, &rules)?;
         let steps = guarded(&context.device, "binding the buffers", || {
             steps(&context, pipelines, &geometry, &buffers, data)
         })?;
@@ -146,6 +157,8 @@ impl Plan {
             layout: layout.clone(),
             granularity: clipping.granularity,
             non_finite: clipping.non_finite,
+            threshold: clipping.threshold.clone(),
+            source,
             geometry,
             buffers,
             steps,
@@ -154,13 +167,18 @@ impl Plan {
         };
         plan.upload(plan.buffers.tiles.clone(), bytemuck::cast_slice(&plan.geometry.tiles))?;
         plan.set_clipping(clipping)?;
+        plan.set_state(&plan.source.initial_state())?;
         Ok(plan)
     }
 
-    /// Sets bounds, scope and non-finite policy for the submissions that follow.
+    /// Sets threshold, scope and non-finite policy for the submissions that follow.
+    ///
+    /// The state of an adaptive or history threshold stays where the threshold stays the same, and begins
+    /// anew where it does not.
     ///
     /// # Errors
-    /// Where threshold or scope do not fit the layout, or the granularity is not the plan's.
+    /// Where threshold or scope do not fit the layout, the granularity is not the plan's, or the threshold
+    /// remembers more than the one that the plan was made for.
     pub fn set_clipping(&mut self, clipping: &Clipping) -> Result<()> {
         if clipping.granularity != self.granularity {
             return Err(Error::Layout {
@@ -168,17 +186,37 @@ impl Plan {
                 expected: "the granularity that the plan was made for; make another plan",
             });
         }
-        let bounds = clipping.threshold.bounds(&self.layout, self.granularity)?;
+        let source = Source::new(&clipping.threshold, &self.layout, self.granularity)?;
+        let rules = Rules::new(&source)?;
+        if !self.holds(&rules) {
+            return Err(Error::Layout {
+                got: format!("a threshold that remembers {} words", rules.state_words),
+                expected: "no more than the threshold that the plan was made for; make another plan",
+            });
+        }
         let mask = clipping.scope.mask(self.layout.clients())?;
         let spans = self.geometry.spans.as_mut_slice();
         let (bounded, rows) = spans.split_at_mut(self.geometry.bounded);
         for (row, &in_scope) in mask.iter().enumerate() {
             for span in self.layout.spans_of(self.granularity, row) {
-                bounded[span].bound = bounds[span].to_bits();
                 bounded[span].in_scope = u32::from(in_scope);
             }
             if let Some(span) = rows.get_mut(row) {
                 span.in_scope = u32::from(in_scope);
+            }
+        }
+        match &source {
+            Source::Given(bounds) => {
+                for (span, bound) in bounded.iter_mut().zip(bounds) {
+                    (span.bound, span.group) = (bound.to_bits(), NO_GROUP);
+                }
+            }
+            Source::Computed { groups, .. } => {
+                for group in 0..groups.count() {
+                    for &span in groups.members_of(group) {
+                        bounded[span as usize].group = group as u32;
+                    }
+                }
             }
         }
         self.non_finite = clipping.non_finite;
@@ -194,10 +232,51 @@ impl Plan {
             force_exact: u32::from(
                 self.context.tuning.force_exact || self.context.fast_sums.get() == Some(&false),
             ),
-            padding: [0; 3],
+            groups: rules.groups.len() as u32,
+            padding: [0; 2],
         };
         self.upload(self.buffers.params.clone(), bytemuck::bytes_of(&params))?;
-        self.upload(self.buffers.spans.clone(), bytemuck::cast_slice(&self.geometry.spans))
+        self.upload(self.buffers.spans.clone(), bytemuck::cast_slice(&self.geometry.spans))?;
+        self.upload(self.buffers.groups.clone(), bytemuck::cast_slice(&rules.groups))?;
+        self.upload(self.buffers.members.clone(), bytemuck::cast_slice(&rules.members))?;
+        let same = self.threshold == clipping.threshold;
+        (self.threshold, self.source) = (clipping.threshold.clone(), source);
+        if same { Ok(()) } else { self.set_state(&self.source.initial_state()) }
+    }
+
+    /// Whether the plan's buffers have room for these rules.
+    pub(super) fn holds(&self, rules: &Rules) -> bool {
+        (rules.state_words.max(1) * 4) as u64 <= self.buffers.state.size()
+    }
+
+    /// Restores the state of an adaptive or history threshold; an empty one begins anew.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] where the state is of another threshold or shape; errors of the device.
+    pub fn set_state(&self, state: &State) -> Result<()> {
+        let mut state = state.clone();
+        self.source.prepare(&mut state)?;
+        self.upload(self.buffers.state.clone(), bytemuck::cast_slice(state.words()))
+    }
+
+    /// Reads the state of an adaptive or history threshold back, to be saved; waits for the device.
+    ///
+    /// # Errors
+    /// Errors of the device.
+    pub fn state_blocking(&self) -> Result<State> {
+        let words = self.source.initial_state().words().len();
+        if words == 0 {
+            return Ok(State::default());
+        }
+        let bytes = (words * 4) as u64;
+        let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
+        let staging = self.context.buffer("the state", bytes, usage)?;
+        self.context.submit("reading the state", |encoder| {
+            encoder.copy_buffer_to_buffer(&self.buffers.state, 0, &staging, 0, bytes);
+        })?;
+        let read = |bytes: &[u8]| State::from_words(bytemuck::pod_collect_to_vec(bytes));
+        let mapped = read_mapped(&staging, bytes, "reading the state", read);
+        self.context.wait_for(mapped, "reading the state")
     }
 
     /// Records all stages: norms, threshold, clip.
@@ -222,7 +301,7 @@ impl Plan {
 
     /// Records the threshold stage, on the norms in the plan.
     pub fn record_threshold(&self, encoder: &mut wgpu::CommandEncoder) {
-        self.record_steps(encoder, "byzclip threshold", &["threshold"]);
+        self.record_steps(encoder, "byzclip threshold", &["threshold_groups", "threshold_spans"]);
     }
 
     /// Records the clip stage, on the decisions in the plan.
@@ -273,16 +352,7 @@ impl Plan {
     /// Norms and decisions as they are on the device now.
     pub(super) fn read_blocking(&self) -> Result<(Norms, Vec<Decision>)> {
         self.submit_readback()?;
-        // The map is requested by the first poll of the future, before the device is.
-        let read = self.read_staging();
-        let mut read = std::pin::pin!(read);
-        let waker = std::task::Waker::noop();
-        let first = read.as_mut().poll(&mut std::task::Context::from_waker(waker));
-        if let std::task::Poll::Ready(done) = first {
-            return done;
-        }
-        wait(&self.context.device, "reading the report").map_err(|e| self.context.lost.explain(e))?;
-        pollster::block_on(read)
+        self.context.wait_for(self.read_staging(), "reading the report")
     }
 
     fn submit_readback(&self) -> Result<()> {
@@ -311,9 +381,8 @@ impl Plan {
             let decisions = bytemuck::cast_slice::<_, DeviceDecision>(decisions);
             (norms, decisions[..self.geometry.bounded].iter().map(|&decision| decision.to_host()).collect())
         };
-        read_mapped(&self.buffers.staging, bytes, "reading the report", read)
-            .await
-            .map_err(|e| self.context.lost.explain(e))
+        let read = read_mapped(&self.buffers.staging, bytes, "reading the report", read);
+        read.await.map_err(|e| self.context.lost.explain(e))
     }
 
     fn to_norms(&self, all: &[Norm]) -> Norms {
@@ -372,6 +441,7 @@ impl Plan {
             &self.buffers.limbs,
             &self.buffers.decisions,
             &self.buffers.non_finite_rows,
+            &self.buffers.bounds,
         ];
         for buffer in scratch {
             self.upload(buffer.clone(), &vec![0xa5; buffer.size() as usize])?;
@@ -381,7 +451,7 @@ impl Plan {
 }
 
 impl Buffers {
-    fn new(context: &GpuContext, geometry: &Geometry) -> Result<Self> {
+    fn new(context: &GpuContext, geometry: &Geometry, rules: &Rules) -> Result<Self> {
         let spans = geometry.spans.len().max(1);
         let storage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
         let read = storage | wgpu::BufferUsages::COPY_SRC;
@@ -401,6 +471,11 @@ impl Buffers {
             limbs: make("the exact sums", spans * 40 * 4, storage)?,
             decisions: make("the decisions", decisions, read)?,
             non_finite_rows: make("a flag", 4, storage)?,
+            // Room for any threshold: there are at most as many groups as spans.
+            groups: make("the groups", spans * size_of::<Group>(), storage)?,
+            members: make("the members of groups", spans * 4, storage)?,
+            state: make("the state", rules.state_words.max(1) * 4, read)?,
+            bounds: make("the bounds", spans * 4, storage)?,
             staging: make(
                 "the report",
                 norms + decisions,
@@ -420,6 +495,10 @@ impl Buffers {
             Resource::Limbs => &self.limbs,
             Resource::Decisions => &self.decisions,
             Resource::NonFiniteRows => &self.non_finite_rows,
+            Resource::Groups => &self.groups,
+            Resource::Members => &self.members,
+            Resource::State => &self.state,
+            Resource::Bounds => &self.bounds,
         }
     }
 }
@@ -446,6 +525,9 @@ fn steps(
                 .collect(),
             Grid::Span => vec![(spans, None)],
             Grid::Spans => vec![(spans.div_ceil(each), None)],
+            // A group has a member at least, so there are no more of them than spans; the kernel leaves
+            // those past the end at once.
+            Grid::Group => vec![(geometry.most_groups as u64, None)],
         };
         for (workgroups, window) in work.into_iter().filter(|(workgroups, _)| *workgroups > 0) {
             steps.push(Step {

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::GpuContext;
-use super::device::{guarded, read_mapped, wait};
+use super::device::{guarded, read_mapped};
 use super::geometry::Placement;
 use crate::error::Result;
 
@@ -64,22 +64,10 @@ impl Transfer<'_> {
                     target.copy_from_slice(&bytes[offset..offset + target.len()]);
                 }
             };
-            self.read(&staging, bytes, read)?;
+            let mapped = read_mapped(&staging, bytes, "downloading the batch", read);
+            self.context.wait_for(mapped, "downloading the batch")?;
         }
         Ok(())
-    }
-
-    fn read(&self, staging: &wgpu::Buffer, bytes: u64, read: impl FnOnce(&[u8])) -> Result<()> {
-        let mut mapped = std::pin::pin!(read_mapped(staging, bytes, "downloading the batch", read));
-        let waker = std::task::Waker::noop();
-        let first = mapped.as_mut().poll(&mut std::task::Context::from_waker(waker));
-        let done = match first {
-            std::task::Poll::Ready(done) => done,
-            std::task::Poll::Pending => {
-                wait(&self.context.device, "downloading the batch").and_then(|()| pollster::block_on(mapped))
-            }
-        };
-        done.map_err(|e| self.context.lost.explain(e))
     }
 
     /// The chosen spans in runs of the device's buffer, each at most a piece long.

@@ -1,0 +1,75 @@
+//! A threshold's rule and groups as the kernels read them.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::error::Result;
+use crate::threshold::{Rule, Source};
+
+/// Marks spans whose bound is given.
+pub(crate) const NO_GROUP: u32 = u32::MAX;
+
+/// `Group` of common.wgsl.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct Group {
+    pub first: u32,
+    pub count: u32,
+    pub state: u32,
+    pub rule: u32,
+    pub amount: u32,
+    pub factor: u32,
+    pub window: u32,
+    pub greatest: u32,
+}
+
+/// Groups, members and the number of words of state.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Rules {
+    pub groups: Vec<Group>,
+    pub members: Vec<u32>,
+    pub state_words: usize,
+}
+
+impl Rules {
+    pub(crate) fn new(source: &Source) -> Result<Self> {
+        let (groups, rule) = match source {
+            Source::Given(_) => return Ok(Self::default()),
+            Source::Computed { groups, rule } => (groups, rule),
+        };
+        let mut rules = Self { members: groups.members.clone(), ..Self::default() };
+        for group in 0..groups.count() {
+            let count = groups.members_of(group).len();
+            rules.groups.push(Group {
+                first: groups.first[group] as u32,
+                count: count as u32,
+                state: rules.state_words as u32,
+                ..encoded(rule)
+            });
+            rules.state_words += rule.state_words(count);
+        }
+        Ok(rules)
+    }
+}
+
+/// The rule's fields; RULE_* of common.wgsl.
+fn encoded(rule: &Rule) -> Group {
+    match *rule {
+        Rule::Quantile { billionths, factor } => {
+            Group { rule: 0, amount: billionths, factor: factor.to_bits(), window: 1, ..Group::default() }
+        }
+        Rule::History { window, factor } => {
+            Group { rule: 1, amount: 500_000_000, factor: factor.to_bits(), window, ..Group::default() }
+        }
+        Rule::Arc { byzantine } => {
+            Group { rule: 2, amount: byzantine, factor: 1.0f32.to_bits(), window: 1, ..Group::default() }
+        }
+        Rule::Adaptive(adaptation) => Group {
+            rule: 3,
+            amount: adaptation.target,
+            factor: adaptation.rate,
+            window: adaptation.min.to_bits(),
+            greatest: adaptation.max.to_bits(),
+            ..Group::default()
+        },
+    }
+}

@@ -1,0 +1,242 @@
+//! Stage 2: a policy turns norms into bounds, and bounds into one factor and status per row or segment.
+
+mod adaptive;
+mod rule;
+mod state;
+
+pub use self::adaptive::Adaptive;
+#[cfg(all(test, feature = "gpu"))]
+pub(crate) use self::adaptive::ROOTS_OF_TWO;
+use self::rule::BILLION;
+pub(crate) use self::rule::{Rule, Source};
+pub use self::state::State;
+use crate::batch::{Granularity, Layout};
+use crate::clip::{Clipping, NonFinite, Status};
+use crate::error::{Error, Result};
+use crate::norms::{Norm, NormClass, Norms};
+use crate::numerics;
+
+/// The policy that yields the bound λ of each row or segment.
+///
+/// Policies that look at norms take those of the rows in scope that are not zeroed; at segment granularity
+/// each position (layer) has a bound of its own, from the norms of that layer across clients. A policy that
+/// finds no norm to look at gives the bound +inf. An order statistic is a norm rounded up to an `f32`, so
+/// the row that sets a bound is not clipped by it.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum Threshold {
+    /// The same λ everywhere.
+    Fixed(f32),
+    /// One λ per row, `[clients]`; at segment granularity each segment of a row has the row's λ.
+    PerRow(Vec<f32>),
+    /// One total C for the K segments of a row: λ = C/√K each, so the whole row stays within C.
+    SplitEqual(f32),
+    /// One total C for the segments of a row: λ = C·√(dᵢ/d) for a segment of dᵢ of the row's d elements.
+    SplitBySize(f32),
+    /// λ = factor · the median of this round's norms (the lower one of two).
+    Median {
+        /// The multiple; 2 to 5 leaves honest clients alone.
+        factor: f32,
+    },
+    /// λ = the q-quantile of this round's norms: the least norm that at least a fraction q does not exceed.
+    Quantile(
+        /// q, 0 to 1, counted in billionths.
+        f64,
+    ),
+    /// λ follows a quantile from round to round.
+    Adaptive(Adaptive),
+    /// λ = factor · the median of all norms of the last rounds, this one included.
+    History {
+        /// How many rounds.
+        window: u32,
+        /// The multiple.
+        factor: f32,
+    },
+    /// Adaptive robust clipping (Allouah et al. 2025): the k = ⌊2(f/n)(n − f)⌋ largest of n norms are
+    /// clipped to the next one.
+    Arc {
+        /// f, the number of Byzantine clients; more than n/2 count as n/2.
+        byzantine: u32,
+    },
+}
+
+impl Threshold {
+    /// The bounds of every span, for policies that do not look at norms.
+    fn given(&self, layout: &Layout, granularity: Granularity) -> Result<Vec<f32>> {
+        match self {
+            Self::PerRow(bounds) => {
+                if bounds.len() != layout.clients() {
+                    return Err(Error::BoundCount { got: bounds.len(), expected: layout.clients() });
+                }
+                let mut spans = Vec::with_capacity(layout.span_count(granularity));
+                for (row, &bound) in bounds.iter().enumerate() {
+                    let bound = checked(bound)?;
+                    spans.extend(layout.spans_of(granularity, row).map(|_| bound));
+                }
+                Ok(spans)
+            }
+            Self::SplitEqual(total) => split(layout, granularity, *total, |share| (1, share.spans)),
+            Self::SplitBySize(total) => {
+                split(layout, granularity, *total, |share| (share.length, share.row_length))
+            }
+            Self::Fixed(bound) => Ok(vec![checked(*bound)?; layout.span_count(granularity)]),
+            // These have a rule.
+            Self::Median { .. }
+            | Self::Quantile(_)
+            | Self::Adaptive(_)
+            | Self::History { .. }
+            | Self::Arc { .. } => Ok(vec![f32::INFINITY; layout.span_count(granularity)]),
+        }
+    }
+
+    /// The rule of policies that look at norms.
+    fn rule(&self) -> Result<Option<Rule>> {
+        Ok(Some(match *self {
+            Self::Fixed(_) | Self::PerRow(_) | Self::SplitEqual(_) | Self::SplitBySize(_) => return Ok(None),
+            Self::Median { factor } => {
+                Rule::Quantile { billionths: (BILLION / 2) as u32, factor: multiple(factor)? }
+            }
+            Self::Quantile(q) if (0.0..=1.0).contains(&q) => {
+                Rule::Quantile { billionths: (q * BILLION as f64).round() as u32, factor: 1.0 }
+            }
+            Self::Quantile(q) => {
+                return Err(Error::Setting {
+                    name: "quantile",
+                    got: q.to_string(),
+                    expected: "a fraction from 0 to 1",
+                });
+            }
+            Self::Adaptive(adaptive) => Rule::Adaptive(adaptive.adaptation()?),
+            Self::History { window: 0, .. } => {
+                return Err(Error::Setting {
+                    name: "window",
+                    got: "0".into(),
+                    expected: "at least one round",
+                });
+            }
+            Self::History { window, factor } => Rule::History { window, factor: multiple(factor)? },
+            Self::Arc { byzantine } => Rule::Arc { byzantine },
+        }))
+    }
+}
+
+fn multiple(factor: f32) -> Result<f32> {
+    if factor >= 0.0 && factor < f32::INFINITY {
+        return Ok(factor.abs());
+    }
+    Err(Error::Setting { name: "factor", got: factor.to_string(), expected: "a finite number >= 0" })
+}
+
+/// λ = total · √(part/whole) for each span of each row, rounded down so that a row's squares stay within
+/// total².
+fn split(
+    layout: &Layout,
+    granularity: Granularity,
+    total: f32,
+    share: impl Fn(Share) -> (usize, usize),
+) -> Result<Vec<f32>> {
+    let total = checked(total)?;
+    let mut bounds = Vec::with_capacity(layout.span_count(granularity));
+    for row in 0..layout.clients() {
+        let spans = layout.spans_of(granularity, row);
+        let of_row = Share { length: 0, row_length: layout.row(row).len(), spans: spans.len() };
+        for span in spans {
+            let (part, whole) = share(Share { length: layout.span(granularity, span).len(), ..of_row });
+            bounds.push(numerics::root_of_share(total, part, whole));
+        }
+    }
+    Ok(bounds)
+}
+
+/// What a split of a total may depend on.
+#[derive(Debug, Clone, Copy)]
+struct Share {
+    length: usize,
+    row_length: usize,
+    spans: usize,
+}
+
+fn checked(bound: f32) -> Result<f32> {
+    if bound.is_nan() || bound < 0.0 {
+        return Err(Error::InvalidBound { got: bound });
+    }
+    // -0 is a legal zero; one zero is enough.
+    Ok(bound.abs())
+}
+
+/// What happens to one row or segment, and why.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Decision {
+    /// The norm before clipping.
+    pub norm: Norm,
+    /// The bound λ.
+    pub bound: f32,
+    /// The multiplier: 1 where nothing is written, 0 where the row is zeroed.
+    ///
+    /// It has 24 significant bits and is exact as `f64`, also below the range of `f32`.
+    pub factor: f64,
+    /// The outcome.
+    pub status: Status,
+}
+
+/// Decides every span of the batch: bound, factor and status; the state moves on by a round.
+///
+/// A row with NaN or Inf anywhere is decided as a whole, also at segment granularity: under
+/// [`NonFinite::Zero`] all of its segments are zeroed.
+///
+/// # Errors
+/// [`Error::NonFinite`] under [`NonFinite::Error`]; [`Error::Layout`] where the norms are of another
+/// layout or granularity; settings of the threshold out of their range; a state of another threshold.
+pub fn decide(
+    layout: &Layout,
+    norms: &Norms,
+    clipping: &Clipping,
+    state: &mut State,
+) -> Result<Vec<Decision>> {
+    let source = Source::new(&clipping.threshold, layout, clipping.granularity)?;
+    if clipping.non_finite == NonFinite::Error {
+        refuse_non_finite(&norms.rows)?;
+    }
+    let spans = norms.spans(clipping.granularity);
+    check_norms(layout, norms, clipping.granularity)?;
+    let bounds = source.bounds(layout, clipping.granularity, norms, state)?;
+    let mut decisions = Vec::with_capacity(spans.len());
+    for (row, &row_norm) in norms.rows.iter().enumerate() {
+        for span in layout.spans_of(clipping.granularity, row) {
+            decisions.push(decide_span(spans[span], row_norm, bounds[span], clipping.non_finite));
+        }
+    }
+    Ok(decisions)
+}
+
+/// Checks that the norms are of this layout at this granularity.
+pub(crate) fn check_norms(layout: &Layout, norms: &Norms, granularity: Granularity) -> Result<()> {
+    let spans = norms.spans(granularity).len();
+    let expected = layout.span_count(granularity);
+    if norms.rows.len() == layout.clients() && spans == expected {
+        return Ok(());
+    }
+    Err(Error::Layout {
+        got: format!("norms of {} rows and {spans} spans for {expected} spans", norms.rows.len()),
+        expected: "the norms of this layout at this granularity",
+    })
+}
+
+/// Fails with the first row that holds NaN or Inf.
+pub(crate) fn refuse_non_finite(rows: &[Norm]) -> Result<()> {
+    match rows.iter().position(|norm| norm.class() == NormClass::NonFinite) {
+        Some(row) => Err(Error::NonFinite { row }),
+        None => Ok(()),
+    }
+}
+
+fn decide_span(norm: Norm, row: Norm, bound: f32, policy: NonFinite) -> Decision {
+    let (factor, status) = match (row.class(), policy) {
+        (NormClass::OutOfScope, _) => (1.0, Status::OutOfScope),
+        (NormClass::NonFinite, NonFinite::Keep) => (1.0, Status::Kept),
+        (NormClass::NonFinite, NonFinite::Zero | NonFinite::Error) => (0.0, Status::Zeroed),
+        _ if norm.exceeds(bound) => (numerics::factor(bound, norm), Status::Clipped),
+        _ => (1.0, Status::Untouched),
+    };
+    Decision { norm, bound, factor, status }
+}
