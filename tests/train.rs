@@ -2,11 +2,15 @@
 #![cfg(feature = "train")]
 #![allow(clippy::unwrap_used)]
 
+mod common;
+
 use byzclip::backend::{Backend, Cpu, Reference};
 use byzclip::train::{
     CLIP_FACTOR_VARIABLE, ClipAt, ClipScope, Comparison, Model, Outcome, Run, Training, max_norm_from,
 };
-use byzclip::{AdversaryMode, Clipping, Decision, Error, Granularity, Layout, Norms, Ran, Result, Scope};
+use byzclip::{
+    AdversaryMode, Clipping, Decision, Error, Granularity, Layout, Norms, Ran, Result, Scope, State,
+};
 
 fn compare(training: &Training) -> Comparison {
     training.compare(&Cpu::new().unwrap(), &mut |_, _| {}).unwrap()
@@ -115,13 +119,17 @@ fn the_same_seed_gives_the_same_bits_on_every_backend() {
     for place in [ClipAt::Server, ClipAt::LocalStep] {
         for model in [Model::Softmax, Model::Perceptron { hidden: 5 }] {
             let training = Training { rounds: 4, place, model, ..Training::default() };
-            let cpu = run(&training, &Cpu::new().unwrap());
-            let exact = run(&training, &Cpu::new().unwrap().force_exact(true));
             let reference = run(&training, &Reference);
-            assert_eq!(bits(&cpu), bits(&reference), "{place} {model}");
-            assert_eq!(bits(&cpu), bits(&exact), "{place} {model}");
-            assert_eq!((cpu.honest, cpu.hostile), (reference.honest, reference.hostile));
-            assert_eq!(cpu.accuracies, reference.accuracies);
+            for (name, backend) in common::all() {
+                let outcome = run(&training, backend.as_ref());
+                assert_eq!(bits(&outcome), bits(&reference), "{name}, {place}, {model}");
+                assert_eq!(
+                    (outcome.honest, outcome.hostile),
+                    (reference.honest, reference.hostile),
+                    "{name}"
+                );
+                assert_eq!(outcome.accuracies, reference.accuracies, "{name}");
+            }
         }
     }
 }
@@ -183,8 +191,14 @@ impl Backend for Faulty {
         Ok(norms)
     }
 
-    fn threshold(&self, layout: &Layout, norms: &Norms, clipping: &Clipping) -> Result<Vec<Decision>> {
-        let mut decisions = Reference.threshold(layout, norms, clipping)?;
+    fn threshold(
+        &self,
+        layout: &Layout,
+        norms: &Norms,
+        clipping: &Clipping,
+        state: &mut State,
+    ) -> Result<Vec<Decision>> {
+        let mut decisions = Reference.threshold(layout, norms, clipping, state)?;
         if self.stage == "threshold" {
             decisions[1].factor *= 1.0 - f64::EPSILON;
         }

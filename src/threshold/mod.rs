@@ -121,7 +121,7 @@ impl Threshold {
 }
 
 fn multiple(factor: f32) -> Result<f32> {
-    if factor >= 0.0 && factor < f32::INFINITY {
+    if (0.0..f32::INFINITY).contains(&factor) {
         return Ok(factor.abs());
     }
     Err(Error::Setting { name: "factor", got: factor.to_string(), expected: "a finite number >= 0" })

@@ -12,7 +12,7 @@ use byzclip::{Backend, Clipping, Cpu, Layout, Norms, Reference, Report, Result};
 
 /// Every backend that must give the bits of the reference, by name. A new one is one more line.
 pub fn backends() -> Vec<(String, Box<dyn Backend>)> {
-    let mut backends: Vec<(String, Box<dyn Backend>)> = vec![
+    let hosts: Vec<(String, Box<dyn Backend>)> = vec![
         ("reference".into(), Box::new(Reference)),
         ("cpu".into(), Box::new(Cpu::new().unwrap())),
         ("cpu, 1 thread".into(), Box::new(Cpu::with_threads(1).unwrap())),
@@ -20,8 +20,10 @@ pub fn backends() -> Vec<(String, Box<dyn Backend>)> {
         ("cpu, forced exact".into(), Box::new(Cpu::new().unwrap().force_exact(true))),
     ];
     #[cfg(feature = "gpu")]
-    backends.extend(gpu::backends());
-    backends
+    let devices = gpu::backends();
+    #[cfg(not(feature = "gpu"))]
+    let devices = Vec::new();
+    hosts.into_iter().chain(devices).collect()
 }
 
 /// [`backends`], made once for all tests of a binary.
