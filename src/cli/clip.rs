@@ -12,6 +12,7 @@ use super::options::{self, BackendArgs};
 use super::output;
 use super::progress::Spinner;
 use super::rows::{self, ClippedRow, Factor};
+use super::threshold::{self, SavedState, ThresholdArgs};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -21,18 +22,14 @@ pub(super) struct Args {
     /// Where the clipped updates go: a file for .npy, a folder for .safetensors.
     #[arg(short, long, value_name = "OUT")]
     output: PathBuf,
-    /// The bound: updates with a greater L2 norm are scaled down to it; `inf` clips nothing.
-    #[arg(long, value_name = "L", allow_hyphen_values = true, value_parser = options::parse_max_norm)]
-    max_norm: f32,
+    #[command(flatten)]
+    threshold: ThresholdArgs,
     /// Which clients may be clipped; all others are neither read nor changed.
     #[arg(long, value_name = "all|rows:0,3,5-8", default_value = "all", value_parser = options::parse_scope)]
     scope: Scope,
     /// What is done with updates that hold NaN or Inf: zeroed, refused, or kept as they are.
     #[arg(long, value_name = "zero|error|keep", default_value = "zero", value_parser = options::parse_non_finite)]
     non_finite: NonFinite,
-    /// Bound every layer (tensor) by L on its own, not the update as a whole.
-    #[arg(long)]
-    per_layer: bool,
     #[command(flatten)]
     backend: BackendArgs,
 }
@@ -42,6 +39,7 @@ struct Clip<'a> {
     backend: &'static str,
     adapter: Option<&'a str>,
     why: &'a str,
+    threshold: String,
     clients: usize,
     params: usize,
     clipped: usize,
@@ -50,27 +48,32 @@ struct Clip<'a> {
 }
 
 pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
+    let clipping = Clipping {
+        threshold: args.threshold.threshold()?,
+        scope: args.scope.clone(),
+        non_finite: args.non_finite,
+        granularity: args.threshold.granularity(),
+    };
     batch_file::check_output(&args.inputs, &args.output)?;
-    let clipping = Clipping::fixed(args.max_norm)
-        .scope(args.scope.clone())
-        .non_finite(args.non_finite)
-        .granularity(if args.per_layer { Granularity::Segment } else { Granularity::Row });
     let backend = args.backend.open()?;
 
     let spinner = Spinner::start("reading".into());
     let mut batch = BatchFile::read(&args.inputs)?;
     drop(spinner);
+    let state_file = args.threshold.state.as_deref();
+    let mut saved = SavedState::load(state_file, &clipping.threshold, &batch.layout, clipping.granularity)?;
     let spinner = Spinner::start("clipping".into());
     let start = Instant::now();
-    let report = backend.run(&batch.layout, &mut batch.data, &clipping)?;
+    let report = backend.run_with(&batch.layout, &mut batch.data, &clipping, &mut saved.state)?;
     let seconds = start.elapsed().as_secs_f64();
     drop(spinner);
 
     // The report is made before the batch moves into its files, and printed once they are in place.
-    let text = if json { None } else { Some(table(args, &batch, &report, seconds)) };
+    let text = if json { None } else { Some(table(args, &batch, &clipping, &report, seconds)) };
     let (layout, layers) = (batch.layout.clone(), batch.layers.clone());
     let spinner = Spinner::start("writing".into());
     batch.write(&args.output)?;
+    saved.save()?;
     drop(spinner);
     match text {
         Some(text) => output::print(&text)?,
@@ -78,6 +81,7 @@ pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
             backend: report.ran.backend.name(),
             adapter: report.ran.adapter.as_deref(),
             why: &report.ran.why,
+            threshold: threshold::name(&clipping.threshold),
             clients: layout.clients(),
             params: layout.params(),
             clipped: report.count(Status::Clipped),
@@ -88,13 +92,14 @@ pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
     Ok(Outcome::Success)
 }
 
-fn table(args: &Args, batch: &BatchFile, report: &Report, seconds: f64) -> String {
+fn table(args: &Args, batch: &BatchFile, clipping: &Clipping, report: &Report, seconds: f64) -> String {
     let layout = &batch.layout;
     let cells = |row: usize| {
         let report = &report.rows[row];
         vec![
             row.to_string(),
             if report.norm.is_nan() { "-".into() } else { report.norm.to_string() },
+            report.bound.map_or_else(|| "-".into(), |bound| bound.to_string()),
             Factor(report.factor).to_string(),
             report.status.name().into(),
         ]
@@ -105,14 +110,17 @@ fn table(args: &Args, batch: &BatchFile, report: &Report, seconds: f64) -> Strin
         .filter(|(count, _)| *count > 0)
         .map(|(count, name)| format!("{count} {name}"))
         .collect::<Vec<_>>();
-    let each = if args.per_layer { " for every layer" } else { "" };
+    let each = match clipping.granularity {
+        Granularity::Row => "",
+        Granularity::Segment => ", every layer on its own",
+    };
     format!(
-        "{}\n{} clients, {} params, max norm {}{each}\n\n{}\n{}; {}\nwritten to {}\n",
+        "{}\n{} clients, {} params, bound {}{each}\n\n{}\n{}; {}\nwritten to {}\n",
         report.ran,
         layout.clients(),
         layout.params(),
-        args.max_norm,
-        rows::table(&["client", "norm", "factor", "status"], layout.clients(), cells),
+        threshold::name(&clipping.threshold),
+        rows::table(&["client", "norm", "bound", "factor", "status"], layout.clients(), cells),
         if counts.is_empty() { "no clients".into() } else { counts.join(", ") },
         rows::rate(layout.elements(), seconds),
         args.output.display()

@@ -11,6 +11,7 @@ mod output;
 mod progress;
 mod rows;
 mod safetensors;
+mod threshold;
 mod train;
 mod verify;
 

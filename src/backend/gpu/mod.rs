@@ -1,6 +1,6 @@
 //! The wgpu backend: any GPU that wgpu reaches, with the caller's device or one of its own.
 //!
-//! - [`Gpu`] is a device with its kernels; it implements [`Backend`](crate::Backend) for batches in host memory.
+//! - [`Gpu`] is a device with its kernels; it implements [`Backend`] for batches in host memory.
 //! - [`Plan`] clips a batch in a buffer on the device, recorded into the caller's encoder.
 //! - [`adapters`] and [`choose_adapter`] tell what is there; [`Tuning`] shapes the kernels.
 //!

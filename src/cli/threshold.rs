@@ -1,0 +1,298 @@
+//! Thresholds on the command line, and the file that remembers them between calls.
+
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use byzclip::threshold::{Adaptive, State};
+use byzclip::{Granularity, Layout, Threshold};
+use serde::{Deserialize, Serialize};
+
+use super::failure::Failure;
+use super::options;
+use super::output::Pending;
+
+/// How bounds are found.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[group(required = false, multiple = true)]
+pub(super) struct ThresholdArgs {
+    /// A fixed bound: updates with a greater L2 norm are scaled down to it; `inf` clips nothing. The same
+    /// as --threshold fixed:L.
+    #[arg(long, value_name = "L", allow_hyphen_values = true, value_parser = options::parse_max_norm)]
+    pub max_norm: Option<f32>,
+    /// The policy that finds the bound: fixed:L, median:FACTOR, quantile:Q,
+    /// adaptive:c0=1,target=0.8,rate=0.2[,min=..,max=..], history:window=20,factor=1, or arc:f=F.
+    #[arg(long, value_name = "POLICY", allow_hyphen_values = true, conflicts_with = "max_norm",
+          value_parser = parse_threshold)]
+    pub threshold: Option<Threshold>,
+    /// Bound every layer (tensor) on its own: each by the policy across clients (own), or by its share of
+    /// one fixed total: C/√K of K layers (split-equal) or C·√(dᵢ/d) by size (split-by-size).
+    #[arg(long, value_name = "own|split-equal|split-by-size", num_args = 0..=1, require_equals = true,
+          default_missing_value = "own", value_parser = parse_per_layer)]
+    pub per_layer: Option<PerLayer>,
+    /// Where an adaptive or history threshold remembers earlier calls; made by the first.
+    #[arg(long, value_name = "FILE")]
+    pub state: Option<PathBuf>,
+}
+
+/// How layers get their bounds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum PerLayer {
+    Own,
+    SplitEqual,
+    SplitBySize,
+}
+
+impl ThresholdArgs {
+    pub(super) fn granularity(&self) -> Granularity {
+        if self.per_layer.is_some() { Granularity::Segment } else { Granularity::Row }
+    }
+
+    /// The threshold asked for.
+    pub(super) fn threshold(&self) -> Result<Threshold, Failure> {
+        let threshold = match (self.max_norm, &self.threshold) {
+            (Some(bound), _) => Threshold::Fixed(bound),
+            (None, Some(threshold)) => threshold.clone(),
+            (None, None) => {
+                return Err(Failure::Usage(
+                    "got no bound; expected --max-norm L or --threshold POLICY; pass a bound such as --max-norm 2.0"
+                        .into(),
+                ));
+            }
+        };
+        match (self.per_layer, threshold) {
+            (None | Some(PerLayer::Own), threshold) => Ok(threshold),
+            (Some(PerLayer::SplitEqual), Threshold::Fixed(total)) => Ok(Threshold::SplitEqual(total)),
+            (Some(PerLayer::SplitBySize), Threshold::Fixed(total)) => Ok(Threshold::SplitBySize(total)),
+            (Some(_), other) => Err(Failure::Usage(format!(
+                "got a split of {}; expected a fixed total to split; use --max-norm, or --per-layer=own",
+                name(&other)
+            ))),
+        }
+    }
+}
+
+fn parse_per_layer(text: &str) -> Result<PerLayer, String> {
+    match text {
+        "own" => Ok(PerLayer::Own),
+        "split-equal" => Ok(PerLayer::SplitEqual),
+        "split-by-size" => Ok(PerLayer::SplitBySize),
+        _ => Err("expected own, split-equal or split-by-size".into()),
+    }
+}
+
+/// Reads a policy and its settings.
+pub(super) fn parse_threshold(text: &str) -> Result<Threshold, String> {
+    const EXPECTED: &str = "expected fixed:2.0, median:2, quantile:0.9, adaptive:c0=1,target=0.8,rate=0.2, \
+                            history:window=20,factor=1 or arc:f=3";
+    let (policy, settings) = text.split_once(':').unwrap_or((text, ""));
+    let wrong = |what: &str| format!("got {what}; {EXPECTED}");
+    let number =
+        |text: &str| text.parse::<f64>().map_err(|_| wrong(&format!("\"{text}\" where a number belongs")));
+    match policy {
+        "fixed" => options::parse_max_norm(settings).map(Threshold::Fixed),
+        "median" => match settings {
+            "" => Ok(Threshold::Median { factor: 1.0 }),
+            factor => Ok(Threshold::Median { factor: number(factor)? as f32 }),
+        },
+        "quantile" => Ok(Threshold::Quantile(number(settings)?)),
+        "adaptive" => {
+            let mut adaptive = Adaptive::default();
+            for (key, value) in pairs(settings).map_err(|e| wrong(&e))? {
+                match key {
+                    "c0" => adaptive.initial = number(value)? as f32,
+                    "target" => adaptive.target = number(value)?,
+                    "rate" => adaptive.rate = number(value)?,
+                    "min" => adaptive.min = number(value)? as f32,
+                    "max" => adaptive.max = number(value)? as f32,
+                    _ => return Err(wrong(&format!("the unknown setting {key}"))),
+                }
+            }
+            Ok(Threshold::Adaptive(adaptive))
+        }
+        "history" => {
+            let (mut window, mut factor) = (20, 1.0);
+            for (key, value) in pairs(settings).map_err(|e| wrong(&e))? {
+                match key {
+                    "window" => {
+                        window = value.parse().map_err(|_| wrong("a window that is no whole number"))?
+                    }
+                    "factor" => factor = number(value)? as f32,
+                    _ => return Err(wrong(&format!("the unknown setting {key}"))),
+                }
+            }
+            Ok(Threshold::History { window, factor })
+        }
+        "arc" => {
+            let f = settings.strip_prefix("f=").unwrap_or(settings);
+            f.parse()
+                .map(|byzantine| Threshold::Arc { byzantine })
+                .map_err(|_| wrong("no number of Byzantine clients"))
+        }
+        _ => Err(wrong(&format!("the unknown policy \"{policy}\""))),
+    }
+}
+
+fn pairs(settings: &str) -> Result<Vec<(&str, &str)>, String> {
+    let items = settings.split(',').filter(|item| !item.is_empty());
+    items.map(|item| item.split_once('=').ok_or_else(|| format!("\"{item}\" without a value"))).collect()
+}
+
+/// The threshold as the command line writes it.
+pub(super) fn name(threshold: &Threshold) -> String {
+    match threshold {
+        Threshold::Fixed(bound) => format!("fixed:{bound}"),
+        Threshold::SplitEqual(total) => format!("fixed:{total}, split equally"),
+        Threshold::SplitBySize(total) => format!("fixed:{total}, split by size"),
+        Threshold::Median { factor } => format!("median:{factor}"),
+        Threshold::Quantile(q) => format!("quantile:{q}"),
+        Threshold::Adaptive(Adaptive { initial, target, rate, min, max }) => {
+            format!("adaptive:c0={initial},target={target},rate={rate},min={min:e},max={max:e}")
+        }
+        Threshold::History { window, factor } => format!("history:window={window},factor={factor}"),
+        Threshold::Arc { byzantine } => format!("arc:f={byzantine}"),
+        other => format!("{other:?}"),
+    }
+}
+
+/// A state file: what it belongs to, and the state.
+#[derive(Debug, Serialize, Deserialize)]
+struct StateFile {
+    byzclip_state: u32,
+    threshold: String,
+    clients: usize,
+    spans: usize,
+    words: Vec<u32>,
+}
+
+/// The version of the file's format.
+const VERSION: u32 = 1;
+
+/// A threshold's state, and the file it is kept in.
+pub(super) struct SavedState<'a> {
+    pub state: State,
+    path: Option<&'a Path>,
+    described: StateFile,
+}
+
+impl<'a> SavedState<'a> {
+    /// The state in the file, or a new one where there is no file or none was named.
+    pub(super) fn load(
+        path: Option<&'a Path>,
+        threshold: &Threshold,
+        layout: &Layout,
+        granularity: Granularity,
+    ) -> Result<Self, Failure> {
+        let mut saved = Self {
+            state: State::default(),
+            path,
+            described: StateFile {
+                byzclip_state: VERSION,
+                threshold: name(threshold),
+                clients: layout.clients(),
+                spans: layout.span_count(granularity),
+                words: Vec::new(),
+            },
+        };
+        let Some(path) = path else { return Ok(saved) };
+        let text = match std::fs::read(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(saved),
+            Err(error) => {
+                return Err(Failure::io("read", path, &error, "check the path and its permissions"));
+            }
+        };
+        let file: StateFile = serde_json::from_slice(&text).map_err(|e| {
+            Failure::content(
+                path,
+                &format!("\"{e}\""),
+                "a state that byzclip wrote",
+                "name another file, or remove this one",
+            )
+        })?;
+        saved.described.check(&file, path)?;
+        saved.state = State::from_words(file.words);
+        Ok(saved)
+    }
+
+    /// Writes the state that the run left, if a file was named.
+    pub(super) fn save(self) -> Result<(), Failure> {
+        let Some(path) = self.path else { return Ok(()) };
+        let file = StateFile { words: self.state.words().to_vec(), ..self.described };
+        let mut text = serde_json::to_vec(&file)
+            .map_err(|e| Failure::Failed(format!("cannot write the state: got \"{e}\"; report this")))?;
+        text.push(b'\n');
+        let mut pending = Pending::create(path)?;
+        pending.write(&text)?;
+        pending.finish()
+    }
+}
+
+impl StateFile {
+    /// Fails where a file belongs to something else.
+    fn check(&self, file: &Self, path: &Path) -> Result<(), Failure> {
+        let other = |got: String, expected: String| {
+            Err(Failure::content(
+                path,
+                &got,
+                &expected,
+                "name another file, or remove this one to begin anew",
+            ))
+        };
+        if file.byzclip_state != VERSION {
+            return other(format!("version {}", file.byzclip_state), format!("version {VERSION}"));
+        }
+        if file.threshold != self.threshold {
+            return other(format!("the state of {}", file.threshold), format!("that of {}", self.threshold));
+        }
+        if (file.clients, file.spans) != (self.clients, self.spans) {
+            return other(
+                format!("the state of {} clients with {} bounds", file.clients, file.spans),
+                format!("{} clients with {}", self.clients, self.spans),
+            );
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn policies_are_read_and_written_back() {
+        for text in [
+            "fixed:2",
+            "fixed:inf",
+            "median:2.5",
+            "quantile:0.9",
+            "history:window=20,factor=1",
+            "arc:f=3",
+            "adaptive:c0=1,target=0.8,rate=0.2,min=1e-3,max=1e1",
+        ] {
+            assert_eq!(parse_threshold(text).map(|threshold| name(&threshold)), Ok(text.to_owned()));
+        }
+        assert_eq!(parse_threshold("arc:3"), Ok(Threshold::Arc { byzantine: 3 }));
+        assert_eq!(parse_threshold("adaptive"), Ok(Threshold::Adaptive(Adaptive::default())));
+    }
+
+    #[test]
+    fn other_words_are_refused() {
+        for text in [
+            "",
+            "fixed",
+            "fixed:-1",
+            "fixed:nan",
+            "median:x",
+            "quantile",
+            "quantile:",
+            "adaptive:c0",
+            "adaptive:x=1",
+            "history:window=1.5",
+            "arc",
+            "arc:f=-1",
+            "mean:2",
+        ] {
+            assert!(parse_threshold(text).is_err(), "{text}");
+        }
+    }
+}
