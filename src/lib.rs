@@ -33,7 +33,7 @@
 //! ```
 //!
 //! # Features
-//! - `gpu` (default): the wgpu backend, [`backend::gpu`].
+//! - `gpu` (default): the wgpu backend, `backend::gpu`.
 //! - `train`: the federated training loop under attack.
 //! - `cli` (default): the `byzclip` command; brings `train`.
 
