@@ -82,7 +82,11 @@ fn not_parsed(error: &clap::Error) -> ExitCode {
     let text = error.render().to_string();
     let paragraph = text.split("\n\n").next().unwrap_or_default();
     let line = paragraph.split_whitespace().collect::<Vec<_>>().join(" ");
-    let failure = Failure::Usage(format!("{}; see byzclip --help", line.trim_start_matches("error: ")));
+    let line = line.trim_start_matches("error: ");
+    // Our own parsers say what they expected; clap's messages only what they got.
+    let expected =
+        if line.contains("expected") { "" } else { "; expected commands and options that byzclip knows" };
+    let failure = Failure::Usage(format!("{line}{expected}; see byzclip --help"));
     failure.print();
     failure.exit_code()
 }
