@@ -286,7 +286,7 @@ fn thresholds_look_at_the_batch_and_remember() {
     assert_eq!(bound("adaptive:c0=1,target=0.8,rate=0.2", &state), 1.0);
     let second = bound("adaptive:c0=1,target=0.8,rate=0.2", &state);
     // One norm of five was at or below 1: C · exp(−0.2 · (0.2 − 0.8)).
-    assert!((second - 1.127_496_9).abs() < 2e-7, "{second}");
+    assert!((second - 1.127_497).abs() < 2e-7, "{second}");
 
     let args = ["clip", "in.npy", "-o", "out.npy", "--threshold", "median:2", "--state", "state.json"];
     fails(folder.path(), &args, 1, &["the state of adaptive", "median:2", "begin anew"]);

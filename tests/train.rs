@@ -5,11 +5,13 @@
 mod common;
 
 use byzclip::backend::{Backend, Cpu, Reference};
+use byzclip::threshold::Adaptive;
 use byzclip::train::{
     CLIP_FACTOR_VARIABLE, ClipAt, ClipScope, Comparison, Model, Outcome, Run, Training, max_norm_from,
 };
 use byzclip::{
     AdversaryMode, Clipping, Decision, Error, Granularity, Layout, Norms, Ran, Result, Scope, State,
+    Threshold,
 };
 
 fn compare(training: &Training) -> Comparison {
@@ -168,7 +170,7 @@ fn progress_is_told_after_every_round_of_every_run() {
 
 #[test]
 fn without_a_bound_the_third_run_is_the_second() {
-    let runs = compare(&Training { rounds: 3, max_norm: None, ..Training::default() });
+    let runs = compare(&Training { rounds: 3, threshold: None, ..Training::default() });
     assert_eq!(bits(&runs.attack), bits(&runs.attack_clipped));
     assert_eq!(runs.attack_clipped.clipped, 0);
 }
@@ -257,7 +259,7 @@ fn settings_out_of_range_are_errors() {
         assert!(matches!(error, Error::Setting { name, .. } if name == setting), "{setting}: {error}");
     }
     for bound in [f32::NAN, -1.0] {
-        let error = Training { max_norm: Some(bound), ..ok() }.validate().unwrap_err();
+        let error = Training { threshold: Some(Threshold::Fixed(bound)), ..ok() }.validate().unwrap_err();
         assert!(matches!(error, Error::InvalidBound { .. }), "{error}");
     }
 }
@@ -268,8 +270,8 @@ fn extreme_settings_in_range_run() {
     for training in [
         Training { clients: 1, ..one.clone() },
         Training { clients: 1437, batch_size: usize::MAX, local_steps: 1, ..one.clone() },
-        Training { hostile: Some(20), max_norm: Some(0.0), ..one.clone() },
-        Training { hostile: Some(0), max_norm: Some(f32::INFINITY), ..one },
+        Training { hostile: Some(20), threshold: Some(Threshold::Fixed(0.0)), ..one.clone() },
+        Training { hostile: Some(0), threshold: Some(Threshold::Fixed(f32::INFINITY)), ..one },
     ] {
         let outcome = run(&training, &Cpu::new().unwrap());
         assert!((0.0..=1.0).contains(&outcome.accuracy));
@@ -310,4 +312,37 @@ fn names_are_read_back() {
     assert!("client".parse::<ClipAt>().is_err());
     assert!("none".parse::<ClipScope>().is_err());
     assert!("linear".parse::<Model>().is_err());
+}
+
+#[test]
+fn thresholds_that_learn_from_the_batch_save_the_model_too() {
+    let policies = [
+        Threshold::Median { factor: 1.0 },
+        Threshold::Adaptive(Adaptive { initial: 1.0, target: 0.5, rate: 0.2, ..Adaptive::default() }),
+        Threshold::History { window: 5, factor: 1.0 },
+        Threshold::Arc { byzantine: 4 },
+    ];
+    for threshold in policies {
+        let training = Training { threshold: Some(threshold), scope: ClipScope::All, ..Training::default() };
+        let runs = compare(&training);
+        let (lost, without) = (lost(&runs), runs.attack.accuracy);
+        assert!(without <= 0.5 && lost <= 0.15, "{:?}: lost {lost}", training.threshold);
+    }
+}
+
+#[test]
+fn layers_of_a_perceptron_are_bounded_on_their_own_on_every_backend() {
+    let training = Training {
+        model: Model::Perceptron { hidden: 5 },
+        rounds: 3,
+        scope: ClipScope::All,
+        threshold: Some(Threshold::History { window: 2, factor: 0.5 }),
+        granularity: Granularity::Segment,
+        ..Training::default()
+    };
+    let reference = run(&training, &Reference);
+    assert!(reference.clipped > 0);
+    for (name, backend) in common::all() {
+        assert_eq!(bits(&run(&training, backend.as_ref())), bits(&reference), "{name}");
+    }
 }

@@ -3,15 +3,15 @@
 use std::str::FromStr;
 use std::time::Instant;
 
-use byzclip::AdversaryMode;
 use byzclip::train::{
     CLIP_FACTOR_VARIABLE, ClipAt, ClipScope, Comparison, Model, Run, Training, max_norm_from,
 };
+use byzclip::{AdversaryMode, Granularity, Threshold};
 use serde::Serialize;
 
 use super::failure::{Failure, Outcome};
 use super::options::{self, BackendArgs};
-use super::{output, progress, rows};
+use super::{output, progress, rows, threshold};
 
 #[derive(Debug, Default, clap::Args)]
 pub(super) struct Args {
@@ -50,6 +50,13 @@ pub(super) struct Args {
     /// clipping off [default: 2.0].
     #[arg(long, value_name = "L", allow_hyphen_values = true, value_parser = options::parse_max_norm)]
     max_norm: Option<f32>,
+    /// The policy that finds the bound, as of `byzclip clip`: median:2, adaptive:c0=1, arc:f=4 and so on.
+    #[arg(long, value_name = "POLICY", allow_hyphen_values = true, conflicts_with = "max_norm",
+          value_parser = threshold::parse_threshold)]
+    threshold: Option<Threshold>,
+    /// Whether whole updates are bounded, or each layer of the model on its own [default: row].
+    #[arg(long, value_name = "row|layer", value_parser = parse_granularity)]
+    granularity: Option<Granularity>,
     /// Whose updates may be clipped [default: hostile].
     #[arg(long, value_name = "hostile|all", value_parser = ClipScope::from_str)]
     scope: Option<ClipScope>,
@@ -72,7 +79,9 @@ struct Report<'a> {
     attack: &'static str,
     rounds: usize,
     seed: u64,
+    /// λ where it is fixed and clipping is on.
     max_norm: Option<rows::Bound>,
+    threshold: Option<String>,
     scope: &'static str,
     clip_at: &'static str,
     runs: Vec<RunReport>,
@@ -122,12 +131,24 @@ pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
         attack: training.attack.name(),
         rounds: training.rounds,
         seed: training.seed,
-        max_norm: training.max_norm.map(rows::Bound),
+        max_norm: match training.threshold {
+            Some(Threshold::Fixed(bound)) => Some(rows::Bound(bound)),
+            _ => None,
+        },
+        threshold: training.threshold.as_ref().map(threshold::name),
         scope: training.scope.name(),
         clip_at: training.place.name(),
         runs,
     })?;
     Ok(Outcome::Success)
+}
+
+fn parse_granularity(text: &str) -> Result<Granularity, String> {
+    match text {
+        "row" => Ok(Granularity::Row),
+        "layer" => Ok(Granularity::Segment),
+        _ => Err("expected row or layer".into()),
+    }
 }
 
 fn parse_model(text: &str) -> Result<Model, String> {
@@ -148,10 +169,12 @@ impl Args {
             Err(std::env::VarError::NotPresent) => None,
             Err(std::env::VarError::NotUnicode(value)) => Some(value.to_string_lossy().into_owned()),
         };
-        training.max_norm = match self.max_norm {
-            Some(bound) => Some(bound),
-            None => max_norm_from(variable.as_deref())?,
+        training.threshold = match (self.max_norm, &self.threshold) {
+            (Some(bound), _) => Some(Threshold::Fixed(bound)),
+            (None, Some(threshold)) => Some(threshold.clone()),
+            (None, None) => max_norm_from(variable.as_deref())?.map(Threshold::Fixed),
         };
+        training.granularity = self.granularity.unwrap_or(training.granularity);
         training.model = self.model.unwrap_or(training.model);
         training.clients = self.clients.unwrap_or(training.clients);
         training.hostile = self.hostile;
@@ -170,9 +193,10 @@ impl Args {
 }
 
 fn describe(training: &Training) -> String {
-    let clipping = match training.max_norm {
+    let clipping = match &training.threshold {
         None => "clipping switched off".to_owned(),
-        Some(bound) => {
+        Some(threshold) => {
+            let bound = threshold::name(threshold);
             let scope = match training.scope {
                 ClipScope::Hostile => "hostile clients",
                 ClipScope::All => "all clients",

@@ -61,6 +61,14 @@ pub enum Threshold {
 }
 
 impl Threshold {
+    /// Checks that the policy can bound a batch of this layout.
+    ///
+    /// # Errors
+    /// [`Error::InvalidBound`], [`Error::BoundCount`] or [`Error::Setting`], with what is out of its range.
+    pub fn check(&self, layout: &Layout, granularity: Granularity) -> Result<()> {
+        Source::new(self, layout, granularity).map(drop)
+    }
+
     /// The bounds of every span, for policies that do not look at norms.
     fn given(&self, layout: &Layout, granularity: Granularity) -> Result<Vec<f32>> {
         match self {

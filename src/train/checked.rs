@@ -6,6 +6,7 @@ use crate::clip::{Clipping, Scope};
 use crate::error::{Error, Result};
 use crate::norms::Norm;
 use crate::report::{Ran, Report};
+use crate::threshold::State;
 
 /// What a backend's results are held against.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,19 +31,22 @@ pub(super) fn norms(
     Ok(norms)
 }
 
-/// All stages in place.
+/// All stages in place; the threshold's state moves on by a round.
 pub(super) fn clip(
     backend: &dyn Backend,
     layout: &Layout,
     data: &mut [f32],
     clipping: &Clipping,
+    state: &mut State,
     check: Check,
 ) -> Result<Report> {
     let mut expected_data = if check == Check::Reference { data.to_vec() } else { Vec::new() };
-    let report = backend.run(layout, data, clipping)?;
+    let mut expected_state = state.clone();
+    let report = backend.run_with(layout, data, clipping, state)?;
     if check == Check::Reference {
-        let expected = Reference.run(layout, &mut expected_data, clipping)?;
+        let expected = Reference.run_with(layout, &mut expected_data, clipping, &mut expected_state)?;
         same(&report.ran, "threshold", &decisions(&report), &decisions(&expected))?;
+        same(&report.ran, "threshold", state.words(), expected_state.words())?;
         same(&report.ran, "clip", &rows(layout, data), &rows(layout, &expected_data))?;
     }
     Ok(report)

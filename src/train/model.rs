@@ -35,6 +35,16 @@ impl Model {
         }
     }
 
+    /// The lengths of the layers, which are the segments of an update.
+    pub(super) fn layers(self) -> Vec<usize> {
+        match self {
+            Self::Softmax => vec![Dense::OUTPUT_OF_PIXELS.params()],
+            Self::Perceptron { hidden } => {
+                vec![Dense::hidden(hidden).params(), Dense::output(hidden).params()]
+            }
+        }
+    }
+
     /// `softmax` or `perceptron`.
     #[must_use]
     pub const fn name(self) -> &'static str {

@@ -13,6 +13,7 @@ use crate::clip::{Clipping, Scope, Status};
 use crate::error::Result;
 use crate::norms::Norm;
 use crate::report::Report;
+use crate::threshold::State;
 
 impl Training {
     /// Trains for all rounds; `progress` is called after each.
@@ -50,7 +51,7 @@ impl Training {
     /// Trains three times with these settings: without the attack, with it and no clipping, with it and
     /// clipping. Data, initial model and batches are the same in all of them.
     ///
-    /// Where [`Training::max_norm`] is `None`, the third run is the second once more.
+    /// Where [`Training::threshold`] is `None`, the third run is the second once more.
     ///
     /// # Errors
     /// Those of [`Training::run`].
@@ -70,8 +71,8 @@ impl Training {
     /// These settings as this run of [`Training::compare`] changes them.
     fn settings_of(&self, run: Run) -> Self {
         match run {
-            Run::NoAttack => Self { attack: AdversaryMode::None, max_norm: None, ..self.clone() },
-            Run::Attack => Self { max_norm: None, ..self.clone() },
+            Run::NoAttack => Self { attack: AdversaryMode::None, threshold: None, ..self.clone() },
+            Run::Attack => Self { threshold: None, ..self.clone() },
             Run::AttackClipped => self.clone(),
         }
     }
@@ -88,6 +89,8 @@ struct Server<'a> {
     model: Vec<f32>,
     clip_updates: Option<Clipping>,
     clip_gradients: Option<Clipping>,
+    /// What the threshold remembers, at the place where clipping happens.
+    state: State,
     record: Record,
 }
 
@@ -111,10 +114,11 @@ impl<'a> Server<'a> {
                 .map(|(index, (mode, examples))| Client::new(training.seed, index, mode, examples))
                 .collect(),
             test: split.test,
-            layout: Layout::dense(training.clients, training.model.params())?,
+            layout: training.layout()?,
             model: training.model.initial(&mut generator(training.seed, Stream::Model)),
             clip_updates: training.clipping(ClipAt::Server),
             clip_gradients: training.clipping(ClipAt::LocalStep),
+            state: State::default(),
             record: Record::default(),
             training,
             backend,
@@ -126,7 +130,8 @@ impl<'a> Server<'a> {
         let mut updates = self.updates(check)?;
         self.record_updates(&updates, check)?;
         if let Some(clipping) = &self.clip_updates {
-            let report = checked::clip(self.backend, &self.layout, &mut updates, clipping, check)?;
+            let report =
+                checked::clip(self.backend, &self.layout, &mut updates, clipping, &mut self.state, check)?;
             self.record.count(&report);
         }
         self.step_by_mean(&updates);
@@ -160,7 +165,8 @@ impl<'a> Server<'a> {
         if let Some(clipping) = &self.clip_gradients {
             let norms = checked::norms(self.backend, &self.layout, &gradients, &clipping.scope, check)?;
             self.record.gradients.extend(norms);
-            let report = checked::clip(self.backend, &self.layout, &mut gradients, clipping, check)?;
+            let report =
+                checked::clip(self.backend, &self.layout, &mut gradients, clipping, &mut self.state, check)?;
             self.record.count(&report);
         }
         Ok(gradients)

@@ -6,8 +6,10 @@ use std::str::FromStr;
 use super::data::TRAIN;
 use super::model::Model;
 use crate::attack::AdversaryMode;
+use crate::batch::{Granularity, Layout};
 use crate::clip::{Clipping, Scope};
 use crate::error::{Error, Result};
+use crate::threshold::Threshold;
 
 /// The environment variable that sets λ; see [`max_norm_from`].
 pub const CLIP_FACTOR_VARIABLE: &str = "D2_ADVERSARY_CLIP_FACTOR";
@@ -158,8 +160,11 @@ pub struct Training {
     pub batch_size: usize,
     /// The length of a gradient step. Finite and greater than 0.
     pub learning_rate: f32,
-    /// The bound λ, not negative and not NaN; `None` switches clipping off.
-    pub max_norm: Option<f32>,
+    /// The policy that bounds norms; `None` switches clipping off. One that remembers starts anew with every
+    /// run.
+    pub threshold: Option<Threshold>,
+    /// Whether a whole row is bounded, or each layer of the model on its own.
+    pub granularity: Granularity,
     /// Whom clipping applies to.
     pub scope: ClipScope,
     /// Where clipping happens.
@@ -192,7 +197,8 @@ impl Default for Training {
             local_steps: 5,
             batch_size: 16,
             learning_rate: 0.25,
-            max_norm: Some(DEFAULT_MAX_NORM),
+            threshold: Some(Threshold::Fixed(DEFAULT_MAX_NORM)),
+            granularity: Granularity::Row,
             scope: ClipScope::default(),
             place: ClipAt::default(),
             seed: 0,
@@ -210,7 +216,7 @@ impl Training {
     /// Checks that every setting is in its range.
     ///
     /// # Errors
-    /// [`Error::Setting`] with the first that is not; [`Error::InvalidBound`] for `max_norm`.
+    /// [`Error::Setting`] with the first that is not; those of [`Threshold::check`].
     pub fn validate(&self) -> Result<()> {
         let hidden = match self.model {
             Model::Softmax => 1,
@@ -226,10 +232,15 @@ impl Training {
         within("batch size", &self.batch_size, self.batch_size >= 1, "at least 1")?;
         let rate = self.learning_rate;
         within("learning rate", &rate, is_positive(rate), "a finite number greater than 0")?;
-        match self.max_norm {
-            Some(bound) if bound.is_nan() || bound < 0.0 => Err(Error::InvalidBound { got: bound }),
-            _ => Ok(()),
+        match &self.threshold {
+            Some(threshold) => threshold.check(&self.layout()?, self.granularity),
+            None => Ok(()),
         }
+    }
+
+    /// `[clients, params]`, each row in the layers of the model.
+    pub(super) fn layout(&self) -> Result<Layout> {
+        Layout::dense(self.clients, self.model.params())?.layered(&self.model.layers())
     }
 
     /// What each client does, `[clients]`.
@@ -241,12 +252,12 @@ impl Training {
 
     /// How a batch with one row per client is clipped at this place, if it is.
     pub(super) fn clipping(&self, place: ClipAt) -> Option<Clipping> {
-        let max_norm = self.max_norm.filter(|_| self.place == place)?;
+        let threshold = self.threshold.clone().filter(|_| self.place == place)?;
         let scope = match self.scope {
             ClipScope::Hostile => Scope::Adversaries(self.modes()),
             ClipScope::All => Scope::All,
         };
-        Some(Clipping::fixed(max_norm).scope(scope))
+        Some(Clipping { threshold, scope, granularity: self.granularity, ..Clipping::default() })
     }
 }
 
