@@ -146,7 +146,15 @@ pub(super) fn name(threshold: &Threshold) -> String {
         Threshold::Median { factor } => format!("median:{factor}"),
         Threshold::Quantile(q) => format!("quantile:{q}"),
         Threshold::Adaptive(Adaptive { initial, target, rate, min, max }) => {
-            format!("adaptive:c0={initial},target={target},rate={rate},min={min:e},max={max:e}")
+            let mut text = format!("adaptive:c0={initial},target={target},rate={rate}");
+            let default = Adaptive::default();
+            if *min != default.min {
+                text.push_str(&format!(",min={min:e}"));
+            }
+            if *max != default.max {
+                text.push_str(&format!(",max={max:e}"));
+            }
+            text
         }
         Threshold::History { window, factor } => format!("history:window={window},factor={factor}"),
         Threshold::Arc { byzantine } => format!("arc:f={byzantine}"),

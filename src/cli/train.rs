@@ -223,7 +223,12 @@ fn describe(training: &Training) -> String {
 fn table(runs: &[RunReport]) -> String {
     let head =
         ["run", "test accuracy", "honest norms: median", "max", "hostile: median", "max", "rows clipped"];
-    let number = |value: Option<f32>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.3}"));
+    let number = |value: Option<f32>| match value {
+        None => "-".to_owned(),
+        // Unclipped attacks may blow a model up to any size.
+        Some(value) if value >= 1e6 => format!("{value:.3e}"),
+        Some(value) => format!("{value:.3}"),
+    };
     let cells = |i: usize| {
         let run: &RunReport = &runs[i];
         vec![
