@@ -29,6 +29,30 @@ impl ExactSum {
         self.add_at((position / 64) as usize, square);
     }
 
+    /// The exact sum of squares of finite values, like adding them one by one, several times as fast.
+    #[must_use]
+    pub fn of(values: &[f32]) -> Self {
+        let mut sum = Self::default();
+        // Squares of one exponent field are summed in a cell: 2^16 of 48 bits fit.
+        for block in values.chunks(1 << 16) {
+            let mut cells = [0u64; 255];
+            for value in block {
+                let bits = value.to_bits() & 0x7fff_ffff;
+                let field = bits >> 23;
+                let mantissa = u64::from(bits & 0x007f_ffff | u32::from(field != 0) << 23);
+                // A field of 255 is not finite, and not a value that may be asked for.
+                if let Some(cell) = cells.get_mut(field as usize) {
+                    *cell += mantissa * mantissa;
+                }
+            }
+            for (field, &cell) in cells.iter().enumerate().filter(|(_, cell)| **cell != 0) {
+                let position = 2 * field.saturating_sub(1);
+                sum.add_at(position / 64, u128::from(cell) << (position % 64));
+            }
+        }
+        sum
+    }
+
     /// Adds another sum.
     pub fn add(&mut self, other: &Self) {
         let mut carry = 0u128;
@@ -226,6 +250,16 @@ pub fn scaled(value: f32, factor: f64) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_sum_at_once_is_the_sum_one_by_one() {
+        let value = |i: u32| f32::from_bits(i.wrapping_mul(0x9e37_79b9) & 0xff7f_ffff);
+        let values: Vec<f32> =
+            (0..200_000).map(value).chain([f32::MAX; 70_000]).filter(|v| v.is_finite()).collect();
+        let mut one_by_one = ExactSum::default();
+        values.iter().for_each(|&value| one_by_one.add_square(value));
+        assert_eq!(ExactSum::of(&values), one_by_one);
+    }
 
     #[test]
     fn tiny_is_the_midpoint_below_the_first_normal() {

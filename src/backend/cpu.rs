@@ -9,7 +9,7 @@ use super::{Backend, check_decisions};
 use crate::batch::{Granularity, Layout};
 use crate::clip::{Scope, Status};
 use crate::error::{Error, Result};
-use crate::norms::{Norm, Norms};
+use crate::norms::{Norm, NormClass, Norms};
 use crate::numerics::{ExactSum, certify, scaled};
 use crate::report::{BackendKind, Ran};
 use crate::threshold::Decision;
@@ -100,15 +100,47 @@ impl Cpu {
         self.install(elements, || spans.par_iter().with_min_len(at_least).map(sum).collect())
     }
 
-    /// The norm of a span of these values, from its fast sum where that decides it.
-    fn norm(&self, values: &[f32], sum: FastSum) -> Norm {
-        if !sum.total().is_finite() {
-            return Norm::NON_FINITE;
+    /// The norms of spans from their fast sums; those that a sum leaves open are summed exactly.
+    fn decide(&self, data: &[f32], spans: &[Span]) -> Vec<Norm> {
+        let mut norms: Vec<Norm> = spans.iter().map(|span| self.certified(span)).collect();
+        let open: Vec<usize> = (0..norms.len()).filter(|&i| norms[i] == OPEN).collect();
+        let values = |i: &usize| &data[spans[*i].elements.clone()];
+        let elements = open.iter().map(|i| values(i).len()).sum();
+        let exact_norm = |i: usize| (i, exact(values(&i)));
+        // Hostile clients can make every norm one of these: they are worth all threads.
+        let exact_norms: Vec<(usize, Norm)> = if elements <= SEQUENTIAL {
+            open.into_iter().map(exact_norm).collect()
+        } else {
+            self.install(elements, || open.into_par_iter().map(exact_norm).collect())
+        };
+        exact_norms.into_iter().for_each(|(i, norm)| norms[i] = norm);
+        norms
+    }
+
+    /// The norm of a span where its fast sum decides it, else [`OPEN`].
+    fn certified(&self, span: &Span) -> Norm {
+        let sum = span.sum.total();
+        if !span.in_scope {
+            Norm::OUT_OF_SCOPE
+        } else if !sum.is_finite() {
+            Norm::NON_FINITE
+        } else if self.force_exact {
+            OPEN
+        } else {
+            certify(sum, QUALITY).unwrap_or(OPEN)
         }
-        let certified = if self.force_exact { None } else { certify(sum.total(), QUALITY) };
-        certified.unwrap_or_else(|| self.install(values.len(), || exact(values)))
     }
 }
+
+/// A row or segment on its way to its norm.
+struct Span {
+    elements: std::ops::Range<usize>,
+    in_scope: bool,
+    sum: FastSum,
+}
+
+/// Stands for a norm that the fast sum does not decide: no norm is below an exact zero.
+const OPEN: Norm = Norm::new(0, NormClass::Below);
 
 impl Backend for Cpu {
     fn ran(&self) -> Ran {
@@ -118,30 +150,34 @@ impl Backend for Cpu {
     fn norms(&self, layout: &Layout, data: &[f32], scope: &Scope, granularity: Granularity) -> Result<Norms> {
         layout.check(data.len())?;
         let mask = scope.mask(layout.clients())?;
-        let empty = |span: std::ops::Range<usize>, in_scope: bool| if in_scope { span } else { 0..0 };
-        let spans: Vec<_> = (0..layout.clients())
+        let read = |row: usize, span: std::ops::Range<usize>| if mask[row] { span } else { 0..0 };
+        let elements: Vec<_> = (0..layout.clients())
             .flat_map(|row| layout.spans_of(granularity, row).map(move |span| (row, span)))
-            .map(|(row, span)| empty(layout.span(granularity, span), mask[row]))
+            .map(|(row, span)| read(row, layout.span(granularity, span)))
             .collect();
-        let sums = self.sums(data, &spans);
+        let sums = self.sums(data, &elements);
 
-        let mut norms = Norms::default();
-        for (row, &in_scope) in mask.iter().enumerate() {
-            let of_row = layout.spans_of(granularity, row);
-            if granularity == Granularity::Segment {
-                norms.segments.extend(of_row.clone().map(|span| match in_scope {
-                    true => self.norm(&data[spans[span].clone()], sums[span]),
-                    false => Norm::OUT_OF_SCOPE,
-                }));
-            }
-            norms.rows.push(if in_scope {
-                let sum = sums[of_row].iter().copied().fold(FastSum::default(), FastSum::join);
-                self.norm(&data[layout.row(row)], sum)
-            } else {
-                Norm::OUT_OF_SCOPE
-            });
+        let rows = (0..layout.clients()).map(|row| Span {
+            elements: read(row, layout.row(row)),
+            in_scope: mask[row],
+            sum: sums[layout.spans_of(granularity, row)]
+                .iter()
+                .copied()
+                .fold(FastSum::default(), FastSum::join),
+        });
+        let rows = self.decide(data, &rows.collect::<Vec<_>>());
+        if granularity == Granularity::Row {
+            return Ok(Norms { rows, segments: Vec::new() });
         }
-        Ok(norms)
+        let mut segments: Vec<Span> = Vec::with_capacity(elements.len());
+        for (row, &in_scope) in mask.iter().enumerate() {
+            segments.extend(layout.spans_of(granularity, row).map(|span| Span {
+                elements: elements[span].clone(),
+                in_scope,
+                sum: sums[span],
+            }));
+        }
+        Ok(Norms { rows, segments: self.decide(data, &segments) })
     }
 
     fn clip(
@@ -240,17 +276,12 @@ fn block_sum(block: &[f32]) -> f64 {
 
 /// The exact norm of finite values, in parallel.
 fn exact(values: &[f32]) -> Norm {
-    let sum_of = |part: &[f32]| {
-        let mut sum = ExactSum::default();
-        part.iter().for_each(|&value| sum.add_square(value));
-        sum
-    };
-    if values.len() <= SEQUENTIAL {
-        return sum_of(values).norm();
+    if values.len() <= TASK {
+        return ExactSum::of(values).norm();
     }
     let join = |mut a: ExactSum, b: ExactSum| {
         a.add(&b);
         a
     };
-    values.par_chunks(TASK).map(sum_of).reduce(ExactSum::default, join).norm()
+    values.par_chunks(TASK).map(ExactSum::of).reduce(ExactSum::default, join).norm()
 }
