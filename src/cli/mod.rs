@@ -1,5 +1,6 @@
 //! The command line: this file parses, each subcommand has a file of its own.
 
+mod analyze;
 mod batch_file;
 mod clip;
 mod devices;
@@ -43,6 +44,8 @@ enum Command {
     Norms(norms::Args),
     /// Scale every update above a bound down to it, and write the result.
     Clip(clip::Args),
+    /// Say what the norms of a batch look like, and which bound suits it.
+    Analyze(analyze::Args),
     /// Check every adapter and the CPU, bit for bit, against exact arithmetic.
     Verify(verify::Args),
     /// Train a model with and without hostile clients, and with clipping.
@@ -59,6 +62,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Devices(args) => devices::run(&args, cli.json),
         Command::Norms(args) => norms::run(&args, cli.json),
         Command::Clip(args) => clip::run(&args, cli.json),
+        Command::Analyze(args) => analyze::run(&args, cli.json),
         Command::Verify(args) => verify::run(&args, cli.json),
         Command::Train(args) => train::run(&args, cli.json),
     };
