@@ -25,11 +25,20 @@ fn clip(
         for (var group = local; group < groups; group += WORKGROUP) {
             store4(tile, group, scaled(load4(tile, group), decision));
         }
+    } else if decision.status == CUT {
+        for (var group = local; group < groups; group += WORKGROUP) {
+            store4(tile, group, cut(load4(tile, group), decision.bound));
+        }
     } else if decision.status == ZEROED {
         for (var group = local; group < groups; group += WORKGROUP) {
             store4(tile, group, vec4<u32>());
         }
     }
+}
+
+// Magnitudes, as integers, cut to the bound; signs stay.
+fn cut(bits: vec4<u32>, bound: u32) -> vec4<u32> {
+    return (bits & vec4<u32>(0x80000000u)) | min(bits & vec4<u32>(MAGNITUDE), vec4<u32>(bound));
 }
 
 // factor * value, rounded to nearest even; a zero of the same sign where that would be subnormal.

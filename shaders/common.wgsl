@@ -77,8 +77,9 @@ struct Params {
     force_exact: u32,
     // Groups of spans that share a bound.
     groups: u32,
-    padding_1: u32,
-    padding_2: u32,
+    // 1: every coordinate is bounded, and a norm is the largest magnitude.
+    coordinates: u32,
+    padding: u32,
 }
 
 const BELOW: u32 = 0u;
@@ -94,6 +95,8 @@ const CLIPPED: u32 = 1u;
 const ZEROED: u32 = 2u;
 const STATUS_OUT_OF_SCOPE: u32 = 3u;
 const KEPT: u32 = 4u;
+// Known to the shaders and the readback only: clipped, coordinate by coordinate.
+const CUT: u32 = 5u;
 
 const POLICY_ZERO: u32 = 0u;
 const POLICY_ERROR: u32 = 1u;

@@ -104,6 +104,9 @@ fn decided(sum: Partial, span: Span) -> Norm {
     if sum.largest >= INFINITY {
         return Norm(0u, NON_FINITE);
     }
+    if params.coordinates != 0u {
+        return Norm(sum.largest, EXACT);
+    }
     if sum.largest == 0u {
         return Norm(0u, EXACT);
     }

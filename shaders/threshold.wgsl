@@ -295,6 +295,8 @@ fn threshold_spans(
             factor = NOTHING;
             status = ZEROED;
         }
+    } else if exceeds(norm, bound) && params.coordinates != 0u {
+        status = CUT;
     } else if exceeds(norm, bound) {
         factor = factor_of(bound, norm.wide);
         status = CLIPPED;

@@ -30,6 +30,9 @@ pub enum Granularity {
     Row,
     /// One norm, bound and factor per segment (layer) of a client.
     Segment,
+    /// One bound per client, on every coordinate: `g' = max(−λ, min(λ, g))`. The norm of a row is its largest
+    /// magnitude (the ∞-norm), and its factor is 1, because coordinates are cut, not scaled.
+    Coordinate,
 }
 
 /// Where the rows of a batch `[clients, params]`, and their segments, lie in a flat array.
@@ -289,7 +292,7 @@ impl Layout {
     #[must_use]
     pub fn span_count(&self, granularity: Granularity) -> usize {
         match granularity {
-            Granularity::Row => self.clients(),
+            Granularity::Row | Granularity::Coordinate => self.clients(),
             Granularity::Segment => self.segment_count(),
         }
     }
@@ -301,7 +304,7 @@ impl Layout {
     #[must_use]
     pub fn span(&self, granularity: Granularity, span: usize) -> Range<usize> {
         match granularity {
-            Granularity::Row => self.row(span),
+            Granularity::Row | Granularity::Coordinate => self.row(span),
             Granularity::Segment => self.segment(span),
         }
     }
@@ -313,7 +316,7 @@ impl Layout {
     #[must_use]
     pub fn spans_of(&self, granularity: Granularity, row: usize) -> Range<usize> {
         match granularity {
-            Granularity::Row => row..row + 1,
+            Granularity::Row | Granularity::Coordinate => row..row + 1,
             Granularity::Segment => self.segments_of(row),
         }
     }

@@ -104,7 +104,7 @@ impl Norms {
     #[must_use]
     pub fn spans(&self, granularity: crate::batch::Granularity) -> &[Norm] {
         match granularity {
-            crate::batch::Granularity::Row => &self.rows,
+            crate::batch::Granularity::Row | crate::batch::Granularity::Coordinate => &self.rows,
             crate::batch::Granularity::Segment => &self.segments,
         }
     }

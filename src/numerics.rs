@@ -233,6 +233,13 @@ pub(crate) fn power_of_two(exponent: i32) -> f64 {
     f64::from_bits(((exponent + 1023) as u64) << 52)
 }
 
+/// `value` cut to a magnitude of at most `bound`; its sign and, where it is within, all its bits stay.
+#[must_use]
+#[inline]
+pub fn clamped(value: f32, bound: f32) -> f32 {
+    if value.abs() > bound { bound.copysign(value) } else { value }
+}
+
 /// Products below this round to a subnormal `f32` when rounded to 24 bits.
 const TINY: f64 = f64::from_bits(((1023 - 126 - 1) << 52) | 0x000f_ffff_f000_0000);
 

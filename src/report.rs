@@ -105,7 +105,7 @@ impl Report {
         let rows = norms.rows.iter().enumerate().map(|(row, norm)| {
             let spans = &decisions[layout.spans_of(granularity, row)];
             match granularity {
-                Granularity::Row => row_of_one(&spans[0]),
+                Granularity::Row | Granularity::Coordinate => row_of_one(&spans[0]),
                 Granularity::Segment => row_of_segments(*norm, spans),
             }
         });

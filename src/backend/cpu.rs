@@ -9,8 +9,8 @@ use super::{Backend, check_decisions};
 use crate::batch::{Granularity, Layout};
 use crate::clip::{Scope, Status};
 use crate::error::{Error, Result};
-use crate::norms::{Norm, NormClass, Norms};
-use crate::numerics::{ExactSum, certify, scaled};
+use crate::norms::{INFINITY_BITS, Norm, NormClass, Norms};
+use crate::numerics::{ExactSum, certify, clamped, scaled};
 use crate::report::{BackendKind, Ran};
 use crate::threshold::Decision;
 
@@ -100,6 +100,30 @@ impl Cpu {
         self.install(elements, || spans.par_iter().with_min_len(at_least).map(sum).collect())
     }
 
+    /// The largest magnitude of each row in scope, in parallel.
+    fn largest_magnitudes(&self, data: &[f32], rows: &[std::ops::Range<usize>], mask: &[bool]) -> Vec<Norm> {
+        let elements = rows.iter().map(ExactSizeIterator::len).sum();
+        let largest = |(row, &in_scope): (&std::ops::Range<usize>, &bool)| {
+            if !in_scope {
+                return Norm::OUT_OF_SCOPE;
+            }
+            // As integers, magnitudes have the order of their values, and NaN and Inf are the greatest.
+            let bits =
+                |part: &[f32]| part.iter().fold(0, |most, value| most.max(value.to_bits() & 0x7fff_ffff));
+            let values = &data[row.clone()];
+            let largest = if values.len() <= TASK {
+                bits(values)
+            } else {
+                values.par_chunks(TASK).map(bits).max().unwrap_or(0)
+            };
+            if largest >= INFINITY_BITS { Norm::NON_FINITE } else { Norm::new(largest, NormClass::Exact) }
+        };
+        if elements <= SEQUENTIAL {
+            return rows.iter().zip(mask).map(largest).collect();
+        }
+        self.install(elements, || rows.par_iter().zip(mask).map(largest).collect())
+    }
+
     /// The norms of spans from their fast sums; those that a sum leaves open are summed exactly.
     fn decide(&self, data: &[f32], spans: &[Span]) -> Vec<Norm> {
         let mut norms: Vec<Norm> = spans.iter().map(|span| self.certified(span)).collect();
@@ -155,6 +179,9 @@ impl Backend for Cpu {
             .flat_map(|row| layout.spans_of(granularity, row).map(move |span| (row, span)))
             .map(|(row, span)| read(row, layout.span(granularity, span)))
             .collect();
+        if granularity == Granularity::Coordinate {
+            return Ok(Norms { rows: self.largest_magnitudes(data, &elements, &mask), segments: Vec::new() });
+        }
         let sums = self.sums(data, &elements);
 
         let rows = (0..layout.clients()).map(|row| Span {
@@ -203,10 +230,10 @@ impl Backend for Cpu {
             tasks.extend(values.chunks_mut(TASK).map(|part| (part, decision)));
         }
         if elements <= SEQUENTIAL {
-            tasks.into_iter().for_each(|(part, decision)| apply(part, decision));
+            tasks.into_iter().for_each(|(part, decision)| apply(part, decision, granularity));
         } else {
             self.install(elements, || {
-                tasks.into_par_iter().for_each(|(part, decision)| apply(part, decision))
+                tasks.into_par_iter().for_each(|(part, decision)| apply(part, decision, granularity))
             });
         }
         Ok(())
@@ -214,13 +241,15 @@ impl Backend for Cpu {
 }
 
 /// The clip stage on part of a span.
-fn apply(values: &mut [f32], decision: &Decision) {
+fn apply(values: &mut [f32], decision: &Decision, granularity: Granularity) {
+    let (factor, bound) = (decision.factor, decision.bound);
     if decision.status == Status::Zeroed {
         values.fill(0.0);
-        return;
+    } else if granularity == Granularity::Coordinate {
+        values.iter_mut().for_each(|value| *value = clamped(*value, bound));
+    } else {
+        values.iter_mut().for_each(|value| *value = scaled(*value, factor));
     }
-    let factor = decision.factor;
-    values.iter_mut().for_each(|value| *value = scaled(*value, factor));
 }
 
 /// A sum and the rounding error of its additions, `high + low`.

@@ -5,8 +5,8 @@ use super::{Backend, check_decisions};
 use crate::batch::{Granularity, Layout};
 use crate::clip::{Scope, Status};
 use crate::error::Result;
-use crate::norms::{Norm, Norms};
-use crate::numerics::{ExactSum, scaled};
+use crate::norms::{Norm, NormClass, Norms};
+use crate::numerics::{ExactSum, clamped, scaled};
 use crate::report::{BackendKind, Ran};
 use crate::threshold::Decision;
 
@@ -23,7 +23,11 @@ impl Backend for Reference {
         layout.check(data.len())?;
         let mut norms = Norms::default();
         for (row, in_scope) in scope.mask(layout.clients())?.into_iter().enumerate() {
-            let norm_of = |span| if in_scope { norm(&data[span]) } else { Norm::OUT_OF_SCOPE };
+            let norm_of = |span: std::ops::Range<usize>| match (in_scope, granularity) {
+                (false, _) => Norm::OUT_OF_SCOPE,
+                (true, Granularity::Coordinate) => largest_magnitude(&data[span]),
+                (true, Granularity::Row | Granularity::Segment) => norm(&data[span]),
+            };
             norms.rows.push(norm_of(layout.row(row)));
             if granularity == Granularity::Segment {
                 norms
@@ -46,6 +50,9 @@ impl Backend for Reference {
         for (span, decision) in decisions.iter().enumerate() {
             let span = &mut data[layout.span(granularity, span)];
             match decision.status {
+                Status::Clipped if granularity == Granularity::Coordinate => {
+                    span.iter_mut().for_each(|g| *g = clamped(*g, decision.bound));
+                }
                 Status::Clipped => span.iter_mut().for_each(|g| *g = scaled(*g, decision.factor)),
                 Status::Zeroed => span.fill(0.0),
                 Status::Untouched | Status::OutOfScope | Status::Kept => {}
@@ -53,6 +60,15 @@ impl Backend for Reference {
         }
         Ok(())
     }
+}
+
+/// The largest magnitude of a slice, which is exact.
+fn largest_magnitude(values: &[f32]) -> Norm {
+    if values.iter().any(|value| !value.is_finite()) {
+        return Norm::NON_FINITE;
+    }
+    let largest = values.iter().map(|value| value.abs()).fold(0.0, f32::max);
+    Norm::new(largest.to_bits(), NormClass::Exact)
 }
 
 /// The correctly rounded norm of a slice.

@@ -113,6 +113,7 @@ fn table(args: &Args, batch: &BatchFile, clipping: &Clipping, report: &Report, s
     let each = match clipping.granularity {
         Granularity::Row => "",
         Granularity::Segment => ", every layer on its own",
+        Granularity::Coordinate => ", every coordinate (norms are largest magnitudes)",
     };
     format!(
         "{}\n{} clients, {} params, bound {}{each}\n\n{}\n{}; {}\nwritten to {}\n",

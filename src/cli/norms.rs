@@ -66,7 +66,7 @@ pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
         let row = |row: usize| Row {
             norm: finite(norms.rows[row].value()),
             segments: match granularity {
-                Granularity::Row => Vec::new(),
+                Granularity::Row | Granularity::Coordinate => Vec::new(),
                 Granularity::Segment => layout
                     .segments_of(row)
                     .enumerate()

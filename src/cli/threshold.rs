@@ -29,6 +29,11 @@ pub(super) struct ThresholdArgs {
     #[arg(long, value_name = "own|split-equal|split-by-size", num_args = 0..=1, require_equals = true,
           default_missing_value = "own", value_parser = parse_per_layer)]
     pub per_layer: Option<PerLayer>,
+    /// Cut every coordinate to a magnitude of at most C, instead of scaling updates; norms are then the
+    /// largest magnitudes.
+    #[arg(long, value_name = "C", allow_hyphen_values = true, value_parser = options::parse_max_norm,
+          conflicts_with_all = ["max_norm", "threshold", "per_layer"])]
+    pub per_coordinate: Option<f32>,
     /// Where an adaptive or history threshold remembers earlier calls; made by the first.
     #[arg(long, value_name = "FILE")]
     pub state: Option<PathBuf>,
@@ -44,12 +49,16 @@ pub(super) enum PerLayer {
 
 impl ThresholdArgs {
     pub(super) fn granularity(&self) -> Granularity {
-        if self.per_layer.is_some() { Granularity::Segment } else { Granularity::Row }
+        match (self.per_layer, self.per_coordinate) {
+            (_, Some(_)) => Granularity::Coordinate,
+            (Some(_), None) => Granularity::Segment,
+            (None, None) => Granularity::Row,
+        }
     }
 
     /// The threshold asked for.
     pub(super) fn threshold(&self) -> Result<Threshold, Failure> {
-        let threshold = match (self.max_norm, &self.threshold) {
+        let threshold = match (self.max_norm.or(self.per_coordinate), &self.threshold) {
             (Some(bound), _) => Threshold::Fixed(bound),
             (None, Some(threshold)) => threshold.clone(),
             (None, None) => {

@@ -4,8 +4,10 @@
 //! (Andrew, Thakkar, McMahan and Ramaswamy 2021, "Differentially private learning with adaptive
 //! clipping"). The exponential is computed in integers, so that every device moves C to the same bits.
 
-use super::rule::BILLION;
 use crate::error::{Error, Result};
+
+/// Fractions are counted in billionths, so that 0.9 of ten rows is nine of them exactly.
+pub(crate) const BILLION: u64 = 1_000_000_000;
 
 /// The settings of an adaptive threshold.
 ///

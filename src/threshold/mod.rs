@@ -5,9 +5,9 @@ mod rule;
 mod state;
 
 pub use self::adaptive::Adaptive;
+use self::adaptive::BILLION;
 #[cfg(all(test, feature = "gpu"))]
 pub(crate) use self::adaptive::ROOTS_OF_TWO;
-use self::rule::BILLION;
 pub(crate) use self::rule::{Rule, Source};
 pub use self::state::State;
 use crate::batch::{Granularity, Layout};
@@ -211,7 +211,7 @@ pub fn decide(
     let mut decisions = Vec::with_capacity(spans.len());
     for (row, &row_norm) in norms.rows.iter().enumerate() {
         for span in layout.spans_of(clipping.granularity, row) {
-            decisions.push(decide_span(spans[span], row_norm, bounds[span], clipping.non_finite));
+            decisions.push(decide_span(spans[span], row_norm, bounds[span], clipping));
         }
     }
     Ok(decisions)
@@ -238,11 +238,12 @@ pub(crate) fn refuse_non_finite(rows: &[Norm]) -> Result<()> {
     }
 }
 
-fn decide_span(norm: Norm, row: Norm, bound: f32, policy: NonFinite) -> Decision {
-    let (factor, status) = match (row.class(), policy) {
+fn decide_span(norm: Norm, row: Norm, bound: f32, clipping: &Clipping) -> Decision {
+    let (factor, status) = match (row.class(), clipping.non_finite) {
         (NormClass::OutOfScope, _) => (1.0, Status::OutOfScope),
         (NormClass::NonFinite, NonFinite::Keep) => (1.0, Status::Kept),
         (NormClass::NonFinite, NonFinite::Zero | NonFinite::Error) => (0.0, Status::Zeroed),
+        _ if norm.exceeds(bound) && clipping.granularity == Granularity::Coordinate => (1.0, Status::Clipped),
         _ if norm.exceeds(bound) => (numerics::factor(bound, norm), Status::Clipped),
         _ => (1.0, Status::Untouched),
     };

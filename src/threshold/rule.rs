@@ -2,15 +2,12 @@
 //!
 //! The host's evaluation here is the specification; `threshold.wgsl` computes the same integers.
 
-use super::adaptive::{Adaptation, adapt};
+use super::adaptive::{Adaptation, BILLION, adapt};
 use super::{State, Threshold};
 use crate::batch::{Granularity, Layout};
 use crate::error::{Error, Result};
 use crate::norms::{Norm, NormClass, Norms};
 use crate::numerics::power_of_two;
-
-/// Quantiles are counted in billionths, so that 0.9 of ten rows is nine of them exactly.
-pub(crate) const BILLION: u64 = 1_000_000_000;
 
 /// Marks a place in a history where no norm is: the row was zeroed, out of scope, or the round is to come.
 pub(crate) const NO_NORM: u32 = u32::MAX;

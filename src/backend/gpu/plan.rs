@@ -27,7 +27,8 @@ pub(crate) struct Params {
     pub non_finite: u32,
     pub force_exact: u32,
     pub groups: u32,
-    pub padding: [u32; 2],
+    pub coordinates: u32,
+    pub padding: u32,
 }
 
 /// `Decision` of common.wgsl.
@@ -41,11 +42,14 @@ pub(crate) struct DeviceDecision {
     pub status: u32,
 }
 
+/// The shaders' status of a row that is clipped coordinate by coordinate.
+const CUT: u32 = 5;
+
 /// The exponent of a factor of 0 on the device: every product vanishes.
 const VANISHING: i32 = -1000;
 
 impl DeviceDecision {
-    fn from_host(decision: &Decision) -> Self {
+    fn from_host(decision: &Decision, granularity: Granularity) -> Self {
         let bits = decision.factor.to_bits();
         let (mantissa, exponent) = if decision.factor == 0.0 {
             (0.0, VANISHING)
@@ -59,14 +63,18 @@ impl DeviceDecision {
             mantissa,
             exponent,
             bound: decision.bound,
-            status: decision.status as u32,
+            status: match (decision.status, granularity) {
+                (Status::Clipped, Granularity::Coordinate) => CUT,
+                (status, _) => status as u32,
+            },
         }
     }
 
     fn to_host(self) -> Decision {
         let factor =
             if self.mantissa == 0.0 { 0.0 } else { f64::from(self.mantissa) * power_of_two(self.exponent) };
-        Decision { norm: self.norm, bound: self.bound, factor, status: Status::from_code(self.status) }
+        let status = if self.status == CUT { Status::Clipped } else { Status::from_code(self.status) };
+        Decision { norm: self.norm, bound: self.bound, factor, status: status }
     }
 }
 
@@ -233,7 +241,8 @@ impl Plan {
                 self.context.tuning.force_exact || self.context.fast_sums.get() == Some(&false),
             ),
             groups: rules.groups.len() as u32,
-            padding: [0; 2],
+            coordinates: u32::from(self.granularity == Granularity::Coordinate),
+            padding: 0,
         };
         self.upload(self.buffers.params.clone(), bytemuck::bytes_of(&params))?;
         self.upload(self.buffers.spans.clone(), bytemuck::cast_slice(&self.geometry.spans))?;
@@ -388,7 +397,9 @@ impl Plan {
     fn to_norms(&self, all: &[Norm]) -> Norms {
         let (bounded, rows) = all[..self.geometry.spans.len()].split_at(self.geometry.bounded);
         match self.granularity {
-            Granularity::Row => Norms { rows: bounded.to_vec(), segments: Vec::new() },
+            Granularity::Row | Granularity::Coordinate => {
+                Norms { rows: bounded.to_vec(), segments: Vec::new() }
+            }
             Granularity::Segment => Norms { rows: rows.to_vec(), segments: bounded.to_vec() },
         }
     }
@@ -406,7 +417,8 @@ impl Plan {
 
     /// Replaces the decisions in the plan, for the clip stage alone.
     pub(super) fn write_decisions(&self, decisions: &[Decision]) -> Result<()> {
-        let all: Vec<_> = decisions.iter().map(DeviceDecision::from_host).collect();
+        let all: Vec<_> =
+            decisions.iter().map(|decision| DeviceDecision::from_host(decision, self.granularity)).collect();
         self.upload(self.buffers.decisions.clone(), bytemuck::cast_slice(&all))
     }
 
@@ -593,7 +605,7 @@ mod tests {
     fn factors_survive_the_way_to_the_device_and_back() {
         for factor in [1.0, 0.5, 0.999_999_880_790_710_4, 0.0, power_of_two(-290), power_of_two(-149) * 1.5] {
             let decision = Decision { norm: Norm::NON_FINITE, bound: 2.0, factor, status: Status::Clipped };
-            assert_eq!(DeviceDecision::from_host(&decision).to_host(), decision);
+            assert_eq!(DeviceDecision::from_host(&decision, Granularity::Row).to_host(), decision);
         }
     }
 }
