@@ -271,6 +271,17 @@ fn layers_share_a_total_as_asked() {
 }
 
 #[test]
+fn coordinates_are_cut() {
+    let folder = TempDir::new().unwrap();
+    fs::write(folder.path().join("in.npy"), npy("(2, 2)", &[3.0, -0.25, 0.5, 0.1])).unwrap();
+    let printed = json_of(folder.path(), &["clip", "in.npy", "-o", "out.npy", "--per-coordinate", "0.5"]);
+    assert_eq!(fs::read(folder.path().join("out.npy")).unwrap(), npy("(2, 2)", &[0.5, -0.25, 0.5, 0.1]));
+    assert_eq!((f32_at(&printed["rows"][0]["norm"]), printed["clipped"].as_u64()), (3.0, Some(1)));
+    let both = ["clip", "in.npy", "-o", "out.npy", "--per-coordinate", "0.5", "--max-norm", "1"];
+    fails(folder.path(), &both, 2, &["cannot be used with"]);
+}
+
+#[test]
 fn thresholds_look_at_the_batch_and_remember() {
     let folder = TempDir::new().unwrap();
     fs::write(folder.path().join("in.npy"), npy("(5, 1)", &[1.0, 2.0, 3.0, 4.0, 50.0])).unwrap();

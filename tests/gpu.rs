@@ -136,7 +136,7 @@ fn every_strategy_gives_the_bits_of_the_reference() {
         let gpu =
             Gpu::from_device(gpu.device().clone(), gpu.queue().clone()).unwrap().with_tuning(tuning).unwrap();
         for (i, layout) in layouts.iter().enumerate() {
-            for granularity in [Granularity::Row, Granularity::Segment] {
+            for granularity in [Granularity::Row, Granularity::Segment, Granularity::Coordinate] {
                 let clipping = Clipping::fixed(1.5).granularity(granularity);
                 assert_same_as_reference(
                     &gpu,
@@ -172,7 +172,7 @@ fn more_workgroups_than_one_dimension_holds_are_folded() {
 fn stages_called_one_by_one_give_what_one_call_gives() {
     let Some(gpu) = gpu() else { return };
     let layout = Layout::strided(12, 101, 104).unwrap().layered(&[100, 1]).unwrap();
-    for granularity in [Granularity::Row, Granularity::Segment] {
+    for granularity in [Granularity::Row, Granularity::Segment, Granularity::Coordinate] {
         let clipping = Clipping::fixed(0.7).granularity(granularity).scope(Scope::Rows(vec![0, 1, 3, 4, 9]));
         let mut expected = updates(&layout);
         let report = Reference.run(&layout, &mut expected, &clipping).unwrap();
@@ -385,7 +385,7 @@ fn empty_batches_run() {
     let Some(gpu) = gpu() else { return };
     for layout in [Layout::dense(0, 5).unwrap(), Layout::dense(3, 0).unwrap(), Layout::ragged(&[0]).unwrap()]
     {
-        for granularity in [Granularity::Row, Granularity::Segment] {
+        for granularity in [Granularity::Row, Granularity::Segment, Granularity::Coordinate] {
             let clipping = Clipping::default().granularity(granularity);
             assert_same_as_reference(&gpu, &layout, &clipping, "empty");
         }

@@ -410,7 +410,7 @@ proptest! {
         lengths in prop::collection::vec(prop::collection::vec(0usize..70, 0..6), 0..14),
         seed in any::<u64>(), bounds in prop::collection::vec(bound(), 14),
         policy in select(vec![NonFinite::Zero, NonFinite::Error, NonFinite::Keep]),
-        granularity in select(vec![Granularity::Row, Granularity::Segment]),
+        granularity in select(vec![Granularity::Row, Granularity::Segment, Granularity::Coordinate]),
         padding in 0usize..5, kind in 0..3,
     ) {
         let mut rng = Rng::new(seed);

@@ -337,3 +337,36 @@ fn settings_out_of_range_and_foreign_states_are_errors() {
         assert_eq!(foreign.words(), [1, 2, 3]);
     }
 }
+
+#[test]
+fn coordinates_are_cut_and_nothing_else_is_touched() {
+    let layout = Layout::strided(5, 4, 5).unwrap();
+    let payload = f32::from_bits(0x7fc1_2345);
+    #[rustfmt::skip]
+    let data = [
+        1.0, -2.0, 0.5, -0.0, payload,
+        0.1, f32::from_bits(1), -1e-30, 0.5, payload,
+        3e38, -f32::MAX, 1e-40, 0.50001, payload,
+        f32::NAN, 9.0, 9.0, 9.0, payload,
+        -0.5, 0.5, 7.0, f32::from_bits(0x3f00_0001),
+    ];
+    let clipping = Clipping::fixed(0.5).granularity(Granularity::Coordinate);
+    let mut cut = data;
+    let report = Reference.run(&layout, &mut cut, &clipping).unwrap();
+    #[rustfmt::skip]
+    let expected = [
+        0.5, -0.5, 0.5, -0.0, payload,
+        0.1, f32::from_bits(1), -1e-30, 0.5, payload,
+        0.5, -0.5, 1e-40, 0.5, payload,
+        0.0, 0.0, 0.0, 0.0, payload,
+        -0.5, 0.5, 0.5, 0.5,
+    ];
+    assert_same_bits("reference", &cut, &expected);
+    let rows: Vec<_> = report.rows.iter().map(|row| (row.norm, row.status)).collect();
+    assert_eq!(rows[..3], [(2.0, Status::Clipped), (0.5, Status::Untouched), (f32::MAX, Status::Clipped)]);
+    assert_eq!((rows[3].1, rows[4]), (Status::Zeroed, (7.0, Status::Clipped)));
+    run(&layout, &data, &clipping, &State::default());
+    // Any threshold works on the largest magnitudes: 0.5, 2, 7 and the greatest f32.
+    let median = Clipping { threshold: Threshold::Median { factor: 0.25 }, ..clipping };
+    assert_eq!(run(&layout, &data, &median, &State::default()).0[0], Some(0.5));
+}

@@ -148,6 +148,9 @@ pub fn verify(
 ) {
     let clients = layout.clients();
     assert_eq!(report.rows.len(), clients, "{context}: rows in the report");
+    if clipping.granularity == Granularity::Coordinate {
+        return verify_coordinates(context, layout, clipping, before, after, report);
+    }
     let mask = mask(&clipping.scope, clients);
     let mut want = before.to_vec();
     for (row, got) in report.rows.iter().enumerate() {
@@ -157,11 +160,13 @@ pub fn verify(
         assert!(same(got.norm, whole.norm), "{context}: norm {} for {}", Bits(got.norm), Bits(whole.norm));
 
         let spans: Vec<_> = match clipping.granularity {
-            Granularity::Row => vec![layout.row(row)],
+            Granularity::Row | Granularity::Coordinate => vec![layout.row(row)],
             Granularity::Segment => layout.segments_of(row).map(|s| layout.segment(s)).collect(),
         };
         let reported: Vec<_> = match clipping.granularity {
-            Granularity::Row => vec![(got.norm, got.bound.expect("a bound"), got.factor, got.status)],
+            Granularity::Row | Granularity::Coordinate => {
+                vec![(got.norm, got.bound.expect("a bound"), got.factor, got.status)]
+            }
             Granularity::Segment => {
                 got.segments.iter().map(|s| (s.norm, s.bound, s.factor, s.status)).collect()
             }
@@ -221,6 +226,47 @@ pub fn verify(
         let bounds: Vec<_> = reported.iter().map(|r| r.1).collect();
         let common = bounds.first().filter(|first| bounds.iter().all(|bound| bound == *first));
         assert_eq!(got.bound, common.copied(), "{context}: the row's bound");
+    }
+    super::assert_same_bits(context, after, &want);
+}
+
+/// The same for bounds on coordinates: the largest magnitude, and every value cut to the bound.
+fn verify_coordinates(
+    context: &str,
+    layout: &Layout,
+    clipping: &Clipping,
+    before: &[f32],
+    after: &[f32],
+    report: &Report,
+) {
+    let mask = mask(&clipping.scope, layout.clients());
+    let mut want = before.to_vec();
+    for (row, got) in report.rows.iter().enumerate() {
+        let context = format!("{context}: row {row}");
+        let values = &mut want[layout.row(row)];
+        let hostile = values.iter().any(|v| !v.is_finite());
+        let bound = match &clipping.threshold {
+            Threshold::Fixed(bound) => bound.abs(),
+            Threshold::PerRow(bounds) => bounds[row].abs(),
+            _ => got.bound.expect("a bound"),
+        };
+        let largest = values.iter().map(|v| v.abs()).fold(0.0, f32::max);
+        let norm = if mask[row] && !hostile { largest } else { f32::NAN };
+        let status = match (mask[row], hostile, clipping.non_finite) {
+            (false, ..) => Status::OutOfScope,
+            (true, true, NonFinite::Keep) => Status::Kept,
+            (true, true, _) => Status::Zeroed,
+            (true, false, _) if largest > bound => Status::Clipped,
+            (true, false, _) => Status::Untouched,
+        };
+        let factor = if status == Status::Zeroed { 0.0 } else { 1.0 };
+        assert!(same(got.norm, norm), "{context}: norm {} for {}", Bits(got.norm), Bits(norm));
+        assert_eq!((got.bound, got.factor, got.status), (Some(bound), factor, status), "{context}");
+        match status {
+            Status::Clipped => values.iter_mut().for_each(|v| *v = v.signum() * v.abs().min(bound)),
+            Status::Zeroed => values.fill(0.0),
+            _ => {}
+        }
     }
     super::assert_same_bits(context, after, &want);
 }

@@ -59,6 +59,7 @@ fn clippings(layout: &Layout, bound: f32) -> Vec<(&'static str, Clipping)> {
         ("fixed", Clipping::fixed(bound)),
         ("per row", Clipping::per_row(per_row)),
         ("per layer", Clipping::fixed(bound * 0.5).granularity(Granularity::Segment)),
+        ("per coordinate", Clipping::fixed(bound * 0.1).granularity(Granularity::Coordinate)),
         (
             "adversaries, kept",
             Clipping::fixed(bound).scope(Scope::Adversaries(modes)).non_finite(NonFinite::Keep),
