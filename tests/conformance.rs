@@ -14,7 +14,7 @@ use byzclip::{
 };
 use common::{Class, Rng, all, assert_same_bits, assert_same_norms, bounds_for, conform, oracle, poison};
 
-const GRANULARITIES: [Granularity; 2] = [Granularity::Row, Granularity::Segment, Granularity::Coordinate];
+const GRANULARITIES: [Granularity; 3] = [Granularity::Row, Granularity::Segment, Granularity::Coordinate];
 const POLICIES: [NonFinite; 3] = [NonFinite::Zero, NonFinite::Error, NonFinite::Keep];
 
 /// A layout, and where its author says that rows and segments lie.

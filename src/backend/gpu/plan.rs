@@ -74,7 +74,7 @@ impl DeviceDecision {
         let factor =
             if self.mantissa == 0.0 { 0.0 } else { f64::from(self.mantissa) * power_of_two(self.exponent) };
         let status = if self.status == CUT { Status::Clipped } else { Status::from_code(self.status) };
-        Decision { norm: self.norm, bound: self.bound, factor, status: status }
+        Decision { norm: self.norm, bound: self.bound, factor, status }
     }
 }
 
