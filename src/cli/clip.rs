@@ -94,7 +94,7 @@ fn table(args: &Args, batch: &BatchFile, report: &Report, seconds: f64) -> Strin
         let report = &report.rows[row];
         vec![
             row.to_string(),
-            if report.norm.is_nan() { "-".into() } else { report.norm.to_string() },
+            if report.norm.is_nan() { "-".into() } else { rows::number(report.norm) },
             Factor(report.factor).to_string(),
             report.status.name().into(),
         ]
@@ -105,13 +105,14 @@ fn table(args: &Args, batch: &BatchFile, report: &Report, seconds: f64) -> Strin
         .filter(|(count, _)| *count > 0)
         .map(|(count, name)| format!("{count} {name}"))
         .collect::<Vec<_>>();
-    let each = if args.per_layer { " for every layer" } else { "" };
+    let each =
+        if args.per_layer { " for every layer; factor: the least; --json has every layer" } else { "" };
     format!(
-        "{}\n{} clients, {} params, max norm {}{each}\n\n{}\n{}; {}\nwritten to {}\n",
+        "{}\n{}, {}, max norm {}{each}\n\n{}\n{}; {}\nwritten to {}\n",
         report.ran,
-        layout.clients(),
-        layout.params(),
-        args.max_norm,
+        rows::count(layout.clients(), "client"),
+        rows::count(layout.params(), "param"),
+        rows::number(args.max_norm),
         rows::table(&["client", "norm", "factor", "status"], layout.clients(), cells),
         if counts.is_empty() { "no clients".into() } else { counts.join(", ") },
         rows::rate(layout.elements(), seconds),
