@@ -402,19 +402,24 @@ fn wrong_usage_ends_with_code_2() {
     fails(here, &clip(&["--max-norm", "1", "--scope", "rows:5"]), 1, &["row 5", "0 to 4"]);
     fails(here, &clip(&["--max-norm", "1", "--non-finite", "drop"]), 2, &["zero, error or keep"]);
     fails(here, &clip(&["--max-norm", "1", "--backend", "tpu"]), 2, &["auto, gpu, cpu or reference"]);
-    fails(here, &clip(&["--max-norm", "1", "--backend", "cpu", "--adapter", "x"]), 2, &["no adapter with"]);
+    fails(
+        here,
+        &clip(&["--max-norm", "1", "--backend", "cpu", "--adapter", "x"]),
+        2,
+        &["an adapter with gpu or auto only"],
+    );
     fails(here, &clip(&["--max-norm", "1", "--fast"]), 2, &["--fast"]);
     fails(here, &["shrink"], 2, &["shrink"]);
     fails(here, &["clip", "in.npy", "-o", "in.npy", "--max-norm", "1"], 2, &["in.npy", "another place"]);
     fails(here, &["clip", "in.npy", "-o", "./sub/../in.npy", "--max-norm", "1"], 2, &["another place"]);
-    fails(here, &["clip", "in.npy", "in.npy", "-o", "out.npy", "--max-norm", "1"], 2, &["one .npy"]);
+    fails(here, &["clip", "in.npy", "in.npy", "-o", "out.npy", "--max-norm", "1"], 2, &["2 .npy files"]);
     fails(
         here,
         &["clip", "in.npy", "a.safetensors", "-o", "out", "--max-norm", "1"],
         2,
-        &["one batch at a time"],
+        &["one kind at a time"],
     );
-    fails(here, &["norms", "in.txt"], 2, &["1 other files"]);
+    fails(here, &["norms", "in.txt"], 2, &["in.txt", "ends in .npy or .safetensors"]);
     let two = ["clip", "a.safetensors", "sub/a.safetensors", "-o", "out", "--max-norm", "1"];
     fails(here, &two, 2, &["two inputs called a.safetensors"]);
     fails(here, &["clip", "a.safetensors", "-o", ".", "--max-norm", "1"], 2, &["another place"]);
@@ -423,6 +428,8 @@ fn wrong_usage_ends_with_code_2() {
     {
         fs::hard_link(here.join("in.npy"), here.join("hard.npy")).unwrap();
         std::os::unix::fs::symlink("in.npy", here.join("soft.npy")).unwrap();
+        // A device stays a device.
+        fails(here, &["clip", "in.npy", "-o", "/dev/null", "--max-norm", "1"], 1, &["/dev/null"]);
         fails(here, &["clip", "in.npy", "-o", "hard.npy", "--max-norm", "1"], 2, &["another place"]);
         fails(here, &["clip", "in.npy", "-o", "soft.npy", "--max-norm", "1"], 2, &["another place"]);
     }

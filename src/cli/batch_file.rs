@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use byzclip::Layout;
 
 use super::failure::Failure;
-use super::output::{Pending, same_file};
+use super::output::{self, Pending, same_file};
 use super::safetensors::ClientFile;
 use super::{npy, safetensors};
 
@@ -66,8 +66,7 @@ fn write_clients(
     data: &[f32],
     folder: &Path,
 ) -> Result<(), Failure> {
-    std::fs::create_dir_all(folder)
-        .map_err(|e| Failure::io("create the folder", folder, &e, "choose a folder that is writable"))?;
+    std::fs::create_dir_all(folder).map_err(|e| Failure::unwritable(folder, &e))?;
     let mut pending = Vec::with_capacity(files.len());
     for (client, file) in files.into_iter().enumerate() {
         let mut output = Pending::create(&target(folder, &file.path))?;
@@ -92,11 +91,24 @@ fn kind(inputs: &[PathBuf]) -> Result<Kind, Failure> {
     match (has("npy"), has("safetensors"), inputs.len()) {
         (1, 0, 1) => Ok(Kind::Npy),
         (0, clients, all) if clients == all => Ok(Kind::Safetensors),
-        (npy, clients, all) => Err(Failure::Usage(format!(
-            "got {npy} .npy, {clients} .safetensors and {} other files; expected one .npy or any number of \
-             .safetensors, one per client; pass one batch at a time",
-            all - npy - clients
+        (npy, 0, all) if npy == all => Err(Failure::Usage(format!(
+            "got {npy} .npy files; expected one, with a row per client; stack them with numpy.stack"
         ))),
+        (npy, clients, all) if npy + clients == all => Err(Failure::Usage(format!(
+            "got {npy} .npy and {clients} .safetensors; expected one .npy, or .safetensors only, one per \
+             client; pass one kind at a time"
+        ))),
+        _ => {
+            let known = |path: &&PathBuf| {
+                path.extension()
+                    .is_some_and(|e| ["npy", "safetensors"].iter().any(|known| e.eq_ignore_ascii_case(known)))
+            };
+            let other = inputs.iter().find(|path| !known(path)).map(|path| path.display().to_string());
+            Err(Failure::Usage(format!(
+                "got the input {}; expected a name that ends in .npy or .safetensors; rename or convert it",
+                other.unwrap_or_default()
+            )))
+        }
     }
 }
 
@@ -111,9 +123,9 @@ pub(super) fn check_output(inputs: &[PathBuf], output: &Path) -> Result<(), Fail
     };
     match kind(inputs)? {
         Kind::Npy if same_file(&inputs[0], output) => onto(output, &inputs[0]),
-        Kind::Npy => Ok(()),
+        Kind::Npy => output::check(output),
         Kind::Safetensors => {
-            if output.is_file() {
+            if output.exists() && !output.is_dir() {
                 return Err(Failure::Usage(format!(
                     "got the file {} as output; expected a folder for .safetensors; choose another -o",
                     output.display()
@@ -129,6 +141,9 @@ pub(super) fn check_output(inputs: &[PathBuf], output: &Path) -> Result<(), Fail
                         "got two inputs called {}; expected a name for each client; rename one of them",
                         input.file_name().unwrap_or_default().display()
                     )));
+                }
+                if output.is_dir() {
+                    output::check(&target)?;
                 }
             }
             Ok(())

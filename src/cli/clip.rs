@@ -98,8 +98,8 @@ fn table(args: &Args, batch: &BatchFile, clipping: &Clipping, report: &Report, s
         let report = &report.rows[row];
         vec![
             row.to_string(),
-            if report.norm.is_nan() { "-".into() } else { report.norm.to_string() },
-            report.bound.map_or_else(|| "-".into(), |bound| bound.to_string()),
+            if report.norm.is_nan() { "-".into() } else { rows::number(report.norm) },
+            report.bound.map_or_else(|| "-".into(), rows::number),
             Factor(report.factor).to_string(),
             report.status.name().into(),
         ]
@@ -112,14 +112,14 @@ fn table(args: &Args, batch: &BatchFile, clipping: &Clipping, report: &Report, s
         .collect::<Vec<_>>();
     let each = match clipping.granularity {
         Granularity::Row => "",
-        Granularity::Segment => ", every layer on its own",
-        Granularity::Coordinate => ", every coordinate (norms are largest magnitudes)",
+        Granularity::Segment => ", every layer on its own; factor: the least; --json has every layer",
+        Granularity::Coordinate => ", every coordinate; norms are largest magnitudes",
     };
     format!(
-        "{}\n{} clients, {} params, bound {}{each}\n\n{}\n{}; {}\nwritten to {}\n",
+        "{}\n{}, {}, bound {}{each}\n\n{}\n{}; {}\nwritten to {}\n",
         report.ran,
-        layout.clients(),
-        layout.params(),
+        rows::count(layout.clients(), "client"),
+        rows::count(layout.params(), "param"),
         threshold::name(&clipping.threshold),
         rows::table(&["client", "norm", "bound", "factor", "status"], layout.clients(), cells),
         if counts.is_empty() { "no clients".into() } else { counts.join(", ") },

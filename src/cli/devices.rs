@@ -150,7 +150,7 @@ fn describe(devices: &Devices) -> String {
             bytes(u64::from(limits.shared_memory_bytes)),
             adapter.subgroup_size[0],
             adapter.subgroup_size[1],
-            if has.is_empty() { "none needed, none there".into() } else { has.join(", ") },
+            if has.is_empty() { "none".into() } else { has.join(", ") },
         ));
     }
     let Auto { backend, adapter, why } = &devices.auto;

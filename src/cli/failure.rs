@@ -1,5 +1,6 @@
 //! How a command ends.
 
+use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -23,9 +24,21 @@ pub(super) enum Failure {
 }
 
 impl Failure {
-    /// A file that cannot be read or written.
-    pub(super) fn io(action: &str, path: &Path, error: &std::io::Error, remedy: &str) -> Self {
-        Self::Failed(format!("cannot {action} {}: got \"{error}\"; {remedy}", path.display()))
+    /// A file that cannot be read.
+    pub(super) fn unreadable(path: &Path, error: &std::io::Error) -> Self {
+        Self::Failed(format!(
+            "cannot read {}: got \"{error}\"; expected a readable file; check the path and its permissions",
+            path.display()
+        ))
+    }
+
+    /// A file or folder that cannot be written.
+    pub(super) fn unwritable(path: &Path, error: &std::io::Error) -> Self {
+        Self::Failed(format!(
+            "cannot write {}: got \"{error}\"; expected a folder with permission and space to write; free \
+             space or choose another -o",
+            path.display()
+        ))
     }
 
     /// A file that holds something else than it should.
@@ -36,9 +49,8 @@ impl Failure {
     pub(super) fn print(&self) {
         match self {
             Self::Usage(message) | Self::Failed(message) => {
-                // Names of files and drivers may hold anything; the message stays one line.
-                let line = message.split(['\n', '\r']).map(str::trim).collect::<Vec<_>>().join(" ");
-                eprintln!("byzclip: {line}");
+                // Without stderr nobody is left to tell.
+                drop(writeln!(std::io::stderr(), "byzclip: {}", one_line(message)));
             }
             Self::ClosedPipe => {}
         }
@@ -49,6 +61,21 @@ impl Failure {
             Self::Usage(_) => ExitCode::from(2),
             Self::Failed(_) | Self::ClosedPipe => ExitCode::from(1),
         }
+    }
+}
+
+/// Text that files and drivers may have had a hand in, as one line without control characters.
+fn one_line(text: &str) -> String {
+    let words = text.split(['\n', '\r']).map(str::trim).collect::<Vec<_>>().join(" ");
+    words.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
+}
+
+/// The start of a text that a file holds, because a hostile one may be long.
+pub(super) fn excerpt(text: &str) -> String {
+    const LONGEST: usize = 60;
+    match text.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text.to_owned(),
     }
 }
 

@@ -18,7 +18,7 @@ mod verify;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use self::failure::{Failure, Outcome};
 
@@ -84,13 +84,24 @@ fn not_parsed(error: &clap::Error) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let text = error.render().to_string();
-    let paragraph = text.split("\n\n").next().unwrap_or_default();
-    let line = paragraph.split_whitespace().collect::<Vec<_>>().join(" ");
-    let line = line.trim_start_matches("error: ");
-    // Our own parsers say what they expected; clap's messages only what they got.
-    let expected =
-        if line.contains("expected") { "" } else { "; expected commands and options that byzclip knows" };
-    let failure = Failure::Usage(format!("{line}{expected}; see byzclip --help"));
+    let words = |paragraph: &str| paragraph.split_whitespace().collect::<Vec<_>>().join(" ");
+    let mut line = String::new();
+    for paragraph in text.split("\n\n").map(words) {
+        if let Some(what) = paragraph.strip_prefix("error: ") {
+            line.push_str(what);
+        } else if let Some(tip) = paragraph.strip_prefix("tip: ") {
+            line.push_str(&format!("; {tip}"));
+        } else if let Some(usage) = paragraph.strip_prefix("Usage: ") {
+            line.push_str(&format!("; expected {usage}"));
+        }
+    }
+    if !line.contains("expected") {
+        line.push_str("; expected commands and options that byzclip knows");
+    }
+    let known = Cli::command();
+    let command = std::env::args_os().skip(1).find(|arg| known.find_subcommand(arg).is_some());
+    let command = command.map(|name| format!(" {}", name.display())).unwrap_or_default();
+    let failure = Failure::Usage(format!("{line}; see byzclip{command} --help"));
     failure.print();
     failure.exit_code()
 }

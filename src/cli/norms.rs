@@ -89,7 +89,7 @@ pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
     }
     let shown = |norm: byzclip::Norm| match norm.class() {
         NormClass::NonFinite => "NaN or Inf".to_owned(),
-        _ => norm.value().to_string(),
+        _ => rows::number(norm.value()),
     };
     let mut head = vec!["client", "norm"];
     if args.per_layer {
@@ -104,9 +104,9 @@ pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
     };
     let text = rows::table(&head, layout.clients(), cells);
     output::print(&format!(
-        "{ran}\n{} clients, {} params\n\n{text}\n{}\n",
-        layout.clients(),
-        layout.params(),
+        "{ran}\n{}, {}\n\n{text}\n{}\n",
+        rows::count(layout.clients(), "client"),
+        rows::count(layout.params(), "param"),
         rows::rate(layout.elements(), seconds)
     ))?;
     Ok(Outcome::Success)

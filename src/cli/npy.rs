@@ -4,13 +4,13 @@
 //! not pay for, no recursion, no arithmetic that can wrap. Format:
 //! <https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html>.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{BufReader, Read};
 use std::path::Path;
 
 use byzclip::Layout;
 
-use super::failure::Failure;
+use super::failure::{Failure, excerpt};
 
 /// The longest header that is read; NumPy's is 128 bytes.
 const LONGEST_HEADER: usize = 64 << 10;
@@ -29,18 +29,32 @@ pub(super) struct Npy {
 
 pub(super) fn read(path: &Path) -> Result<Npy, Failure> {
     const SAVE: &str = "save it with numpy.save(path, array.astype(\"<f4\", order=\"C\"))";
+    const AGAIN: &str = "copy the file again, or save it again with numpy.save";
     let wrong = |got: &str, expected: &str| Failure::content(path, got, expected, SAVE);
-    let unreadable = |e: std::io::Error| Failure::io("read", path, &e, "check the path and its permissions");
+    let corrupt = |got: &str, expected: &str| Failure::content(path, got, expected, AGAIN);
+    let unreadable = |e: std::io::Error| Failure::unreadable(path, &e);
 
-    let file = File::open(path).map_err(unreadable)?;
-    let length = file.metadata().map_err(unreadable)?.len();
-    let mut reader = BufReader::new(file);
-    let header = read_header(&mut reader).map_err(|got| wrong(&got, "an .npy file of version 1, 2 or 3"))?;
-    let described = Header::parse(&header.text).map_err(|got| wrong(&got, "the header of an .npy array"))?;
+    // Before it is opened: opening a pipe would wait for a writer.
+    let metadata = fs::metadata(path).map_err(unreadable)?;
+    if !metadata.is_file() {
+        let got = if metadata.is_dir() { "a folder" } else { "a device or pipe" };
+        return Err(Failure::content(path, got, "an .npy file", "pass the file itself"));
+    }
+    let length = metadata.len();
+    let mut reader = BufReader::new(File::open(path).map_err(unreadable)?);
+    let header =
+        read_header(&mut reader).map_err(|got| corrupt(&got, "an .npy file of version 1, 2 or 3"))?;
+    let described =
+        Header::parse(&header.text).map_err(|got| corrupt(&got, "the header of an .npy array"))?;
 
     match described.descr.as_str() {
         "<f4" | "=f4" if cfg!(target_endian = "little") => {}
-        other => return Err(wrong(&format!("elements of type '{other}'"), "'<f4' (float32, little-endian)")),
+        other => {
+            return Err(wrong(
+                &format!("elements of type '{}'", excerpt(other)),
+                "'<f4' (float32, little-endian)",
+            ));
+        }
     }
     if described.fortran_order && described.shape.len() > 1 {
         return Err(wrong("Fortran order", "C order (a row per client, back to back)"));
@@ -67,14 +81,26 @@ pub(super) fn read(path: &Path) -> Result<Npy, Failure> {
         let state = if length < expected { "truncated" } else { "longer than its header says" };
         return Err(Failure::content(
             path,
-            &format!("{length} bytes ({state})"),
+            &format!("{length} bytes, {state}"),
             &format!("{expected} bytes for the shape ({clients}, {params})"),
-            "copy or save the file again",
+            AGAIN,
         ));
     }
-    let mut data = vec![0.0f32; elements];
-    reader.read_exact(bytemuck::cast_slice_mut(&mut data)).map_err(unreadable)?;
+    let data = read_elements(&mut reader, elements).map_err(unreadable)?;
     Ok(Npy { header: header.bytes, layout, data })
+}
+
+/// The elements, in memory that is asked for and not taken for granted: a file may be sparse.
+fn read_elements(reader: &mut impl Read, elements: usize) -> std::io::Result<Vec<f32>> {
+    let mut data = Vec::new();
+    data.try_reserve_exact(elements)?;
+    let mut chunk = vec![0.0f32; elements.min(1 << 16)];
+    while data.len() < elements {
+        let part = &mut chunk[..(elements - data.len()).min(1 << 16)];
+        reader.read_exact(bytemuck::cast_slice_mut(part))?;
+        data.extend_from_slice(part);
+    }
+    Ok(data)
 }
 
 struct RawHeader {
@@ -135,7 +161,7 @@ impl Header {
                 "descr" => descr = Some(parser.string()?),
                 "fortran_order" => fortran_order = Some(parser.boolean()?),
                 "shape" => shape = Some(parser.tuple()?),
-                _ => return Err(format!("the unknown key '{key}'")),
+                _ => return Err(format!("the unknown key '{}'", excerpt(&key))),
             }
             if !parser.accept(',') {
                 parser.expect('}')?;

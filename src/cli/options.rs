@@ -20,6 +20,13 @@ pub(super) struct BackendArgs {
 
 impl BackendArgs {
     pub(super) fn open(&self) -> Result<Box<dyn Backend>, Failure> {
+        if let (Some(adapter), Choice::Cpu | Choice::Reference) = (&self.adapter, self.backend) {
+            let backend = if self.backend == Choice::Cpu { "cpu" } else { "reference" };
+            return Err(Failure::Usage(format!(
+                "got --adapter {adapter} with --backend {backend}; expected an adapter with gpu or auto only; \
+                 leave one of them out"
+            )));
+        }
         Ok(select(self.backend, self.adapter.as_deref())?)
     }
 }
@@ -60,8 +67,8 @@ pub(super) fn parse_scope(text: &str) -> Result<Scope, String> {
         if last < first {
             return Err(format!("got the range {item}, which runs backwards; {EXPECTED}"));
         }
-        if (last - first) as usize >= MOST_ROWS {
-            return Err(format!("got the range {item}; expected at most {MOST_ROWS} rows; use --scope all"));
+        if rows.len() + (last - first) as usize >= MOST_ROWS {
+            return Err(format!("got more than {MOST_ROWS} rows; expected fewer; use --scope all"));
         }
         rows.extend((first..=last).map(|row| row as usize));
     }

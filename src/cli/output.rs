@@ -37,35 +37,58 @@ pub(super) struct Pending {
 
 impl Pending {
     pub(super) fn create(target: &Path) -> Result<Self, Failure> {
-        let folder = match target.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
-        if target.is_dir() {
-            return Err(Failure::content(target, "a folder", "a file name", "choose another output"));
-        }
+        check(target)?;
+        // Through a symlink, so that what it names is replaced and not the link.
+        let target = fs::canonicalize(target).unwrap_or_else(|_| target.to_owned());
         let mut builder = tempfile::Builder::new();
         builder.prefix(".byzclip-").suffix(".partial");
         // Like any new file: readable as the umask allows, not for the owner alone.
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        let file = builder
-            .tempfile_in(folder)
-            .map_err(|e| Failure::io("write", target, &e, "choose a folder that exists and is writable"))?;
-        Ok(Self { file, target: target.to_owned() })
+        let file =
+            builder.tempfile_in(folder(&target)).map_err(|e| Failure::unwritable(&target, &plain(e)))?;
+        Ok(Self { file, target })
     }
 
     pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), Failure> {
-        self.file
-            .write_all(bytes)
-            .map_err(|e| Failure::io("write", &self.target, &e, "free space or choose another output"))
+        self.file.write_all(bytes).map_err(|e| Failure::unwritable(&self.target, &plain(e)))
     }
 
     /// Puts the file in its place, over what was there.
     pub(super) fn finish(self) -> Result<(), Failure> {
         let sync = self.file.as_file().sync_all();
         sync.and_then(|()| self.file.persist(&self.target).map(drop).map_err(|e| e.error))
-            .map_err(|e| Failure::io("write", &self.target, &e, "choose another output"))
+            .map_err(|e| Failure::unwritable(&self.target, &plain(e)))
+    }
+}
+
+/// The system's own words, without the name of the temporary file.
+fn plain(error: std::io::Error) -> std::io::Error {
+    error.kind().into()
+}
+
+/// Checks that a file can be put there: its folder exists, and what it replaces is a file.
+pub(super) fn check(target: &Path) -> Result<(), Failure> {
+    const REMEDY: &str = "choose another -o";
+    if !folder(target).is_dir() {
+        let got = format!("no folder {}", folder(target).display());
+        return Err(Failure::content(target, &got, "a folder that exists", "create it or choose another -o"));
+    }
+    match (fs::metadata(target), fs::symlink_metadata(target)) {
+        (Ok(there), _) if there.is_dir() => Err(Failure::content(target, "a folder", "a file name", REMEDY)),
+        // A device would be replaced like a file, and gone.
+        (Ok(there), _) if !there.is_file() => {
+            Err(Failure::content(target, "a device or pipe", "a file name", REMEDY))
+        }
+        (Err(_), Ok(_)) => Err(Failure::content(target, "a symlink to nothing", "a file name", REMEDY)),
+        _ => Ok(()),
+    }
+}
+
+fn folder(target: &Path) -> &Path {
+    match target.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
     }
 }
 

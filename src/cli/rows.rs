@@ -40,7 +40,7 @@ impl Serialize for Factor {
 impl std::fmt::Display for Factor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let narrow = self.0 as f32;
-        if f64::from(narrow) == self.0 { write!(f, "{narrow}") } else { write!(f, "{:e}", self.0) }
+        if f64::from(narrow) == self.0 { f.write_str(&number(narrow)) } else { write!(f, "{:e}", self.0) }
     }
 }
 
@@ -125,7 +125,20 @@ fn aligned(
     text
 }
 
-/// What the work moved a second, for a person: bytes of the batch over wall time.
+/// A number that reads back to the same `f32`, with an exponent where it would be mostly zeros.
+pub(super) fn number(value: f32) -> String {
+    let plain = value == 0.0 || !value.is_finite() || (1e-5..1e9).contains(&value.abs());
+    if plain { value.to_string() } else { format!("{value:e}") }
+}
+
+/// A number of things: `1 client`, `2 clients`.
+pub(super) fn count(number: usize, thing: &str) -> String {
+    format!("{number} {thing}{}", if number == 1 { "" } else { "s" })
+}
+
+/// How long the work took, and what it moved a second where there is enough of it to tell.
 pub(super) fn rate(elements: usize, seconds: f64) -> String {
-    format!("{:.3} s, {:.2} GB/s of input", seconds, elements as f64 * 4.0 / seconds / 1e9)
+    let bytes = elements as f64 * 4.0;
+    let time = if seconds < 1.0 { format!("{:.2} ms", seconds * 1e3) } else { format!("{seconds:.2} s") };
+    if bytes < 1e6 { time } else { format!("{time}, {:.2} GB/s of input", bytes / seconds / 1e9) }
 }

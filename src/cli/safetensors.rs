@@ -1,13 +1,14 @@
 //! `.safetensors` files, one per client: tensors are layers, in name order.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use byzclip::Layout;
 use safetensors::{Dtype, SafeTensors};
 
-use super::failure::Failure;
+use super::failure::{Failure, excerpt};
 
 /// One client's file.
 pub(super) struct ClientFile {
@@ -43,6 +44,8 @@ pub(super) fn read(paths: &[PathBuf]) -> Result<Clients, Failure> {
             compare(path, &tensors, &paths[0], first)?;
         }
         let layers: Vec<_> = tensors.values().map(|tensor| tensor.bytes.clone()).collect();
+        let elements = layers.iter().map(|layer| layer.len() / 4).sum();
+        data.try_reserve(elements).map_err(|e| Failure::unreadable(path, &e.into()))?;
         for layer in &layers {
             data.extend(
                 bytes[layer.clone()].chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])),
@@ -58,26 +61,28 @@ pub(super) fn read(paths: &[PathBuf]) -> Result<Clients, Failure> {
 }
 
 fn read_file(path: &Path) -> Result<(Vec<u8>, BTreeMap<String, Tensor>), Failure> {
-    let bytes = std::fs::read(path)
-        .map_err(|e| Failure::io("read", path, &e, "check the path and its permissions"))?;
+    const AGAIN: &str = "copy or save the file again";
+    let unreadable = |e: std::io::Error| Failure::unreadable(path, &e);
+    let metadata = fs::metadata(path).map_err(unreadable)?;
+    if !metadata.is_file() {
+        let got = if metadata.is_dir() { "a folder" } else { "a device or pipe" };
+        return Err(Failure::content(path, got, "a .safetensors file", "pass the file itself"));
+    }
+    let bytes = fs::read(path).map_err(unreadable)?;
     let tensors = {
         let parsed = SafeTensors::deserialize(&bytes).map_err(|e| {
-            Failure::content(
-                path,
-                &format!("\"{e}\""),
-                "a whole safetensors file",
-                "copy or save the file again",
-            )
+            let got = format!("\"{}\" in {} bytes", excerpt(&e.to_string()), bytes.len());
+            Failure::content(path, &got, "a whole safetensors file", AGAIN)
         })?;
         let mut tensors = BTreeMap::new();
         for (name, view) in parsed.iter() {
             if view.dtype() != Dtype::F32 {
-                let got = format!("tensor '{name}' of type {:?}", view.dtype());
+                let got = format!("tensor '{}' of type {:?}", excerpt(name), view.dtype());
                 return Err(Failure::content(
                     path,
                     &got,
                     "F32 in every tensor",
-                    "convert it or leave it out",
+                    "convert it to float32 or leave it out",
                 ));
             }
             let start = view.data().as_ptr() as usize - bytes.as_ptr() as usize;
@@ -102,10 +107,12 @@ fn compare(
     };
     for (name, expected) in first {
         match tensors.get(name) {
-            None => return differ(format!("no tensor '{name}'"), format!("the tensors {of_first}")),
+            None => {
+                return differ(format!("no tensor '{}'", excerpt(name)), format!("the tensors {of_first}"));
+            }
             Some(tensor) if tensor.shape != expected.shape => {
                 return differ(
-                    format!("tensor '{name}' of shape {:?}", tensor.shape),
+                    format!("tensor '{}' of shape {:?}", excerpt(name), tensor.shape),
                     format!("shape {:?} {of_first}", expected.shape),
                 );
             }
@@ -113,7 +120,9 @@ fn compare(
         }
     }
     match tensors.keys().find(|name| !first.contains_key(*name)) {
-        Some(name) => differ(format!("the additional tensor '{name}'"), format!("the tensors {of_first}")),
+        Some(name) => {
+            differ(format!("the additional tensor '{}'", excerpt(name)), format!("the tensors {of_first}"))
+        }
         None => Ok(()),
     }
 }

@@ -215,7 +215,7 @@ impl<'a> SavedState<'a> {
             Ok(text) => text,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(saved),
             Err(error) => {
-                return Err(Failure::io("read", path, &error, "check the path and its permissions"));
+                return Err(Failure::unreadable(path, &error));
             }
         };
         let file: StateFile = serde_json::from_slice(&text).map_err(|e| {
