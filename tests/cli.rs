@@ -133,8 +133,11 @@ fn le(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|value| value.to_le_bytes()).collect()
 }
 
+/// Name, shape and values.
+type Tensor<'a> = (&'a str, &'a str, &'a [f32]);
+
 /// A file of tensors in this order, which need not be that of their names.
-fn tensors(metadata: &str, tensors: &[(&str, &str, &[f32])]) -> Vec<u8> {
+fn tensors(metadata: &str, tensors: &[Tensor]) -> Vec<u8> {
     let mut entries = vec![format!("\"__metadata__\":{metadata}")];
     let (mut start, mut body) = (0, Vec::new());
     for (name, shape, values) in tensors {
@@ -489,7 +492,7 @@ fn hostile_safetensors_are_refused() {
 fn clients_of_different_models_are_refused() {
     let folder = TempDir::new().unwrap();
     write(&folder, "a.safetensors", &tensors("{}", &[("w", "[2]", &[1.0, 2.0]), ("b", "[1]", &[3.0])]));
-    let others: &[(&[(&str, &str, &[f32])], &[&str])] = &[
+    let others: &[(&[Tensor], &[&str])] = &[
         (&[("w", "[2]", &[1.0, 2.0])], &["no tensor 'b'"]),
         (&[("w", "[1,2]", &[1.0, 2.0]), ("b", "[1]", &[3.0])], &["tensor 'w' of shape [1, 2]", "[2]"]),
         (&[("w", "[2]", &[1.0, 2.0]), ("b", "[1]", &[3.0]), ("c", "[1]", &[3.0])], &["tensor 'c'"]),

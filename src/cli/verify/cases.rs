@@ -96,7 +96,7 @@ fn element(class: usize, row: usize, i: usize, random: &mut SplitMix) -> f32 {
     let unit = random.signed_unit();
     match class {
         0 => unit * 0.05,
-        1 => unit * if row % 2 == 0 { 10.0 } else { 0.01 },
+        1 => unit * if row.is_multiple_of(2) { 10.0 } else { 0.01 },
         2 => {
             if unit < 0.0 {
                 -0.0
@@ -108,8 +108,8 @@ fn element(class: usize, row: usize, i: usize, random: &mut SplitMix) -> f32 {
         4 => unit * 1e-30,
         5 => unit * 1e38,
         6 => f32::from_bits(random.bits() & 0xbfff_ffff),
-        _ if row % 3 == 1 && i % 5 == 0 => {
-            f32::from_bits(0x7f80_0000 | if i % 2 == 0 { 0 } else { random.bits() & 0x807f_ffff })
+        _ if row % 3 == 1 && i.is_multiple_of(5) => {
+            f32::from_bits(0x7f80_0000 | if i.is_multiple_of(2) { 0 } else { random.bits() & 0x807f_ffff })
         }
         _ => unit,
     }
