@@ -10,7 +10,7 @@ use super::output;
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Print only the names of adapters, one a line, for scripts.
-    #[arg(long, value_name = "KIND", conflicts_with = "json")]
+    #[arg(long, value_name = "KIND")]
     names: Option<Kind>,
 }
 
@@ -65,6 +65,11 @@ struct Auto {
 }
 
 pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
+    if json && args.names.is_some() {
+        // Not left to clap, which sees no conflict with a global option before the command.
+        let message = "got --names with --json; expected one of the two; read the names from the JSON";
+        return Err(Failure::Usage(message.into()));
+    }
     let adapters = adapters();
     if let Some(kind) = args.names {
         let names = adapters.iter().filter(|a| match kind {

@@ -89,7 +89,7 @@ fn not_parsed(error: &clap::Error) -> ExitCode {
     for paragraph in text.split("\n\n").map(words) {
         if let Some(what) = paragraph.strip_prefix("error: ") {
             line.push_str(what);
-        } else if let Some(tip) = paragraph.strip_prefix("tip: ") {
+        } else if let Some(tip) = paragraph.strip_prefix("tip: ").filter(|tip| !tip.contains("-- --")) {
             line.push_str(&format!("; {tip}"));
         } else if let Some(usage) = paragraph.strip_prefix("Usage: ") {
             line.push_str(&format!("; expected {usage}"));

@@ -75,7 +75,6 @@ pub(super) fn read(path: &Path) -> Result<Npy, Failure> {
         let got = format!("the shape ({clients}, 0)");
         return Err(wrong(&got, &format!("at most {MOST_EMPTY_ROWS} clients without params")));
     }
-    let layout = Layout::dense(clients, params)?;
     let expected = header.bytes.len() as u64 + elements as u64 * 4;
     if length != expected {
         let state = if length < expected { "truncated" } else { "longer than its header says" };
@@ -86,6 +85,8 @@ pub(super) fn read(path: &Path) -> Result<Npy, Failure> {
             AGAIN,
         ));
     }
+    let layout = Layout::dense(clients, params)
+        .map_err(|e| Failure::Failed(format!("{}, shape ({clients}, {params}): {e}", path.display())))?;
     let data = read_elements(&mut reader, elements).map_err(unreadable)?;
     Ok(Npy { header: header.bytes, layout, data })
 }
