@@ -8,8 +8,8 @@ use byzclip::{Granularity, Layout, Threshold};
 use serde::{Deserialize, Serialize};
 
 use super::failure::Failure;
-use super::options;
 use super::output::Pending;
+use super::{options, rows};
 
 /// How bounds are found.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -149,9 +149,9 @@ fn pairs(settings: &str) -> Result<Vec<(&str, &str)>, String> {
 /// The threshold as the command line writes it.
 pub(super) fn name(threshold: &Threshold) -> String {
     match threshold {
-        Threshold::Fixed(bound) => format!("fixed:{bound}"),
-        Threshold::SplitEqual(total) => format!("fixed:{total}, split equally"),
-        Threshold::SplitBySize(total) => format!("fixed:{total}, split by size"),
+        Threshold::Fixed(bound) => format!("fixed:{}", rows::number(*bound)),
+        Threshold::SplitEqual(total) => format!("fixed:{}, split equally", rows::number(*total)),
+        Threshold::SplitBySize(total) => format!("fixed:{}, split by size", rows::number(*total)),
         Threshold::Median { factor } => format!("median:{factor}"),
         Threshold::Quantile(q) => format!("quantile:{q}"),
         Threshold::Adaptive(Adaptive { initial, target, rate, min, max }) => {
