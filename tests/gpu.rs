@@ -274,6 +274,22 @@ fn the_report_arrives_asynchronously_while_its_owner_polls_the_device() {
 }
 
 #[test]
+fn a_report_that_is_dropped_halfway_does_not_spoil_the_next() {
+    let Some(gpu) = gpu() else { return };
+    let layout = Layout::dense(6, 256).unwrap();
+    let buffer = buffer_of(&gpu, &updates(&layout), wgpu::BufferUsages::STORAGE);
+    let plan = gpu.plan(&layout, &Clipping::default(), &buffer).unwrap();
+    submit(&gpu, |encoder| plan.record(encoder));
+    for _ in 0..3 {
+        let mut report = Box::pin(plan.report());
+        let waker = std::task::Waker::noop();
+        let first = report.as_mut().poll(&mut std::task::Context::from_waker(waker));
+        drop((first, report));
+        assert_eq!(plan.report_blocking().unwrap().rows.len(), 6);
+    }
+}
+
+#[test]
 fn a_new_clipping_takes_effect_with_the_next_submission() {
     let Some(gpu) = gpu() else { return };
     let layout = Layout::dense(5, 64).unwrap();

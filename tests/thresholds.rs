@@ -335,6 +335,13 @@ fn settings_out_of_range_and_foreign_states_are_errors() {
         let result = backend.run_with(&layout, &mut [1.0, 2.0], &history, &mut foreign);
         assert!(matches!(result, Err(Error::Setting { .. })), "{name}: {result:?}");
         assert_eq!(foreign.words(), [1, 2, 3]);
+        // No bound that an adaptive threshold could have left: zero, negative, subnormal, Inf, NaN.
+        for word in [0, 0xbf80_0000, 1, 0x7f80_0000, 0x7fc0_0000, u32::MAX] {
+            let mut spoiled = State::from_words(vec![word]);
+            let adaptive = with(Threshold::Adaptive(Adaptive::default()));
+            let result = backend.run_with(&layout, &mut [1.0, 2.0], &adaptive, &mut spoiled);
+            assert!(matches!(result, Err(Error::Setting { .. })), "{name}: {word:08x}: {result:?}");
+        }
     }
 }
 

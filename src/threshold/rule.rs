@@ -156,14 +156,26 @@ impl Source {
                 (0..groups.count()).map(|group| rule.state_words(groups.members_of(group).len())).sum()
             }
         };
-        if state.words().len() == expected {
+        if state.words().len() == expected && self.holds_bounds(state) {
             return Ok(());
         }
         Err(Error::Setting {
             name: "state",
             got: format!("{} words", state.words().len()),
-            expected: "the state of this threshold for this number of clients and segments",
+            expected: "the state of this threshold, for this number of clients and segments",
         })
+    }
+
+    /// Whether every C of an adaptive state is one that the threshold could have left.
+    fn holds_bounds(&self, state: &State) -> bool {
+        match self {
+            Self::Computed { rule: Rule::Adaptive(settings), .. } => {
+                // Positive numbers have the order of their bits.
+                let allowed = settings.min.to_bits()..=settings.max.to_bits();
+                state.words().iter().all(|word| allowed.contains(word))
+            }
+            Self::Given(_) | Self::Computed { .. } => true,
+        }
     }
 
     /// The bound of every span, and the next state.

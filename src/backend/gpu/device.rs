@@ -162,11 +162,33 @@ pub(crate) async fn read_mapped<T>(
         // The receiver is gone where the caller dropped the future: nobody is left to tell.
         drop(sender.send(result));
     });
-    let mapped = receiver.receive().await;
-    mapped.ok_or_else(|| failed("the map was dropped".into()))?.map_err(|e| failed(e.to_string()))?;
+    let mut requested = Requested { buffer, stands: true };
+    let mapped = receiver
+        .receive()
+        .await
+        .ok_or_else(|| failed("the map was dropped".into()))
+        .and_then(|mapped| mapped.map_err(|e| failed(e.to_string())));
+    requested.stands = mapped.is_ok();
+    mapped?;
     let view = slice.get_mapped_range().map_err(|e| failed(e.to_string()))?;
     let result = read(&view);
     drop(view);
-    buffer.unmap();
+    drop(requested);
     Ok(result)
+}
+
+/// A map that was asked for. It is taken back when this goes, also where the caller drops the future
+/// halfway: a buffer that stayed mapped could not be used again.
+struct Requested<'a> {
+    buffer: &'a wgpu::Buffer,
+    stands: bool,
+}
+
+impl Drop for Requested<'_> {
+    fn drop(&mut self) {
+        // Unmapping what was never mapped would be an error of its own.
+        if self.stands {
+            self.buffer.unmap();
+        }
+    }
 }

@@ -341,7 +341,8 @@ impl Plan {
 
     /// Reads the report of the last submitted run back.
     ///
-    /// The future resolves once somebody polls the device, as for every wgpu map.
+    /// The future resolves once somebody polls the device, as for every wgpu map. It may be dropped halfway.
+    /// A plan has one way back: a second report while one is pending is an error.
     ///
     /// # Errors
     /// Those of [`Plan::report_blocking`].
