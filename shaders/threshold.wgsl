@@ -204,7 +204,7 @@ const ROOTS_OF_TWO: array<u32, 24> = array<u32, 24>(
     2147495005u, 2147489326u, 2147486487u, 2147485068u, 2147484358u, 2147484003u, 2147483825u, 2147483737u,
 );
 
-// The next adaptive bound C * exp(-rate * (b - target)), in integers (NUMERICS.md, "The adaptive bound").
+// The next adaptive bound C * exp(-rate * (b - target)), in integers (NUMERICS.md, "Thresholds that look at the batch").
 fn adapted(group: Group, bound: u32, at_or_below: u32, n: u32) -> u32 {
     if n == 0u {
         return bound;

@@ -143,3 +143,22 @@ fn every_error_says_what_it_got_expected_and_what_to_do() {
         );
     }
 }
+
+#[test]
+fn factors_that_no_threshold_gives_are_refused() {
+    let layout = Layout::dense(1, 2).unwrap();
+    for (name, backend) in all() {
+        let norms = backend.norms(&layout, &[1.0, 1.0], &Scope::All, Granularity::Row).unwrap();
+        for factor in [3.0, -0.5, f64::NAN, f64::INFINITY, 1.0 - f64::EPSILON] {
+            let decision =
+                byzclip::Decision { norm: norms.rows[0], bound: 1.0, factor, status: Status::Clipped };
+            let mut data = [1.0, 3e38];
+            let result = backend.clip(&layout, &mut data, Granularity::Row, &[decision]);
+            assert!(
+                matches!(result, Err(Error::Setting { name: "factor", .. })),
+                "{name}: {factor}: {result:?}"
+            );
+            assert_same_bits(name, &data, &[1.0, 3e38]);
+        }
+    }
+}

@@ -105,9 +105,26 @@ pub trait Backend: Send + Sync {
     }
 }
 
-/// Checks that there is one decision per span.
+/// Whether a clipped row can have this factor: what the kernels hold is a mantissa of 24 bits.
+fn is_factor(factor: f64) -> bool {
+    const BELOW_24_BITS: u64 = (1 << 29) - 1;
+    (0.0..1.0).contains(&factor) && factor.to_bits() & BELOW_24_BITS == 0
+}
+
+/// Checks that there is one decision per span, and that its factor is one.
 fn check_decisions(layout: &Layout, granularity: Granularity, decisions: &[Decision]) -> Result<()> {
     let expected = layout.span_count(granularity);
+    let impossible = |decision: &&Decision| {
+        let scaled = granularity != Granularity::Coordinate && decision.status == crate::Status::Clipped;
+        scaled && !is_factor(decision.factor)
+    };
+    if let Some(decision) = decisions.iter().find(impossible) {
+        return Err(crate::Error::Setting {
+            name: "factor",
+            got: decision.factor.to_string(),
+            expected: "a factor of the threshold stage: 24 significant bits, from 0 to below 1",
+        });
+    }
     if decisions.len() == expected {
         return Ok(());
     }

@@ -38,6 +38,10 @@ fn parse_choice(text: &str) -> Result<Choice, String> {
 /// A bound: a number that is not negative, or `inf`.
 pub(super) fn parse_max_norm(text: &str) -> Result<f32, String> {
     match text.parse::<f32>() {
+        // What is too large for an f32 would clip nothing, silently.
+        Ok(bound) if bound.is_infinite() && text.starts_with(|c: char| c.is_ascii_digit()) => {
+            Err("expected a number that an f32 holds, up to 3.4e38, or inf; pass a smaller bound".into())
+        }
         Ok(bound) if bound >= 0.0 => Ok(bound),
         _ => Err("expected a number >= 0, or inf; pass a bound such as 2.0".into()),
     }
@@ -96,7 +100,7 @@ mod tests {
     fn bounds_are_numbers_that_are_not_negative() {
         assert_eq!(parse_max_norm("2"), Ok(2.0));
         assert_eq!(parse_max_norm("inf"), Ok(f32::INFINITY));
-        for wrong in ["nan", "-1", "", "two"] {
+        for wrong in ["nan", "-1", "", "two", "4e38"] {
             assert!(parse_max_norm(wrong).is_err(), "{wrong}");
         }
     }

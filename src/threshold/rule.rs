@@ -50,11 +50,15 @@ impl Groups {
     fn of(layout: &Layout, granularity: Granularity) -> Self {
         let longest =
             (0..layout.clients()).map(|row| layout.spans_of(granularity, row).len()).max().unwrap_or(0);
-        let (mut first, mut members) = (vec![0], Vec::with_capacity(layout.span_count(granularity)));
-        for position in 0..longest {
-            for row in 0..layout.clients() {
-                members.extend(layout.spans_of(granularity, row).nth(position).map(|span| span as u32));
+        let mut groups = vec![Vec::new(); longest];
+        for row in 0..layout.clients() {
+            for (group, span) in groups.iter_mut().zip(layout.spans_of(granularity, row)) {
+                group.push(span as u32);
             }
+        }
+        let (mut first, mut members) = (vec![0], Vec::with_capacity(layout.span_count(granularity)));
+        for group in groups {
+            members.extend(group);
             first.push(members.len());
         }
         Self { first, members }
