@@ -202,7 +202,8 @@ impl Backend for Faulty {
     ) -> Result<Vec<Decision>> {
         let mut decisions = Reference.threshold(layout, norms, clipping, state)?;
         if self.stage == "threshold" {
-            decisions[1].factor *= 1.0 - f64::EPSILON;
+            // The next smaller number of 24 bits.
+            decisions[1].factor = f64::from((decisions[1].factor as f32).next_down());
         }
         Ok(decisions)
     }
