@@ -13,3 +13,7 @@ fn load4(tile: Tile, group: u32) -> vec4<u32> {
     if left > 3u { bits.w = data[first + 3u]; }
     return bits;
 }
+
+fn load1(tile: Tile, index: u32) -> u32 {
+    return data[tile.start + index];
+}

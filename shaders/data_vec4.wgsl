@@ -8,3 +8,8 @@ fn load4(tile: Tile, group: u32) -> vec4<u32> {
     let past = vec4<u32>(group * 4u) + vec4<u32>(0u, 1u, 2u, 3u) >= vec4<u32>(tile.count);
     return select(bits, vec4<u32>(), past);
 }
+
+fn load1(tile: Tile, index: u32) -> u32 {
+    let at = tile.start + index;
+    return data[at / 4u][at % 4u];
+}

@@ -13,6 +13,7 @@
 //! | norms | one norm per row or segment | [`norms`] | `norms.wgsl`, `exact.wgsl` |
 //! | threshold | a bound, factor and status per row or segment | [`threshold`] | `threshold.wgsl` |
 //! | clip | rows whose factor is 1 are not written at all | [`clip`] | `clip.wgsl` |
+//! | mean | instead of clip: the weighted mean of the clipped rows, nothing written | [`aggregate`] | `mean.wgsl` |
 //! | | norms, bounds, factors, statuses | [`report`] | |
 //!
 //! # Example
@@ -37,6 +38,7 @@
 //! - `train`: the federated training loop under attack.
 //! - `cli` (default): the `byzclip` command; brings `train`.
 
+pub mod aggregate;
 pub mod attack;
 pub mod backend;
 pub mod batch;
@@ -49,6 +51,7 @@ pub mod threshold;
 #[cfg(feature = "train")]
 pub mod train;
 
+pub use aggregate::Weights;
 pub use attack::AdversaryMode;
 #[cfg(feature = "gpu")]
 pub use backend::Gpu;

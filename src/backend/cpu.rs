@@ -5,7 +5,8 @@
 
 use rayon::prelude::*;
 
-use super::{Backend, check_decisions};
+use super::{Backend, check_decisions, check_mean};
+use crate::aggregate::{Divisor, ExactMean, Weights, clipped, counts};
 use crate::batch::{Granularity, Layout};
 use crate::clip::{Scope, Status};
 use crate::error::{Error, Result};
@@ -237,6 +238,159 @@ impl Backend for Cpu {
             });
         }
         Ok(())
+    }
+
+    fn mean(
+        &self,
+        layout: &Layout,
+        data: &[f32],
+        granularity: Granularity,
+        decisions: &[Decision],
+        weights: &Weights,
+    ) -> Result<Vec<f32>> {
+        check_mean(layout, data, weights)?;
+        check_decisions(layout, granularity, decisions)?;
+        let weights = weights.of_rows(layout.clients())?;
+        let divisor = Divisor::new(layout, granularity, decisions, &weights);
+        let rows = (0..layout.clients())
+            .filter(|&row| weights[row] > 0.0 && counts(layout, granularity, decisions, row))
+            .map(|row| MeanRow { weight: weights[row], spans: layout.spans_of(granularity, row) });
+        let batch = MeanBatch {
+            layout,
+            data,
+            granularity,
+            decisions,
+            rows: rows.collect(),
+            divisor,
+            force_exact: self.force_exact,
+        };
+        let mut mean = vec![0.0; layout.params()];
+        let strips = batch.strips(&mut mean);
+        if layout.elements() <= SEQUENTIAL {
+            strips.into_iter().for_each(|strip| batch.mean(strip));
+        } else {
+            self.install(layout.elements(), || strips.into_par_iter().for_each(|strip| batch.mean(strip)));
+        }
+        Ok(mean)
+    }
+}
+
+/// Coordinates that one task averages: their sums stay in a core's cache while the rows pass.
+const STRIP: usize = 1024;
+
+/// What the mean is taken of.
+struct MeanBatch<'a> {
+    layout: &'a Layout,
+    data: &'a [f32],
+    granularity: Granularity,
+    decisions: &'a [Decision],
+    /// The rows that count and weigh anything.
+    rows: Vec<MeanRow>,
+    divisor: Divisor,
+    force_exact: bool,
+}
+
+struct MeanRow {
+    weight: f32,
+    spans: std::ops::Range<usize>,
+}
+
+/// Coordinates within the `span`-th span of every row, from element `first` of it.
+struct Strip<'a> {
+    span: usize,
+    first: usize,
+    mean: &'a mut [f32],
+}
+
+/// The sum of a coordinate's terms and of their magnitudes.
+#[derive(Clone, Copy, Default)]
+struct MeanSum {
+    sum: f64,
+    size: f64,
+}
+
+impl MeanBatch<'_> {
+    fn strips<'a>(&self, mean: &'a mut [f32]) -> Vec<Strip<'a>> {
+        let Some(row) = self.rows.first() else { return Vec::new() };
+        let (mut strips, mut rest) = (Vec::new(), mean);
+        for (span, index) in row.spans.clone().enumerate() {
+            let length = self.layout.span(self.granularity, index).len();
+            let (of_span, tail) = rest.split_at_mut(length);
+            rest = tail;
+            let parts = of_span.chunks_mut(STRIP).enumerate();
+            strips.extend(parts.map(|(part, mean)| Strip { span, first: part * STRIP, mean }));
+        }
+        strips
+    }
+
+    /// The means of a strip from fast sums; coordinates that those leave open are summed exactly.
+    fn mean(&self, strip: Strip<'_>) {
+        let mut sums = [MeanSum::default(); STRIP];
+        for row in &self.rows {
+            let (values, decision) = self.values(&strip, row);
+            add_row(&mut sums, values, row.weight, decision, self.granularity);
+        }
+        let divisor = self.divisor.to_f64();
+        for (i, sum) in sums[..strip.mean.len()].iter().enumerate() {
+            let certain = if self.force_exact { None } else { sum.certify(self.rows.len(), divisor) };
+            strip.mean[i] = certain.unwrap_or_else(|| self.exact(&strip, i));
+        }
+    }
+
+    fn values(&self, strip: &Strip<'_>, row: &MeanRow) -> (&[f32], &Decision) {
+        let span = row.spans.start + strip.span;
+        let start = self.layout.span(self.granularity, span).start + strip.first;
+        (&self.data[start..start + strip.mean.len()], &self.decisions[span])
+    }
+
+    fn exact(&self, strip: &Strip<'_>, i: usize) -> f32 {
+        let mut sum = ExactMean::default();
+        for row in &self.rows {
+            let (values, decision) = self.values(strip, row);
+            sum.add(row.weight, clipped(values[i], decision, self.granularity));
+        }
+        sum.over(&self.divisor)
+    }
+}
+
+/// Adds the terms of one row: a loop for each status, so that each is vectorised for itself.
+fn add_row(sums: &mut [MeanSum], values: &[f32], weight: f32, decision: &Decision, granularity: Granularity) {
+    let (factor, bound) = (decision.factor, decision.bound);
+    let finite = |value: f32| if value.is_finite() { value } else { 0.0 };
+    match (decision.status, granularity) {
+        (Status::Zeroed | Status::Kept, _) => {}
+        (Status::Untouched | Status::OutOfScope, _) => add_terms(sums, values, weight, finite),
+        (Status::Clipped, Granularity::Coordinate) => {
+            add_terms(sums, values, weight, |value| finite(clamped(value, bound)));
+        }
+        (Status::Clipped, Granularity::Row | Granularity::Segment) => {
+            add_terms(sums, values, weight, |value| finite(scaled(value, factor)));
+        }
+    }
+}
+
+/// The product of two `f32` is exact in `f64`.
+fn add_terms(sums: &mut [MeanSum], values: &[f32], weight: f32, counted: impl Fn(f32) -> f32) {
+    for (sum, &value) in sums.iter_mut().zip(values) {
+        let term = f64::from(weight) * f64::from(counted(value));
+        sum.sum += term;
+        sum.size += term.abs();
+    }
+}
+
+impl MeanSum {
+    /// The mean, where every sum within the error of this one rounds to the same.
+    ///
+    /// Of `rows` additions each rounds by at most 2^-53 of the magnitudes so far; magnitudes, divisor and
+    /// what is computed here round as well. Twice as many units and eight more cover all of it.
+    fn certify(self, rows: usize, divisor: f64) -> Option<f32> {
+        if self.size == 0.0 {
+            return Some(0.0);
+        }
+        let error = self.size * (2 * rows + 8) as f64 * f64::EPSILON;
+        let (least, most) = ((self.sum - error) / divisor, (self.sum + error) / divisor);
+        let (least, most) = (least as f32, most as f32);
+        (least.to_bits() == most.to_bits()).then_some(least)
     }
 }
 

@@ -14,6 +14,7 @@ pub use gpu::Gpu;
 pub use reference::Reference;
 pub use select::{Choice, select};
 
+use crate::aggregate::{self, Weights};
 use crate::batch::{Granularity, Layout};
 use crate::clip::{Clipping, Scope};
 use crate::error::Result;
@@ -75,6 +76,24 @@ pub trait Backend: Send + Sync {
         decisions: &[Decision],
     ) -> Result<()>;
 
+    /// Instead of the clip stage: the weighted mean of the clipped rows, `Σ wᵢ·clip(gᵢ) / Σ wᵢ`,
+    /// `[clients, params]` to `[params]`, as [`aggregate::mean`](crate::aggregate::mean) specifies it.
+    ///
+    /// The data is the unclipped batch, and is not written.
+    ///
+    /// # Errors
+    /// Those of [`aggregate::mean`](crate::aggregate::mean), or where the device fails.
+    fn mean(
+        &self,
+        layout: &Layout,
+        data: &[f32],
+        granularity: Granularity,
+        decisions: &[Decision],
+        weights: &Weights,
+    ) -> Result<Vec<f32>> {
+        aggregate::mean(layout, data, granularity, decisions, weights)
+    }
+
     /// All stages as one call, for a threshold that starts anew.
     ///
     /// # Errors
@@ -103,6 +122,49 @@ pub trait Backend: Send + Sync {
         self.clip(layout, data, clipping.granularity, &decisions)?;
         Ok(Report::new(self.ran(), layout, clipping.granularity, &norms, &decisions))
     }
+
+    /// Norms, threshold and mean as one call, for a threshold that starts anew.
+    ///
+    /// # Errors
+    /// Those of [`Backend::run_mean_with`].
+    fn run_mean(
+        &self,
+        layout: &Layout,
+        data: &[f32],
+        clipping: &Clipping,
+        weights: &Weights,
+    ) -> Result<(Vec<f32>, Report)> {
+        self.run_mean_with(layout, data, clipping, weights, &mut State::default())
+    }
+
+    /// Norms, threshold and mean as one call, for a threshold that remembers earlier rounds.
+    ///
+    /// # Errors
+    /// Those of the stages; the state is unchanged where the caller's values cause an error.
+    fn run_mean_with(
+        &self,
+        layout: &Layout,
+        data: &[f32],
+        clipping: &Clipping,
+        weights: &Weights,
+        state: &mut State,
+    ) -> Result<(Vec<f32>, Report)> {
+        check_mean(layout, data, weights)?;
+        Source::new(&clipping.threshold, layout, clipping.granularity)?.prepare(&mut state.clone())?;
+        let norms = self.norms(layout, data, &clipping.scope, clipping.granularity)?;
+        let mut next = state.clone();
+        let decisions = self.threshold(layout, &norms, clipping, &mut next)?;
+        let mean = self.mean(layout, data, clipping.granularity, &decisions, weights)?;
+        *state = next;
+        Ok((mean, Report::new(self.ran(), layout, clipping.granularity, &norms, &decisions)))
+    }
+}
+
+/// Checks what a mean asks of the caller's values, before anything is computed.
+fn check_mean(layout: &Layout, data: &[f32], weights: &Weights) -> Result<()> {
+    layout.check(data.len())?;
+    aggregate::check_rows(layout)?;
+    weights.of_rows(layout.clients()).map(drop)
 }
 
 /// Whether a clipped row can have this factor: what the kernels hold is a mantissa of 24 bits.
@@ -112,7 +174,11 @@ fn is_factor(factor: f64) -> bool {
 }
 
 /// Checks that there is one decision per span, and that its factor is one.
-fn check_decisions(layout: &Layout, granularity: Granularity, decisions: &[Decision]) -> Result<()> {
+pub(crate) fn check_decisions(
+    layout: &Layout,
+    granularity: Granularity,
+    decisions: &[Decision],
+) -> Result<()> {
     let expected = layout.span_count(granularity);
     let impossible = |decision: &&Decision| {
         let scaled = granularity != Granularity::Coordinate && decision.status == crate::Status::Clipped;

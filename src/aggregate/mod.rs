@@ -1,0 +1,9 @@
+//! After the threshold: one row from many.
+//!
+//! An aggregate reads the unclipped batch and the decisions of the threshold stage, and clips on the way:
+//! clipped rows are never written.
+
+mod mean;
+
+pub(crate) use mean::{Divisor, ExactMean, check_rows, clipped, counts};
+pub use mean::{Weights, mean};
