@@ -291,7 +291,8 @@ mod tests {
         let tie = 1.0 + f32::EPSILON;
         assert_eq!(mean_of(&[(1.0, 1.0), (1.0, tie)]), 1.0);
         assert_eq!(mean_of(&[(1.0, tie), (1.0, tie + f32::EPSILON)]), tie + f32::EPSILON);
-        assert_eq!(mean_of(&[(1.0, 1.0), (1.0, tie), (1e-45, f32::MAX), (1e-45, f32::MAX)]), tie);
+        assert_eq!(mean_of(&[(1.0, 1.0), (1.0, tie), (1e-45, 2.0)]), tie);
+        assert_eq!(mean_of(&[(1.0, 1.0), (1.0, tie), (1e-45, 0.5)]), 1.0);
         assert_eq!(mean_of(&[(1.0, 1.0), (2.0, 2.0)]), 5.0 / 3.0);
     }
 

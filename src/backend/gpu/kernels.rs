@@ -25,6 +25,12 @@ pub(crate) enum Resource {
     Members = 10,
     State = 11,
     Bounds = 12,
+    Strip = 13,
+    Weights = 14,
+    WeightSum = 15,
+    Coordinates = 16,
+    Sums = 17,
+    Means = 18,
 }
 
 /// How a kernel uses a resource.
@@ -46,6 +52,10 @@ pub(crate) enum Grid {
     Spans,
     /// One group of spans that share a bound.
     Group,
+    /// The weights of 2^14 rows.
+    Weights,
+    /// As many coordinates of a tile as it has invocations; dispatched per window.
+    Coordinates,
 }
 
 /// A row of the kernel table.
@@ -61,12 +71,12 @@ pub(crate) struct Kernel {
 
 use Access::{Read, ReadWrite, Uniform};
 use Resource::{
-    Bounds, Data, Decisions, Groups, Limbs, Members, NonFiniteRows, Norms, Params, Partials, Spans, State,
-    Tiles,
+    Bounds, Coordinates, Data, Decisions, Groups, Limbs, Means, Members, NonFiniteRows, Norms, Params,
+    Partials, Spans, State, Strip, Sums, Tiles, WeightSum, Weights,
 };
 
 /// In the order in which a run dispatches them.
-pub(crate) const KERNELS: [Kernel; 7] = [
+pub(crate) const KERNELS: [Kernel; 9] = [
     Kernel {
         name: "norms_tiles",
         file: "norms",
@@ -132,6 +142,28 @@ pub(crate) const KERNELS: [Kernel; 7] = [
         bindings: &[(Data, ReadWrite), (Tiles, Read), (Decisions, Read)],
         grid: Grid::Tile,
     },
+    Kernel {
+        name: "mean_weights",
+        file: "mean",
+        bindings: &[(Decisions, Read), (Strip, Uniform), (Weights, Read), (WeightSum, ReadWrite)],
+        grid: Grid::Weights,
+    },
+    Kernel {
+        name: "mean",
+        file: "mean",
+        bindings: &[
+            (Data, Read),
+            (Tiles, Read),
+            (Decisions, Read),
+            (Strip, Uniform),
+            (Weights, Read),
+            (WeightSum, ReadWrite),
+            (Coordinates, Read),
+            (Sums, ReadWrite),
+            (Means, ReadWrite),
+        ],
+        grid: Grid::Coordinates,
+    },
 ];
 
 /// The variants of the shaders that a device takes.
@@ -159,12 +191,14 @@ pub(crate) fn source(file: &str, variant: Variant) -> String {
     } else {
         include_str!("../../../shaders/reduce_shared.wgsl")
     };
+    let product = include_str!("../../../shaders/product.wgsl");
     let pairs = include_str!("../../../shaders/pairs.wgsl");
     let parts: &[&str] = match file {
         "norms" => &[data, pairs, include_str!("../../../shaders/norms.wgsl"), reduce],
         "exact" => &[data, include_str!("../../../shaders/exact.wgsl")],
         "threshold" => &[include_str!("../../../shaders/threshold.wgsl")],
-        _ => &[data, store, include_str!("../../../shaders/clip.wgsl")],
+        "mean" => &[data, product, include_str!("../../../shaders/mean.wgsl")],
+        _ => &[data, store, product, include_str!("../../../shaders/clip.wgsl")],
     };
     [&[include_str!("../../../shaders/common.wgsl")], parts].concat().join("\n")
 }
@@ -219,8 +253,8 @@ fn build_one(device: &wgpu::Device, kernel: &'static Kernel, variant: Variant, t
         immediate_size: 0,
     });
     let workgroup = match kernel.grid {
-        Grid::Tile => tuning.workgroup,
-        Grid::Span | Grid::Spans => tuning.span_workgroup,
+        Grid::Tile | Grid::Coordinates => tuning.workgroup,
+        Grid::Span | Grid::Spans | Grid::Weights => tuning.span_workgroup,
         // The most that every device can run: a selection walks through all norms of a group, five times.
         Grid::Group => 256,
     };
@@ -317,7 +351,7 @@ mod tests {
 
     #[test]
     fn every_entry_point_is_in_the_table() {
-        for file in ["norms", "exact", "threshold", "clip"] {
+        for file in ["norms", "exact", "threshold", "clip", "mean"] {
             let (module, _) = parse(file, VARIANTS[0]);
             for entry in &module.entry_points {
                 assert!(
@@ -344,6 +378,41 @@ mod tests {
         assert_eq!(size("Norm"), size_of::<Norm>());
         assert_eq!(size("Group"), size_of::<Group>());
         assert_eq!(size("Decision"), size_of::<DeviceDecision>());
+    }
+
+    #[test]
+    fn the_mean_has_the_hosts_constants_and_strips() {
+        use super::super::mean::{CELLS, Strip, WEIGHT_CELLS, WEIGHT_ROWS};
+        let (module, _) = parse("mean", VARIANTS[0]);
+        let constant = |name: &str| {
+            let (_, constant) =
+                module.constants.iter().find(|(_, c)| c.name.as_deref() == Some(name)).unwrap();
+            match module.global_expressions[constant.init] {
+                naga::Expression::Literal(naga::Literal::U32(value)) => u64::from(value),
+                ref other => panic!("{name} is {other:?}"),
+            }
+        };
+        assert_eq!(constant("CELLS"), CELLS);
+        assert_eq!(constant("WEIGHT_CELLS"), WEIGHT_CELLS);
+        assert_eq!(constant("WEIGHT_ROWS"), WEIGHT_ROWS);
+        let strip = module.types.iter().find(|(_, ty)| ty.name.as_deref() == Some("Strip")).unwrap().1;
+        let naga::TypeInner::Struct { members, .. } = &strip.inner else { panic!("Strip is not a struct") };
+        let offsets: Vec<_> =
+            members.iter().map(|m| (m.name.as_deref().unwrap(), m.offset as usize)).collect();
+        use std::mem::offset_of;
+        assert_eq!(
+            offsets,
+            [
+                ("clients", offset_of!(Strip, clients)),
+                ("spans_per_row", offset_of!(Strip, spans_per_row)),
+                ("tiles_per_row", offset_of!(Strip, tiles_per_row)),
+                ("first_tile", offset_of!(Strip, first_tile)),
+                ("tiles", offset_of!(Strip, tiles)),
+                ("blocks", offset_of!(Strip, blocks)),
+                ("first", offset_of!(Strip, first)),
+                ("length", offset_of!(Strip, length)),
+            ]
+        );
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! - [`Gpu`] is a device with its kernels; it implements [`Backend`] for batches in host memory.
 //! - [`Plan`] clips a batch in a buffer on the device, recorded into the caller's encoder.
+//! - [`MeanPlan`] records the mean of the clipped rows behind a plan's threshold stage.
 //! - [`adapters`] and [`choose_adapter`] tell what is there; [`Tuning`] shapes the kernels.
 //!
 //! wgpu is re-exported as [`byzclip::wgpu`](wgpu).
@@ -10,6 +11,7 @@ mod check;
 mod device;
 mod geometry;
 mod kernels;
+mod mean;
 mod plan;
 mod rules;
 mod transfer;
@@ -18,6 +20,7 @@ mod tuning;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 pub use device::{adapters, choose_adapter, is_software, open};
+pub use mean::MeanPlan;
 pub use plan::Plan;
 pub use tuning::Tuning;
 
@@ -26,7 +29,8 @@ use self::geometry::Placement;
 use self::kernels::Pipelines;
 use self::rules::Rules;
 use self::transfer::Transfer;
-use super::{Backend, check_decisions};
+use super::{Backend, check_decisions, check_mean};
+use crate::aggregate::Weights;
 use crate::batch::{Granularity, Layout};
 use crate::clip::{Clipping, Scope};
 use crate::error::{Error, Result};
@@ -302,6 +306,53 @@ impl Backend for Gpu {
             session.download(&self.context, data, &decisions)?;
             *state = next;
             Ok(Report::new(self.ran(), layout, clipping.granularity, &norms, &decisions))
+        })
+    }
+
+    fn mean(
+        &self,
+        layout: &Layout,
+        data: &[f32],
+        granularity: Granularity,
+        decisions: &[Decision],
+        weights: &Weights,
+    ) -> Result<Vec<f32>> {
+        check_mean(layout, data, weights)?;
+        check_decisions(layout, granularity, decisions)?;
+        let clipping = Clipping::default().granularity(granularity);
+        self.with_session(layout, &clipping, |session| {
+            let mean = session.plan.mean(weights)?;
+            session.upload(&self.context, data, &Scope::All)?;
+            session.plan.write_decisions(decisions)?;
+            self.context.submit("averaging", |encoder| mean.record(encoder))?;
+            mean.read_blocking()
+        })
+    }
+
+    fn run_mean_with(
+        &self,
+        layout: &Layout,
+        data: &[f32],
+        clipping: &Clipping,
+        weights: &Weights,
+        state: &mut State,
+    ) -> Result<(Vec<f32>, Report)> {
+        check_mean(layout, data, weights)?;
+        self.with_session(layout, clipping, |session| {
+            let mean = session.plan.mean(weights)?;
+            session.plan.set_state(state)?;
+            // Rows out of scope are not clipped, but they count.
+            session.upload(&self.context, data, &Scope::All)?;
+            self.context.submit("averaging", |encoder| {
+                session.plan.record_norms(encoder);
+                session.plan.record_threshold(encoder);
+                mean.record(encoder);
+            })?;
+            let report = session.plan.report_blocking()?;
+            let next = session.plan.state_blocking()?;
+            let mean = mean.read_blocking()?;
+            *state = next;
+            Ok((mean, report))
         })
     }
 }

@@ -6,9 +6,11 @@ use bytemuck::{Pod, Zeroable};
 
 use super::GpuContext;
 use super::device::{guarded, read_mapped};
-use super::geometry::{Geometry, Placement, Span};
+use super::geometry::{Geometry, Placement, Span, Window};
 use super::kernels::{Grid, Pipeline, Resource};
+use super::mean::MeanPlan;
 use super::rules::{Group, NO_GROUP, Rules};
+use crate::aggregate::Weights;
 use crate::batch::{Granularity, Layout};
 use crate::clip::{Clipping, NonFinite, Status};
 use crate::error::{Error, Result};
@@ -111,6 +113,7 @@ pub struct Plan {
     source: Source,
     geometry: Geometry,
     buffers: Buffers,
+    data: wgpu::Buffer,
     steps: Vec<Step>,
     recorded: AtomicBool,
 }
@@ -136,11 +139,19 @@ struct Buffers {
 
 /// One dispatch.
 #[derive(Debug)]
-struct Step {
-    kernel: &'static str,
-    pipeline: wgpu::ComputePipeline,
-    bindings: wgpu::BindGroup,
-    workgroups: (u32, u32),
+pub(super) struct Step {
+    pub kernel: &'static str,
+    pub pipeline: wgpu::ComputePipeline,
+    pub bindings: wgpu::BindGroup,
+    pub workgroups: (u32, u32),
+}
+
+impl Step {
+    pub(super) fn record(&self, pass: &mut wgpu::ComputePass<'_>) {
+        pass.set_pipeline(&self.pipeline);
+        pass.set_bind_group(0, &self.bindings, &[]);
+        pass.dispatch_workgroups(self.workgroups.0, self.workgroups.1, 1);
+    }
 }
 
 impl Plan {
@@ -169,6 +180,7 @@ impl Plan {
             source,
             geometry,
             buffers,
+            data: data.clone(),
             steps,
             recorded: AtomicBool::new(false),
             context,
@@ -318,14 +330,29 @@ impl Plan {
         self.record_steps(encoder, "byzclip clip", &["clip"]);
     }
 
+    /// Everything that the weighted mean of the plan's rows needs, made once; see [`MeanPlan`].
+    ///
+    /// # Errors
+    /// Those of [`Weights::of_rows`]; [`Error::Layout`] where rows differ in length or segments; errors of the
+    /// device.
+    pub fn mean(&self, weights: &Weights) -> Result<MeanPlan> {
+        let source = super::mean::Source {
+            layout: &self.layout,
+            granularity: self.granularity,
+            geometry: &self.geometry,
+            data: &self.data,
+            tiles: &self.buffers.tiles,
+            decisions: &self.buffers.decisions,
+        };
+        MeanPlan::new(&self.context, &source, weights)
+    }
+
     fn record_steps(&self, encoder: &mut wgpu::CommandEncoder, label: &str, kernels: &[&str]) {
         self.recorded.store(true, Ordering::Release);
         let mut pass = encoder
             .begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some(label), timestamp_writes: None });
         for step in self.steps.iter().filter(|step| kernels.contains(&step.kernel)) {
-            pass.set_pipeline(&step.pipeline);
-            pass.set_bind_group(0, &step.bindings, &[]);
-            pass.dispatch_workgroups(step.workgroups.0, step.workgroups.1, 1);
+            step.record(&mut pass);
         }
     }
 
@@ -497,8 +524,8 @@ impl Buffers {
         })
     }
 
-    fn get<'a>(&'a self, resource: Resource, data: &'a wgpu::Buffer) -> &'a wgpu::Buffer {
-        match resource {
+    fn get<'a>(&'a self, resource: Resource, data: &'a wgpu::Buffer) -> Option<&'a wgpu::Buffer> {
+        Some(match resource {
             Resource::Params => &self.params,
             Resource::Data => data,
             Resource::Tiles => &self.tiles,
@@ -512,7 +539,14 @@ impl Buffers {
             Resource::Members => &self.members,
             Resource::State => &self.state,
             Resource::Bounds => &self.bounds,
-        }
+            // The mean's are in its own plan.
+            Resource::Strip
+            | Resource::Weights
+            | Resource::WeightSum
+            | Resource::Coordinates
+            | Resource::Sums
+            | Resource::Means => return None,
+        })
     }
 }
 
@@ -541,12 +575,16 @@ fn steps(
             // A group has a member at least, so there are no more of them than spans; the kernel leaves
             // those past the end at once.
             Grid::Group => vec![(geometry.most_groups as u64, None)],
+            Grid::Weights | Grid::Coordinates => Vec::new(),
         };
         for (workgroups, window) in work.into_iter().filter(|(workgroups, _)| *workgroups > 0) {
             steps.push(Step {
                 kernel: pipeline.kernel.name,
                 pipeline: pipeline.pipeline.clone(),
-                bindings: bind(context, pipeline, buffers, data, window.map(|i| &geometry.windows[i])),
+                bindings: bind(context, pipeline, |resource| {
+                    let buffer = buffers.get(resource, data)?;
+                    Some(binding(buffer, resource, window.map(|i| &geometry.windows[i])))
+                }),
                 workgroups: folded(workgroups, limit),
             });
         }
@@ -555,33 +593,36 @@ fn steps(
 }
 
 /// A number of workgroups in two dimensions; the kernels leave those past the end at once.
-fn folded(workgroups: u64, limit: u32) -> (u32, u32) {
+pub(super) fn folded(workgroups: u64, limit: u32) -> (u32, u32) {
     let width = workgroups.min(u64::from(limit));
     (width as u32, workgroups.div_ceil(width) as u32)
 }
 
-fn bind(
+/// The part of a buffer that a kernel sees: all of it, but of the batch and of its tiles the window.
+fn binding<'a>(
+    buffer: &'a wgpu::Buffer,
+    resource: Resource,
+    window: Option<&Window>,
+) -> wgpu::BufferBinding<'a> {
+    let bytes = match (resource, window) {
+        (Resource::Data, Some(window)) => window.elements.start * 4..window.elements.end * 4,
+        (Resource::Tiles, Some(window)) => window.tiles.start * 16..window.tiles.end * 16,
+        _ => 0..buffer.size(),
+    };
+    wgpu::BufferBinding { buffer, offset: bytes.start, size: wgpu::BufferSize::new(bytes.end - bytes.start) }
+}
+
+/// A kernel's bindings; what is missing among them wgpu refuses.
+pub(super) fn bind<'a>(
     context: &GpuContext,
     pipeline: &Pipeline,
-    buffers: &Buffers,
-    data: &wgpu::Buffer,
-    window: Option<&super::geometry::Window>,
+    binding_of: impl Fn(Resource) -> Option<wgpu::BufferBinding<'a>>,
 ) -> wgpu::BindGroup {
     let entry = |&(resource, _): &(Resource, super::kernels::Access)| {
-        let buffer = buffers.get(resource, data);
-        let bytes = match (resource, window) {
-            (Resource::Data, Some(window)) => window.elements.start * 4..window.elements.end * 4,
-            (Resource::Tiles, Some(window)) => window.tiles.start * 16..window.tiles.end * 16,
-            _ => 0..buffer.size(),
-        };
-        let binding = wgpu::BufferBinding {
-            buffer,
-            offset: bytes.start,
-            size: wgpu::BufferSize::new(bytes.end - bytes.start),
-        };
-        wgpu::BindGroupEntry { binding: resource as u32, resource: wgpu::BindingResource::Buffer(binding) }
+        let resource_binding = wgpu::BindingResource::Buffer(binding_of(resource)?);
+        Some(wgpu::BindGroupEntry { binding: resource as u32, resource: resource_binding })
     };
-    let entries: Vec<_> = pipeline.kernel.bindings.iter().map(entry).collect();
+    let entries: Vec<_> = pipeline.kernel.bindings.iter().filter_map(entry).collect();
     context.device.create_bind_group(&wgpu::BindGroupDescriptor {
         label: Some(pipeline.kernel.name),
         layout: &pipeline.layout,

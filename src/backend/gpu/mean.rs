@@ -1,0 +1,343 @@
+//! The weighted mean of clipped rows, recorded behind the threshold stage.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytemuck::{Pod, Zeroable};
+
+use super::GpuContext;
+use super::device::{guarded, read_mapped};
+use super::geometry::{Geometry, Window};
+use super::kernels::{Grid, Pipeline, Resource};
+use super::plan::{Step, bind, folded};
+use crate::aggregate::{self, Weights};
+use crate::batch::{Granularity, Layout};
+use crate::error::{Error, Result};
+
+/// Cells of a sum, of the sum of the weights, and rows of one workgroup of `mean_weights`, as in mean.wgsl.
+pub(crate) const CELLS: u64 = 38;
+pub(crate) const WEIGHT_CELLS: u64 = 20;
+pub(crate) const WEIGHT_ROWS: u64 = 1 << 14;
+
+/// Rows of one dispatch: their products fit the cells, and drivers cut off loops of 2^16 iterations.
+const ROWS: u64 = 1 << 13;
+
+/// Coordinates whose sums wait between dispatches: 20 MiB.
+const STRIP: u64 = 1 << 17;
+
+/// Bytes between strips in their buffer: every device can bind a uniform at a multiple of these.
+const STRIP_BYTES: u64 = 256;
+
+/// `Strip` of mean.wgsl.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct Strip {
+    pub clients: u32,
+    pub spans_per_row: u32,
+    pub tiles_per_row: u32,
+    pub first_tile: u32,
+    pub tiles: u32,
+    pub blocks: u32,
+    pub first: u32,
+    pub length: u32,
+}
+
+/// The parts of a plan that a mean is made of.
+pub(super) struct Source<'a> {
+    pub layout: &'a Layout,
+    pub granularity: Granularity,
+    pub geometry: &'a Geometry,
+    pub data: &'a wgpu::Buffer,
+    pub tiles: &'a wgpu::Buffer,
+    pub decisions: &'a wgpu::Buffer,
+}
+
+/// The weighted mean of a plan's clipped rows, `[clients, params]` to `[params]`, made once and recorded
+/// behind the plan's threshold stage; [`aggregate::mean`](crate::aggregate::mean) specifies it.
+///
+/// It clips on the way and writes no row, so it takes the place of [`Plan::record_clip`](super::Plan::record_clip):
+/// recorded behind that, it would clip rows a second time.
+///
+/// # Examples
+/// ```no_run
+/// # fn example(gpu: byzclip::Gpu, updates: byzclip::wgpu::Buffer) -> byzclip::Result<()> {
+/// use byzclip::{Clipping, Layout, Weights};
+///
+/// let plan = gpu.plan(&Layout::dense(64, 1_000_000)?, &Clipping::fixed(2.0), &updates)?;
+/// let mean = plan.mean(&Weights::Equal)?;
+///
+/// let mut encoder = gpu.device().create_command_encoder(&Default::default());
+/// plan.record_norms(&mut encoder);
+/// plan.record_threshold(&mut encoder);
+/// mean.record(&mut encoder);
+/// gpu.queue().submit([encoder.finish()]);
+///
+/// let step: Vec<f32> = mean.read_blocking()?; // or go on with mean.buffer()
+/// # Ok(()) }
+/// ```
+#[derive(Debug)]
+pub struct MeanPlan {
+    context: GpuContext,
+    clients: usize,
+    params: usize,
+    buffers: Buffers,
+    steps: Vec<Step>,
+    recorded: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Buffers {
+    strips: wgpu::Buffer,
+    weights: wgpu::Buffer,
+    weight_sum: wgpu::Buffer,
+    coordinates: wgpu::Buffer,
+    sums: wgpu::Buffer,
+    means: wgpu::Buffer,
+}
+
+/// How the coordinates are cut for the device: pure arithmetic.
+#[derive(Debug)]
+struct Cut {
+    /// The first coordinate of each tile of a row.
+    coordinates: Vec<u32>,
+    /// Parts of the windows, with rows that one dispatch can add.
+    windows: Vec<Window>,
+    strips: Vec<Strip>,
+}
+
+impl MeanPlan {
+    pub(super) fn new(context: &GpuContext, source: &Source<'_>, weights: &Weights) -> Result<Self> {
+        aggregate::check_rows(source.layout)?;
+        let context = context.clone();
+        let pipelines = context.pipelines.get(&context.device, &context.tuning, source.geometry.wide)?;
+        let cut = Cut::new(source, context.tuning.workgroup);
+        let buffers = Buffers::new(&context, source.layout, &cut)?;
+        let steps = guarded(&context.device, "binding the buffers", || {
+            steps(&context, pipelines, source, &buffers, &cut)
+        })?;
+        let (clients, params) = (source.layout.clients(), source.layout.params());
+        let plan = Self { clients, params, buffers, steps, recorded: AtomicBool::new(false), context };
+        let words = STRIP_BYTES as usize / size_of::<Strip>();
+        let mut strips = vec![Strip::zeroed(); cut.strips.len() * words];
+        cut.strips.iter().enumerate().for_each(|(i, strip)| strips[i * words] = *strip);
+        plan.upload(&plan.buffers.strips, bytemuck::cast_slice(&strips))?;
+        plan.upload(&plan.buffers.coordinates, bytemuck::cast_slice(&cut.coordinates))?;
+        plan.set_weights(weights)?;
+        Ok(plan)
+    }
+
+    /// Sets the weights for the submissions that follow.
+    ///
+    /// # Errors
+    /// Those of [`Weights::of_rows`]; errors of the device.
+    pub fn set_weights(&self, weights: &Weights) -> Result<()> {
+        self.upload(&self.buffers.weights, bytemuck::cast_slice(&weights.of_rows(self.clients)?))
+    }
+
+    /// Records the mean stage, on the decisions in the plan that it was made from.
+    pub fn record(&self, encoder: &mut wgpu::CommandEncoder) {
+        self.recorded.store(true, Ordering::Release);
+        encoder.clear_buffer(&self.buffers.weight_sum, 0, None);
+        if self.steps.is_empty() {
+            // Without rows the mean is zeros.
+            encoder.clear_buffer(&self.buffers.means, 0, None);
+        }
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+            label: Some("byzclip mean"),
+            timestamp_writes: None,
+        });
+        self.steps.iter().for_each(|step| step.record(&mut pass));
+    }
+
+    /// The mean on the device, `[params]` elements from its start; of use as a storage buffer and to copy from.
+    #[must_use]
+    pub fn buffer(&self) -> &wgpu::Buffer {
+        &self.buffers.means
+    }
+
+    /// Reads the mean of the last submitted run back, waiting for the device.
+    ///
+    /// Under [`NonFinite::Error`](crate::NonFinite::Error) read the plan's report first: the mean is of no use
+    /// where that is an error.
+    ///
+    /// # Errors
+    /// [`Error::NotRecorded`]; errors of the device.
+    pub fn read_blocking(&self) -> Result<Vec<f32>> {
+        const DURING: &str = "reading the mean";
+        if !self.recorded.load(Ordering::Acquire) {
+            return Err(Error::NotRecorded);
+        }
+        let bytes = self.buffers.means.size();
+        let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
+        let staging = self.context.buffer("the mean", bytes, usage)?;
+        self.context.submit(DURING, |encoder| {
+            encoder.copy_buffer_to_buffer(&self.buffers.means, 0, &staging, 0, bytes);
+        })?;
+        let read = |bytes: &[u8]| bytemuck::pod_collect_to_vec::<u8, f32>(bytes);
+        let mut mean = self.context.wait_for(read_mapped(&staging, bytes, DURING, read), DURING)?;
+        mean.truncate(self.params);
+        Ok(mean)
+    }
+
+    /// Overwrites everything that a run computes with nonsense, for tests.
+    ///
+    /// # Errors
+    /// Errors of the device.
+    #[doc(hidden)]
+    pub fn poison(&self) -> Result<()> {
+        for buffer in [&self.buffers.weight_sum, &self.buffers.sums, &self.buffers.means] {
+            self.upload(buffer, &vec![0xa5; buffer.size() as usize])?;
+        }
+        Ok(())
+    }
+
+    fn upload(&self, buffer: &wgpu::Buffer, bytes: &[u8]) -> Result<()> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let queue = &self.context.queue;
+        guarded(&self.context.device, "writing the plan", || queue.write_buffer(buffer, 0, bytes))
+            .map_err(|e| self.context.lost.explain(e))
+    }
+}
+
+impl Cut {
+    fn new(source: &Source<'_>, workgroup: u32) -> Self {
+        let (geometry, clients) = (source.geometry, source.layout.clients());
+        let tiles_per_row = geometry.slots.checked_div(clients).unwrap_or(0);
+        let windows = geometry.windows.iter().flat_map(|window| parts(window, tiles_per_row as u64));
+        let mut cut = Self { coordinates: Vec::new(), windows: windows.collect(), strips: Vec::new() };
+        // The tiles of the first row come first, but for the padding between windows.
+        let counts: Vec<u32> = geometry
+            .windows
+            .iter()
+            .flat_map(|window| &geometry.tiles[window.tiles.start as usize..window.tiles.end as usize])
+            .take(tiles_per_row)
+            .map(|tile| tile.count)
+            .collect();
+        let longest = if cut.windows.len() > 1 { STRIP } else { u64::MAX };
+        let mut first = 0;
+        for (tile, &count) in counts.iter().enumerate() {
+            cut.coordinates.push(first);
+            let blocks = count.div_ceil(workgroup);
+            match cut.strips.last_mut() {
+                Some(strip) if u64::from(strip.length + count) <= longest => {
+                    strip.tiles += 1;
+                    strip.length += count;
+                    strip.blocks = strip.blocks.max(blocks);
+                }
+                _ => cut.strips.push(Strip {
+                    clients: clients as u32,
+                    spans_per_row: source.layout.spans_of(source.granularity, 0).len() as u32,
+                    tiles_per_row: tiles_per_row as u32,
+                    first_tile: tile as u32,
+                    tiles: 1,
+                    blocks,
+                    first,
+                    length: count,
+                }),
+            }
+            first += count;
+        }
+        cut
+    }
+
+    /// Elements of the buffer of sums: none where one window holds all rows.
+    fn sums(&self) -> u64 {
+        let longest = self.strips.iter().map(|strip| u64::from(strip.length)).max().unwrap_or(0);
+        if self.windows.len() > 1 { longest * CELLS } else { 0 }
+    }
+}
+
+/// A window's tiles in parts of at most [`ROWS`] rows; a part begins where a binding can, as 2^13 tiles do.
+fn parts(window: &Window, tiles_per_row: u64) -> impl Iterator<Item = Window> {
+    let Range { start, end } = window.tiles;
+    let (elements, step) = (window.elements.clone(), ROWS * tiles_per_row.max(1));
+    (start..end)
+        .step_by(step as usize)
+        .map(move |first| Window { elements: elements.clone(), tiles: first..(first + step).min(end) })
+}
+
+/// Every dispatch, in order: the weights, and for each strip of coordinates the windows.
+fn steps(
+    context: &GpuContext,
+    pipelines: &[Pipeline],
+    source: &Source<'_>,
+    buffers: &Buffers,
+    cut: &Cut,
+) -> Vec<Step> {
+    let mut steps = Vec::new();
+    let limit = context.device.limits().max_compute_workgroups_per_dimension;
+    for pipeline in pipelines {
+        let mut push = |strip: usize, window: Option<&Window>, workgroups: u64| {
+            steps.push(Step {
+                kernel: pipeline.kernel.name,
+                pipeline: pipeline.pipeline.clone(),
+                bindings: bind(context, pipeline, |resource| {
+                    buffers.binding(source, resource, strip, window)
+                }),
+                workgroups: folded(workgroups, limit),
+            });
+        };
+        match pipeline.kernel.grid {
+            Grid::Weights if !cut.strips.is_empty() => {
+                push(0, None, (source.layout.clients() as u64).div_ceil(WEIGHT_ROWS));
+            }
+            Grid::Coordinates => {
+                for (i, strip) in cut.strips.iter().enumerate() {
+                    for window in &cut.windows {
+                        push(i, Some(window), u64::from(strip.tiles) * u64::from(strip.blocks));
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    steps
+}
+
+impl Buffers {
+    fn new(context: &GpuContext, layout: &Layout, cut: &Cut) -> Result<Self> {
+        let storage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
+        let uniform = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
+        let read = storage | wgpu::BufferUsages::COPY_SRC;
+        let words = |what, words: u64, usage| context.buffer(what, words.max(1) * 4, usage);
+        let strips = cut.strips.len().max(1) as u64;
+        Ok(Self {
+            strips: context.buffer("the strips of the mean", strips * STRIP_BYTES, uniform)?,
+            weights: words("the weights", layout.clients() as u64, storage)?,
+            weight_sum: words("the sum of the weights", WEIGHT_CELLS, storage)?,
+            coordinates: words("the coordinates of tiles", cut.coordinates.len() as u64, storage)?,
+            sums: words("the sums of coordinates", cut.sums(), storage)?,
+            means: words("the mean", layout.params() as u64, read)?,
+        })
+    }
+
+    fn binding<'a>(
+        &'a self,
+        source: &Source<'a>,
+        resource: Resource,
+        strip: usize,
+        window: Option<&Window>,
+    ) -> Option<wgpu::BufferBinding<'a>> {
+        let (buffer, bytes) = match (resource, window) {
+            (Resource::Data, Some(window)) => {
+                (source.data, window.elements.start * 4..window.elements.end * 4)
+            }
+            (Resource::Tiles, Some(window)) => (source.tiles, window.tiles.start * 16..window.tiles.end * 16),
+            (Resource::Strip, _) => {
+                let start = strip as u64 * STRIP_BYTES;
+                (&self.strips, start..start + size_of::<Strip>() as u64)
+            }
+            (Resource::Decisions, _) => (source.decisions, 0..source.decisions.size()),
+            (Resource::Weights, _) => (&self.weights, 0..self.weights.size()),
+            (Resource::WeightSum, _) => (&self.weight_sum, 0..self.weight_sum.size()),
+            (Resource::Coordinates, _) => (&self.coordinates, 0..self.coordinates.size()),
+            (Resource::Sums, _) => (&self.sums, 0..self.sums.size()),
+            (Resource::Means, _) => (&self.means, 0..self.means.size()),
+            _ => return None,
+        };
+        let size = wgpu::BufferSize::new(bytes.end - bytes.start);
+        Some(wgpu::BufferBinding { buffer, offset: bytes.start, size })
+    }
+}
