@@ -1,0 +1,492 @@
+//! The weighted mean of clipped rows: the same bits on every backend, and those of big integers.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+mod common;
+
+use byzclip::{
+    Backend, Clipping, Error, Granularity, Layout, NonFinite, Reference, Report, Scope, State, Status,
+    Threshold, Weights,
+};
+use common::{Class, Rng, all, assert_same_bits, assert_same_report, oracle, poison};
+use num_bigint::{BigInt, BigUint, Sign};
+
+/// Magnitude in units of 2^-149 with its sign.
+fn units(value: f32) -> BigInt {
+    let sign = if value.is_sign_negative() { Sign::Minus } else { Sign::Plus };
+    BigInt::from_biguint(sign, oracle::units(value))
+}
+
+/// `sum / divisor`, the sum in units of 2^-298 and the divisor in units of 2^-149, to the nearest `f32`.
+///
+/// By bisection over all magnitudes: twice the sum against the middle between neighbours.
+fn rounded(sum: &BigInt, divisor: &BigUint) -> f32 {
+    if *sum == BigInt::ZERO || *divisor == BigUint::ZERO {
+        return 0.0;
+    }
+    let twice = sum.magnitude() * 2u32;
+    let middle = |bits: u32| oracle::units(f32::from_bits(bits)) + oracle::units(f32::from_bits(bits + 1));
+    let (mut low, mut high) = (0u32, f32::MAX.to_bits());
+    // The least magnitude whose middle with the next is not below the quotient.
+    while low < high {
+        let at = low + (high - low) / 2;
+        let middle = middle(at) * divisor;
+        let enough = middle > twice || middle == twice && at % 2 == 0;
+        (low, high) = if enough { (low, at) } else { (at + 1, high) };
+    }
+    f32::from_bits(low | if sum.sign() == Sign::Minus { 0x8000_0000 } else { 0 })
+}
+
+/// What one row adds to a coordinate, from the report alone.
+fn clipped(value: f32, granularity: Granularity, (factor, bound, status): (f64, f32, Status)) -> f32 {
+    match status {
+        Status::Clipped if granularity == Granularity::Coordinate => value.clamp(-bound, bound),
+        Status::Clipped => oracle::product(value, factor),
+        _ if value.is_finite() => value,
+        _ => 0.0,
+    }
+}
+
+/// The mean that the contract asks for, by big integers.
+fn expected(
+    layout: &Layout,
+    data: &[f32],
+    clipping: &Clipping,
+    weights: &[f32],
+    report: &Report,
+) -> Vec<f32> {
+    let params = layout.params();
+    let (mut sums, mut divisor) = (vec![BigInt::ZERO; params], BigUint::ZERO);
+    for (row, of_row) in report.rows.iter().enumerate() {
+        if matches!(of_row.status, Status::Zeroed | Status::Kept) || params == 0 {
+            continue;
+        }
+        divisor += oracle::units(weights[row]);
+        let whole = [(of_row.factor, of_row.bound.unwrap_or(f32::INFINITY), of_row.status)];
+        let parts: Vec<_> = of_row.segments.iter().map(|s| (s.factor, s.bound, s.status)).collect();
+        let parts = if clipping.granularity == Granularity::Segment { &parts[..] } else { &whole[..] };
+        let mut coordinate = 0;
+        for (part, span) in parts.iter().zip(layout.spans_of(clipping.granularity, row)) {
+            for &value in &data[layout.span(clipping.granularity, span)] {
+                let value = clipped(value, clipping.granularity, *part);
+                sums[coordinate] += units(weights[row]) * units(value);
+                coordinate += 1;
+            }
+        }
+    }
+    sums.iter().map(|sum| rounded(sum, &divisor)).collect()
+}
+
+/// Runs on every backend, as one call and by stages, and holds all of them to the oracle.
+fn conform(context: &str, layout: &Layout, data: &[f32], clipping: &Clipping, weights: &Weights) -> Vec<f32> {
+    let (want, report) = Reference.run_mean(layout, data, clipping, weights).unwrap();
+    let of_rows = weights.of_rows(layout.clients()).unwrap();
+    assert_same_bits(context, &want, &expected(layout, data, clipping, &of_rows, &report));
+    for (name, backend) in all() {
+        let context = format!("{context}: {name}");
+        let (got, got_report) = backend.run_mean(layout, data, clipping, weights).unwrap();
+        assert_same_report(&context, &got_report, &report);
+        assert_same_bits(&context, &got, &want);
+        let norms = backend.norms(layout, data, &clipping.scope, clipping.granularity).unwrap();
+        let decisions = backend.threshold(layout, &norms, clipping, &mut Default::default()).unwrap();
+        let got = backend.mean(layout, data, clipping.granularity, &decisions, weights).unwrap();
+        assert_same_bits(&format!("{context}, by stages"), &got, &want);
+    }
+    want
+}
+
+/// Rows of all classes, padding poisoned.
+fn batch(layout: &Layout, rng: &mut Rng) -> Vec<f32> {
+    let mut data: Vec<f32> = (0..layout.len() + 5).map(poison).collect();
+    for row in 0..layout.clients() {
+        let class = Class::ALL[row % Class::ALL.len()];
+        let values = class.row(layout.row(row).len(), rng);
+        data[layout.row(row)].copy_from_slice(&values);
+    }
+    data
+}
+
+fn layouts() -> Vec<(&'static str, Layout)> {
+    let rows = 2 * Class::ALL.len();
+    vec![
+        ("dense", Layout::dense(rows, 131).unwrap()),
+        ("one column", Layout::dense(rows, 1).unwrap()),
+        ("strided", Layout::strided(rows, 66, 71).unwrap()),
+        ("layered", Layout::strided(rows, 140, 141).unwrap().layered(&[7, 0, 100, 33]).unwrap()),
+        ("ragged of equal rows", Layout::ragged_layered(&vec![vec![0, 3, 70]; rows]).unwrap()),
+        ("several tiles", Layout::dense(5, 20_011).unwrap()),
+    ]
+}
+
+fn weights(rng: &mut Rng, clients: usize, kind: usize) -> Weights {
+    let mut weight = |row: usize| match kind {
+        1 => (1 + rng.below(1000)) as f32,
+        2 if row.is_multiple_of(3) => 0.0,
+        2 => rng.finite().abs(),
+        _ => rng.unit().abs(),
+    };
+    if kind == 0 { Weights::Equal } else { Weights::PerRow((0..clients).map(&mut weight).collect()) }
+}
+
+#[test]
+fn every_backend_rounds_the_exact_mean() {
+    let mut rng = Rng::new(1);
+    for (name, layout) in layouts() {
+        let data = batch(&layout, &mut rng);
+        for (i, granularity) in
+            [Granularity::Row, Granularity::Segment, Granularity::Coordinate].into_iter().enumerate()
+        {
+            let scopes = [Scope::All, Scope::Mask((0..layout.clients()).map(|row| row % 5 != 2).collect())];
+            for (j, scope) in scopes.into_iter().enumerate() {
+                let weights = weights(&mut rng, layout.clients(), (i + 2 * j) % 4);
+                let policy = [NonFinite::Zero, NonFinite::Keep][(i + j) % 2];
+                for bound in [0.7, 1e-30, f32::INFINITY] {
+                    let clipping = Clipping::fixed(bound)
+                        .granularity(granularity)
+                        .scope(scope.clone())
+                        .non_finite(policy);
+                    conform(
+                        &format!("{name}, {granularity:?}, bound {bound}, scope {j}"),
+                        &layout,
+                        &data,
+                        &clipping,
+                        &weights,
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_mean_is_within_two_ulp_of_f64_where_sums_do_not_cancel() {
+    let (mut rng, layout) = (Rng::new(2), Layout::dense(64, 3000).unwrap());
+    for exponent in [-30, 0, 60] {
+        let scale = 2.0f32.powi(exponent);
+        let data: Vec<f32> = (0..layout.len()).map(|_| rng.unit().abs() * scale).collect();
+        let weights: Vec<f32> = (0..64).map(|_| (1 + rng.below(600)) as f32).collect();
+        let clipping = Clipping::fixed(31.6 * scale);
+        let (_, report) = Reference.run_mean(&layout, &data, &clipping, &Weights::Equal).unwrap();
+        assert!(report.count(Status::Clipped) > 20 && report.count(Status::Untouched) > 0);
+        let mean = conform("positive", &layout, &data, &clipping, &Weights::PerRow(weights.clone()));
+        let total: f64 = weights.iter().map(|&w| f64::from(w)).sum();
+        for (i, &got) in mean.iter().enumerate() {
+            let term = |row: usize| {
+                f64::from(weights[row]) * report.rows[row].factor * f64::from(data[layout.row(row).start + i])
+            };
+            let want = (0..64).map(term).sum::<f64>() / total;
+            let ulp = f64::from(got.next_up()) - f64::from(got);
+            assert!((f64::from(got) - want).abs() <= 2.0 * ulp, "{i}: got {got:e}, expected {want:e}");
+        }
+    }
+}
+
+#[test]
+fn equal_weights_of_any_size_give_the_bits_of_no_weights() {
+    let (mut rng, layout) = (Rng::new(3), Layout::dense(9, 400).unwrap());
+    let data: Vec<f32> = (0..layout.len()).map(|_| rng.unit()).collect();
+    let equal = conform("equal", &layout, &data, &Clipping::fixed(3.0), &Weights::Equal);
+    for weight in [f32::from_bits(1), 1e-30, 600.0, f32::MAX] {
+        let weights = Weights::PerRow(vec![weight; 9]);
+        let got = conform("of a size", &layout, &data, &Clipping::fixed(3.0), &weights);
+        assert_same_bits(&format!("weight {weight}"), &got, &equal);
+    }
+}
+
+#[test]
+fn rows_may_come_in_any_order() {
+    let (mut rng, layout) = (Rng::new(4), Layout::dense(12, 77).unwrap());
+    let data: Vec<f32> = (0..layout.len()).map(|_| rng.finite()).collect();
+    let weights: Vec<f32> = (0..12).map(|_| rng.finite().abs()).collect();
+    let clipping = Clipping::fixed(1e20);
+    let want = conform("in order", &layout, &data, &clipping, &Weights::PerRow(weights.clone()));
+    let mut order: Vec<usize> = (0..12).collect();
+    rng.shuffle(&mut order);
+    let shuffled: Vec<f32> = order.iter().flat_map(|&row| data[layout.row(row)].to_vec()).collect();
+    let weights = Weights::PerRow(order.iter().map(|&row| weights[row]).collect());
+    let got = conform("shuffled", &layout, &shuffled, &clipping, &weights);
+    assert_same_bits("shuffled", &got, &want);
+}
+
+#[test]
+fn the_mean_is_that_of_the_clipped_batch() {
+    let (mut rng, layout) = (Rng::new(5), Layout::strided(8, 90, 95).unwrap().layered(&[40, 50]).unwrap());
+    let data = batch(&layout, &mut rng);
+    let clipping = Clipping::fixed(0.5).granularity(Granularity::Segment);
+    let mean = conform("unclipped", &layout, &data, &clipping, &Weights::Equal);
+    let mut after = data.clone();
+    let report = Reference.run(&layout, &mut after, &clipping).unwrap();
+    let scope = Scope::Mask(report.rows.iter().map(|row| row.status == Status::Zeroed).collect());
+    // Zeroed rows are zeros now: without weight they do not count either.
+    let weights = report.rows.iter().map(|row| f32::from(row.status != Status::Zeroed));
+    let weights = Weights::PerRow(weights.collect());
+    let again = conform("clipped", &layout, &after, &Clipping::fixed(1.0).scope(scope), &weights);
+    assert_same_bits("mean of the clipped batch", &again, &mean);
+}
+
+#[test]
+fn hostile_rows_do_not_change_the_mean_of_the_others() {
+    let honest = [1.0, 2.0, 3.0, 4.0];
+    let layout = Layout::dense(4, 2).unwrap();
+    let weights = Weights::PerRow(vec![1.0, f32::MAX, 3.0, 1e-45]);
+    for bad in [f32::NAN, f32::INFINITY, -f32::INFINITY] {
+        let data = [honest[0], honest[1], bad, 1e38, honest[2], honest[3], 7.0, bad];
+        for policy in [NonFinite::Zero, NonFinite::Keep] {
+            let clipping = Clipping::fixed(100.0).non_finite(policy);
+            let mean = conform("hostile", &layout, &data, &clipping, &weights);
+            assert_eq!(mean, [2.5, 3.5], "{bad} {policy:?}");
+        }
+        for (_, backend) in all() {
+            let clipping = Clipping::fixed(100.0).non_finite(NonFinite::Error);
+            let got = backend.run_mean(&layout, &data, &clipping, &weights);
+            assert_eq!(got.unwrap_err(), Error::NonFinite { row: 1 });
+        }
+    }
+}
+
+#[test]
+fn elements_that_are_not_finite_count_as_zero_in_rows_out_of_scope() {
+    let layout = Layout::dense(2, 3).unwrap();
+    let data = [f32::NAN, f32::NEG_INFINITY, 5.0, 2.0, 4.0, -1.0];
+    let clipping = Clipping::fixed(f32::INFINITY).scope(Scope::Rows(vec![1]));
+    let mean = conform("out of scope", &layout, &data, &clipping, &Weights::Equal);
+    assert_eq!(mean, [1.0, 2.0, 2.0]);
+}
+
+#[test]
+fn the_ends_of_the_range_neither_over_nor_underflow() {
+    let (max, least) = (f32::MAX, f32::from_bits(1));
+    let columns = [
+        ([max, max, max, max], max),
+        ([-max, -max, -max, -max], -max),
+        ([1e38, -1e38, 1e-38, 0.0], 1e-38 / 4.0),
+        ([max, -max, 4.0 * least, 0.0], least),
+        ([least, least, least, least], least),
+        ([least, 0.0, 0.0, 0.0], 0.0),
+        ([-least, 0.0, 0.0, 0.0], -0.0),
+        ([3.0 * least, 3.0 * least, 0.0, 0.0], 2.0 * least),
+        ([-0.0, -0.0, -0.0, -0.0], 0.0),
+        ([1.0, -1.0, 0.0, -0.0], 0.0),
+    ];
+    let layout = Layout::dense(4, columns.len()).unwrap();
+    let data: Vec<f32> = (0..4).flat_map(|row| columns.iter().map(move |(column, _)| column[row])).collect();
+    let want: Vec<f32> = columns.iter().map(|(_, mean)| *mean).collect();
+    for weight in [1.0, least, max] {
+        let weights = Weights::PerRow(vec![weight; 4]);
+        let mean = conform("ends", &layout, &data, &Clipping::fixed(f32::INFINITY), &weights);
+        assert_same_bits("ends", &mean, &want);
+    }
+}
+
+#[test]
+fn ties_go_to_even_and_what_lies_beside_them_to_its_own_side() {
+    // Means in the middle of two neighbours, and 2^-149 off it.
+    let tie = 1.0 + f32::EPSILON;
+    let layout = Layout::dense(4, 4).unwrap();
+    let columns = [[1.0, tie, 0.0], [tie, tie + f32::EPSILON, 0.0], [1.0, tie, 1e-45], [1.0, tie, -1e-45]];
+    let row = |i: usize| columns.iter().map(move |column| if i < 3 { column[i] } else { 0.0 });
+    let data: Vec<f32> = (0..4).flat_map(row).collect();
+    let mut weights = vec![1.0, 1.0, 1e-45, 0.0];
+    let mean = |weights: &[f32]| {
+        conform("ties", &layout, &data, &Clipping::fixed(f32::INFINITY), &Weights::PerRow(weights.to_vec()))
+    };
+    // The third row's weight takes all means down from the tie.
+    assert_eq!(mean(&weights), [1.0, tie, 1.0, 1.0]);
+    weights[2] = 0.0;
+    assert_eq!(mean(&weights), [1.0, tie + f32::EPSILON, 1.0, 1.0]);
+}
+
+#[test]
+fn batches_without_weight_rows_or_columns_have_means() {
+    let clipping = Clipping::default();
+    let mean =
+        |layout: &Layout, data: &[f32], weights: &Weights| conform("edge", layout, data, &clipping, weights);
+    let zeros = Weights::PerRow(vec![0.0, -0.0]);
+    assert_eq!(mean(&Layout::dense(2, 3).unwrap(), &[1.0; 6], &zeros), [0.0; 3]);
+    assert_eq!(mean(&Layout::dense(1, 2).unwrap(), &[f32::NAN, 1.0], &Weights::Equal), [0.0; 2]);
+    assert_eq!(mean(&Layout::dense(0, 3).unwrap(), &[], &Weights::Equal), [0.0; 3]);
+    assert_eq!(mean(&Layout::dense(3, 0).unwrap(), &[], &Weights::Equal), [0.0; 0]);
+    assert_eq!(mean(&Layout::ragged(&[0]).unwrap(), &[], &Weights::Equal), [0.0; 0]);
+    let empty = Layout::dense(2, 0).unwrap().layered(&[]).unwrap();
+    assert_eq!(mean(&empty, &[], &Weights::Equal), [0.0; 0]);
+}
+
+#[test]
+fn what_does_not_fit_is_an_error() {
+    let (layout, clipping) = (Layout::dense(2, 2).unwrap(), Clipping::default());
+    for (name, backend) in all() {
+        let weights = |weights: &[f32]| {
+            let weights = Weights::PerRow(weights.to_vec());
+            backend.run_mean(&layout, &[1.0; 4], &clipping, &weights).unwrap_err()
+        };
+        for bad in [&[1.0][..], &[1.0; 3], &[1.0, f32::NAN], &[1.0, f32::INFINITY], &[-1.0, 1.0]] {
+            assert!(matches!(weights(bad), Error::Setting { name: "weights", .. }), "{name}: {bad:?}");
+        }
+        let unequal = [
+            Layout::ragged(&[0, 2, 3]).unwrap(),
+            Layout::ragged_layered(&[vec![1, 1], vec![2]]).unwrap(),
+            Layout::ragged_layered(&[vec![1, 2], vec![2, 1]]).unwrap(),
+        ];
+        for layout in unequal {
+            let got = backend.run_mean(&layout, &[1.0; 6], &clipping, &Weights::Equal).unwrap_err();
+            assert!(matches!(got, Error::Layout { .. }), "{name}: {got}");
+        }
+        let got = backend.run_mean(&layout, &[1.0; 3], &clipping, &Weights::Equal).unwrap_err();
+        assert_eq!(got, Error::DataTooShort { got: 3, expected: 4 });
+        let got = backend.mean(&layout, &[1.0; 4], Granularity::Row, &[], &Weights::Equal).unwrap_err();
+        assert!(matches!(got, Error::Layout { .. }), "{name}: {got}");
+    }
+}
+
+#[test]
+fn the_state_moves_only_where_there_is_a_mean() {
+    let threshold = Threshold::History { window: 3, factor: 1.0 };
+    let clipping = Clipping { threshold, ..Clipping::default() };
+    let layout = Layout::dense(3, 2).unwrap();
+    let rounds = [[1.0, 0.0, 0.0, 2.0, 3.0, 0.0], [9.0, 0.0, 0.0, 8.0, 7.0, 0.0]];
+    for (name, backend) in all() {
+        let (mut state, mut other) = Default::default();
+        for mut data in rounds {
+            backend.run_mean_with(&layout, &data, &clipping, &Weights::Equal, &mut state).unwrap();
+            Reference.run_with(&layout, &mut data, &clipping, &mut other).unwrap();
+            assert_eq!(state, other, "{name}");
+        }
+        let weights = Weights::PerRow(vec![f32::NAN; 3]);
+        backend.run_mean_with(&layout, &rounds[0], &clipping, &weights, &mut state).unwrap_err();
+        assert_eq!(state, other, "{name}");
+    }
+}
+
+/// More rows than one dispatch takes, and than the weights of one workgroup.
+#[test]
+fn many_rows_are_averaged_in_several_dispatches() {
+    let clients = 40_000;
+    let (mut rng, layout) = (Rng::new(6), Layout::dense(clients, 2).unwrap());
+    let data: Vec<f32> = (0..layout.len()).map(|_| rng.unit()).collect();
+    let clipping = Clipping::fixed(0.5);
+    let norms = Reference.norms(&layout, &data, &Scope::All, Granularity::Row).unwrap();
+    let decisions = Reference.threshold(&layout, &norms, &clipping, &mut State::default()).unwrap();
+    for kind in 0..4 {
+        let weights = weights(&mut rng, clients, kind);
+        let want = Reference.mean(&layout, &data, Granularity::Row, &decisions, &weights).unwrap();
+        for (name, backend) in all() {
+            let got = backend.mean(&layout, &data, Granularity::Row, &decisions, &weights).unwrap();
+            assert_same_bits(name, &got, &want);
+        }
+    }
+}
+
+#[cfg(feature = "gpu")]
+mod gpu {
+    use byzclip::backend::gpu::Tuning;
+    use byzclip::{Gpu, wgpu};
+
+    use super::*;
+
+    fn open() -> Option<Gpu> {
+        let (device, queue) = byzclip::backend::gpu::open(&common::gpu::adapter()?).unwrap();
+        Some(Gpu::from_device(device, queue).unwrap())
+    }
+
+    #[test]
+    fn every_strategy_gives_the_bits_of_the_reference() {
+        let Some(gpu) = open() else { return };
+        let own = gpu.tuning().clone();
+        let portable = Tuning { window: own.window.min(Tuning::portable().window), ..Tuning::portable() };
+        let tunings = [
+            Tuning { tile: 64, window: 256, ..portable.clone() },
+            Tuning {
+                tile: 64,
+                window: 256,
+                wide: false,
+                workgroup: 4,
+                span_workgroup: 4,
+                ..portable.clone()
+            },
+            Tuning { tile: 256, window: 1024, ..own.clone() },
+            Tuning { wide: false, ..own },
+            Tuning { workgroup: 1, span_workgroup: 1, ..portable },
+        ];
+        let layouts = [
+            Layout::dense(24, 1000).unwrap(),
+            Layout::strided(13, 333, 341).unwrap().layered(&[1, 0, 300, 32]).unwrap(),
+            Layout::dense(700, 3).unwrap(),
+            Layout::dense(3, 9001).unwrap(),
+        ];
+        let mut rng = Rng::new(7);
+        for tuning in tunings {
+            let name = format!("{tuning:?}");
+            let gpu = Gpu::from_device(gpu.device().clone(), gpu.queue().clone()).unwrap();
+            let gpu = gpu.with_tuning(tuning).unwrap();
+            for (i, layout) in layouts.iter().enumerate() {
+                let data = batch(layout, &mut rng);
+                for granularity in [Granularity::Row, Granularity::Segment, Granularity::Coordinate] {
+                    let clipping = Clipping::fixed(1.5).granularity(granularity);
+                    let weights = weights(&mut rng, layout.clients(), 1 + i % 3);
+                    let (want, _) = Reference.run_mean(layout, &data, &clipping, &weights).unwrap();
+                    let (got, _) = gpu.run_mean(layout, &data, &clipping, &weights).unwrap();
+                    assert_same_bits(&format!("{name}, layout {i}, {granularity:?}"), &got, &want);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn strips_of_coordinates_share_the_buffer_of_sums() {
+        let Some(gpu) = open() else { return };
+        let tuning = Tuning { tile: 1 << 14, window: 1 << 17, ..gpu.tuning().clone() };
+        let gpu = gpu.with_tuning(tuning).unwrap();
+        let (mut rng, layout) = (Rng::new(8), Layout::dense(3, 300_007).unwrap());
+        let data: Vec<f32> = (0..layout.len()).map(|_| rng.unit()).collect();
+        let (want, _) = byzclip::Cpu::new()
+            .unwrap()
+            .run_mean(&layout, &data, &Clipping::fixed(3.0), &Weights::Equal)
+            .unwrap();
+        let (got, _) = gpu.run_mean(&layout, &data, &Clipping::fixed(3.0), &Weights::Equal).unwrap();
+        assert_same_bits("strips", &got, &want);
+    }
+
+    #[test]
+    fn a_plan_averages_the_callers_buffer_in_one_submission_and_writes_no_row() {
+        let Some(gpu) = open() else { return };
+        let (mut rng, layout) = (Rng::new(9), Layout::strided(9, 500, 511).unwrap());
+        let data = batch(&layout, &mut rng);
+        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC;
+        let buffer = gpu.device().create_buffer(&wgpu::BufferDescriptor {
+            label: None,
+            size: (data.len() * 4) as u64,
+            usage,
+            mapped_at_creation: false,
+        });
+        gpu.queue().write_buffer(&buffer, 0, bytemuck::cast_slice(&data));
+        let clipping = Clipping::fixed(1.0);
+        let plan = gpu.plan(&layout, &clipping, &buffer).unwrap();
+        let mean = plan.mean(&Weights::Equal).unwrap();
+        assert_eq!(mean.read_blocking().unwrap_err(), Error::NotRecorded);
+        for kind in [0, 1] {
+            let weights = weights(&mut rng, 9, kind);
+            mean.set_weights(&weights).unwrap();
+            plan.poison().unwrap();
+            mean.poison().unwrap();
+            let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+            plan.record_norms(&mut encoder);
+            plan.record_threshold(&mut encoder);
+            mean.record(&mut encoder);
+            gpu.queue().submit([encoder.finish()]);
+            let (want, _) = Reference.run_mean(&layout, &data, &clipping, &weights).unwrap();
+            assert_same_bits("the caller's buffer", &mean.read_blocking().unwrap(), &want);
+        }
+        let contents = gpu.device().create_buffer(&wgpu::BufferDescriptor {
+            label: None,
+            size: buffer.size(),
+            usage: wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::MAP_READ,
+            mapped_at_creation: false,
+        });
+        let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        encoder.copy_buffer_to_buffer(&buffer, 0, &contents, 0, buffer.size());
+        gpu.queue().submit([encoder.finish()]);
+        contents.slice(..).map_async(wgpu::MapMode::Read, |result| result.unwrap());
+        gpu.device().poll(wgpu::PollType::wait_indefinitely()).unwrap();
+        let after: Vec<f32> = bytemuck::pod_collect_to_vec(&contents.slice(..).get_mapped_range().unwrap());
+        assert_same_bits("the updates", &after, &data);
+    }
+}
