@@ -11,7 +11,7 @@
 
 use std::hint::black_box;
 
-use byzclip::{Backend, Clipping, Cpu, Granularity, Layout, Reference, Scope};
+use byzclip::{Backend, Clipping, Cpu, Layout, Reference};
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
 const SHAPES: [(usize, usize); 4] = [(64, 100_000), (64, 1_000_000), (1024, 10_000), (100_000, 100)];
@@ -74,15 +74,11 @@ fn clip(criterion: &mut Criterion) {
             }
             let data = updates(clients, params, 5);
             group.bench_function("norms", |bencher| {
-                bencher.iter(|| {
-                    black_box(backend.norms(&layout, &data, &Scope::All, Granularity::Row).unwrap())
-                });
+                bencher.iter(|| black_box(backend.norms(&layout, &data, &Clipping::default()).unwrap()));
             });
             let data = signs(clients, params);
             group.bench_function("norms of signs", |bencher| {
-                bencher.iter(|| {
-                    black_box(backend.norms(&layout, &data, &Scope::All, Granularity::Row).unwrap())
-                });
+                bencher.iter(|| black_box(backend.norms(&layout, &data, &Clipping::default()).unwrap()));
             });
             group.finish();
         }

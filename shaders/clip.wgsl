@@ -1,6 +1,7 @@
-// Stage 3: spans that are clipped are multiplied in place, spans that are zeroed get +0. Tiles of all
-// other spans leave at once: nothing of them is read or written.
+// Stage 3: spans that are clipped are multiplied in place, or moved towards the centre; spans that are zeroed
+// get +0, or the centre. Tiles of all other spans leave at once: nothing of them is read or written.
 
+@group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read_write> data: array<Element>;
 @group(0) @binding(2) var<storage, read> tiles: array<Tile>;
 @group(0) @binding(7) var<storage, read> decisions: array<Decision>;
@@ -23,7 +24,18 @@ fn clip(
     let groups = (tile.count + 3u) / 4u;
     if decision.status == CLIPPED {
         for (var group = local; group < groups; group += WORKGROUP) {
-            store4(tile, group, scaled(load4(tile, group), decision));
+            let value = load4(tile, group);
+            if CENTERED {
+                let center = center4(tile, group, params.tiles_per_row);
+                store4(tile, group, vec4<u32>(
+                    scaled_around(value.x, center.x, decision),
+                    scaled_around(value.y, center.y, decision),
+                    scaled_around(value.z, center.z, decision),
+                    scaled_around(value.w, center.w, decision),
+                ));
+            } else {
+                store4(tile, group, scaled(value, decision));
+            }
         }
     } else if decision.status == CUT {
         for (var group = local; group < groups; group += WORKGROUP) {
@@ -31,7 +43,11 @@ fn clip(
         }
     } else if decision.status == ZEROED {
         for (var group = local; group < groups; group += WORKGROUP) {
-            store4(tile, group, vec4<u32>());
+            if CENTERED {
+                store4(tile, group, center4(tile, group, params.tiles_per_row));
+            } else {
+                store4(tile, group, vec4<u32>());
+            }
         }
     }
 }

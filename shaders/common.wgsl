@@ -79,7 +79,8 @@ struct Params {
     groups: u32,
     // 1: every coordinate is bounded, and a norm is the largest magnitude.
     coordinates: u32,
-    padding: u32,
+    // Where all rows are cut alike: the tiles of a row, which follow each other; else 0.
+    tiles_per_row: u32,
 }
 
 const BELOW: u32 = 0u;
@@ -118,9 +119,21 @@ const LIMBS: u32 = 40u;
 
 override WORKGROUP: u32 = 256u;
 
+// Whether rows are clipped around a centre.
+override CENTERED: bool = false;
+
 // The dispatch is folded into two dimensions, because one holds only 65,535 workgroups.
 fn linear(id: vec3<u32>, count: vec3<u32>) -> u32 {
     return id.x + id.y * count.x;
+}
+
+// The value of a finite magnitude is mantissa * 2^exponent, in units of 2^-149.
+fn mantissa_of(magnitude: u32) -> u32 {
+    return (magnitude & 0x7fffffu) | select(0u, 0x800000u, magnitude >= 0x800000u);
+}
+
+fn exponent_of(magnitude: u32) -> u32 {
+    return max(magnitude >> 23u, 1u) - 1u;
 }
 
 // --- 64-bit integers as vec2<u32>(low, high)

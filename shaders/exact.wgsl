@@ -11,6 +11,11 @@
 
 var<workgroup> joined: array<atomic<u32>, LIMBS>;
 
+alias Cells = array<i32, LIMBS>;
+
+// Groups of four elements between carries: three pieces below 2^16 to a cell from each element, so 3 * 2^29.
+const GROUPS: u32 = 2048u;
+
 @compute @workgroup_size(WORKGROUP)
 fn exact_tiles(
     @builtin(local_invocation_index) local: u32,
@@ -37,21 +42,32 @@ fn exact_tiles(
     }
     workgroupBarrier();
 
-    // At most 2^16 additions below 2^16 to a cell: no carry is lost.
-    var sum: array<u32, LIMBS>;
+    var sum: Cells;
+    var groups = 0u;
     for (var group = local; group < (tile.count + 3u) / 4u; group += WORKGROUP) {
-        let bits = load4(tile, group);
-        add_square(&sum, bits.x);
-        add_square(&sum, bits.y);
-        add_square(&sum, bits.z);
-        add_square(&sum, bits.w);
+        let value = load4(tile, group);
+        if CENTERED {
+            let center = center4(tile, group, params.tiles_per_row);
+            add_square_difference(&sum, value.x, center.x);
+            add_square_difference(&sum, value.y, center.y);
+            add_square_difference(&sum, value.z, center.z);
+            add_square_difference(&sum, value.w, center.w);
+        } else {
+            add_product(&sum, value.x, value.x, 0u, false);
+            add_product(&sum, value.y, value.y, 0u, false);
+            add_product(&sum, value.z, value.z, 0u, false);
+            add_product(&sum, value.w, value.w, 0u, false);
+        }
+        groups++;
+        if groups == GROUPS {
+            pass_carries(&sum);
+            groups = 0u;
+        }
     }
-    var carry = 0u;
+    pass_carries(&sum);
     for (var limb = 0u; limb < LIMBS; limb++) {
-        let cell = sum[limb] + carry;
-        carry = cell >> 16u;
-        if (cell & 0xffffu) != 0u {
-            atomicAdd(&joined[limb], cell & 0xffffu);
+        if sum[limb] != 0i {
+            atomicAdd(&joined[limb], u32(sum[limb]));
         }
     }
     workgroupBarrier();
@@ -76,24 +92,37 @@ fn add_cell(span: u32, row: u32, span_open: bool, row_open: bool, limb: u32, val
     }
 }
 
-// Adds the square of an f32, a number of up to 48 bits at an even position, to limbs of 16 bits.
-fn add_square(sum: ptr<function, array<u32, LIMBS>>, bits: u32) {
-    let field = (bits & MAGNITUDE) >> 23u;
-    var mantissa = bits & 0x7fffffu;
-    var position = 0u;
-    if field != 0u {
-        mantissa |= 0x800000u;
-        position = 2u * (field - 1u);
-    }
-    if mantissa == 0u {
+// (value - center)² as value² + center² - 2 * value * center: a difference of two f32 may have 277 bits.
+fn add_square_difference(sum: ptr<function, Cells>, value: u32, center: u32) {
+    add_product(sum, value, value, 0u, false);
+    add_product(sum, center, center, 0u, false);
+    add_product(sum, value, center, 1u, (value ^ center) < 0x80000000u);
+}
+
+// Adds 2^up * |a| * |b|, or takes it off: a number of up to 48 bits, to limbs of 16.
+fn add_product(sum: ptr<function, Cells>, a: u32, b: u32, up: u32, take: bool) {
+    let product = mul64(mantissa_of(a & MAGNITUDE), mantissa_of(b & MAGNITUDE));
+    if all(product == vec2<u32>()) {
         return;
     }
-    let square = shl64(square64(mantissa), position & 15u);
+    let position = exponent_of(a & MAGNITUDE) + exponent_of(b & MAGNITUDE) + up;
+    let pieces = shl64(product, position & 15u);
+    let sign = select(1i, -1i, take);
     let limb = position >> 4u;
-    (*sum)[limb] += square.x & 0xffffu;
-    (*sum)[limb + 1u] += square.x >> 16u;
-    (*sum)[limb + 2u] += square.y & 0xffffu;
-    (*sum)[limb + 3u] += square.y >> 16u;
+    (*sum)[limb] += sign * i32(pieces.x & 0xffffu);
+    (*sum)[limb + 1u] += sign * i32(pieces.x >> 16u);
+    (*sum)[limb + 2u] += sign * i32(pieces.y & 0xffffu);
+    (*sum)[limb + 3u] += sign * i32(pieces.y >> 16u);
+}
+
+// Cuts all cells to limbs of 16 bits. The sum is not negative, so no carry leaves the last.
+fn pass_carries(sum: ptr<function, Cells>) {
+    var carry = 0i;
+    for (var limb = 0u; limb < LIMBS; limb++) {
+        carry += (*sum)[limb];
+        (*sum)[limb] = carry & 0xffffi;
+        carry >>= 16u;
+    }
 }
 
 @compute @workgroup_size(WORKGROUP)

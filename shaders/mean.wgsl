@@ -25,8 +25,6 @@ struct Strip {
 @group(0) @binding(13) var<uniform> strip: Strip;
 @group(0) @binding(14) var<storage, read> weights: array<u32>;
 @group(0) @binding(15) var<storage, read_write> weight_sum: array<atomic<u32>>;
-// The first coordinate of each tile of a row.
-@group(0) @binding(16) var<storage, read> coordinates: array<u32>;
 // Sums of rows in several windows, between the dispatches.
 @group(0) @binding(17) var<storage, read_write> sums: array<u32>;
 @group(0) @binding(18) var<storage, read_write> means: array<u32>;
@@ -101,7 +99,7 @@ fn mean(
     if element >= tiles[skip].count {
         return;
     }
-    let coordinate = coordinates[column] + element;
+    let coordinate = columns[column] + element;
 
     var sum: Cells;
     var row = (slot + skip) / strip.tiles_per_row;
@@ -114,7 +112,11 @@ fn mean(
         let tile = tiles[t];
         let decision = decisions[tile.span];
         if enters(decision.status) {
-            add_product(&sum, clipped(load1(tile, element), decision), weights[row]);
+            var center = 0u;
+            if CENTERED {
+                center = columns[strip.tiles_per_row + coordinate];
+            }
+            add_product(&sum, clipped(load1(tile, element), center, decision), weights[row]);
         }
         row++;
     }
@@ -134,7 +136,10 @@ fn enters(status: u32) -> bool {
 }
 
 // The bits that the clip stage would write.
-fn clipped(bits: u32, decision: Decision) -> u32 {
+fn clipped(bits: u32, center: u32, decision: Decision) -> u32 {
+    if CENTERED && decision.status == CLIPPED {
+        return scaled_around(bits, center, decision);
+    }
     if decision.status == CLIPPED {
         return scaled(vec4<u32>(bits), decision).x;
     }
@@ -158,15 +163,6 @@ fn add_product(sum: ptr<function, Cells>, value: u32, weight: u32) {
     (*sum)[limb + 1u] += sign * i32(product.x >> 16u);
     (*sum)[limb + 2u] += sign * i32(product.y & 0xffffu);
     (*sum)[limb + 3u] += sign * i32(product.y >> 16u);
-}
-
-// The value of a finite magnitude is mantissa * 2^exponent, in units of 2^-149.
-fn mantissa_of(magnitude: u32) -> u32 {
-    return (magnitude & 0x7fffffu) | select(0u, 0x800000u, magnitude >= 0x800000u);
-}
-
-fn exponent_of(magnitude: u32) -> u32 {
-    return max(magnitude >> 23u, 1u) - 1u;
 }
 
 // Cuts all cells to limbs of 16 bits but the last, which keeps the sign.

@@ -44,9 +44,16 @@ fn norms_tiles(
         var sums = vec4<f32>();
         var lost = vec4<f32>();
         for (var link = 0u; link < CHAIN && group < groups; link++) {
-            let magnitude = load4(tile, group) & vec4<u32>(MAGNITUDE);
+            let value = load4(tile, group);
+            let magnitude = value & vec4<u32>(MAGNITUDE);
             largest = max(largest, magnitude);
-            add_squares(magnitude, &sums, &lost);
+            if CENTERED {
+                let center = center4(tile, group, params.tiles_per_row);
+                largest = max(largest, center & vec4<u32>(MAGNITUDE));
+                add_square_differences(value, center, &sums, &lost);
+            } else {
+                add_squares(magnitude, &sums, &lost);
+            }
             group += WORKGROUP;
         }
         let left = add_pairs(renormalise(sums.x, lost.x), renormalise(sums.y, lost.y));
@@ -110,7 +117,7 @@ fn decided(sum: Partial, span: Span) -> Norm {
     if sum.largest == 0u {
         return Norm(0u, EXACT);
     }
-    if sum.largest >= LARGEST || params.force_exact != 0u {
+    if sum.largest >= select(LARGEST, LARGEST_OF_DIFFERENCE, CENTERED) || params.force_exact != 0u {
         return Norm(0u, UNDECIDED);
     }
     return certify(Pair(sum.high, sum.low), span);

@@ -33,15 +33,41 @@ fn add_pairs(a: Pair, b: Pair) -> Pair {
 // Elements are scaled by 2^24 before they are squared: norms above 2^-57 (7e-18) of elements below
 // 2^24 (1.7e7) neither over- nor underflow, whatever their number; other rows take the exact sum.
 const PRESCALE: u32 = 24u;
-// The bits of 2^24: 2^31 such squares, prescaled, stay below 2^127.
+// The bits of 2^24: 2^31 such squares, prescaled, stay below 2^127. Of differences, elements are below 2^23.
 const LARGEST: u32 = 0x4b800000u;
+const LARGEST_OF_DIFFERENCE: u32 = 0x4b000000u;
 
 // Adds the squares of four magnitudes to four sums, each a rounded sum and what rounding lost.
 fn add_squares(magnitude: vec4<u32>, sums: ptr<function, vec4<f32>>, lost: ptr<function, vec4<f32>>) {
     // On the bits, since a compiler may reorder multiplications. Subnormals count as 0; what is too
     // large to scale becomes nonsense, but then the span does not use this sum.
+    add_scaled_squares(prescaled(magnitude), sums, lost);
+}
+
+// Adds the squares of four differences. A difference rounds to x and loses y, so its square is x² + 2xy but
+// for y², which is below 2^-48 of it.
+fn add_square_differences(
+    value: vec4<u32>,
+    center: vec4<u32>,
+    sums: ptr<function, vec4<f32>>,
+    lost: ptr<function, vec4<f32>>,
+) {
+    let a = bitcast<vec4<f32>>(prescaled(value & vec4<u32>(MAGNITUDE)) | (value & vec4<u32>(0x80000000u)));
+    let b = bitcast<vec4<f32>>(prescaled(center & vec4<u32>(MAGNITUDE)) | (~center & vec4<u32>(0x80000000u)));
+    // Knuth's TwoSum.
+    let x = opaque4(a + b);
+    let of_b = opaque4(x - a);
+    let y = (a - opaque4(x - of_b)) + (b - of_b);
+    *lost += (x + x) * y;
+    add_scaled_squares(bitcast<vec4<u32>>(x) & vec4<u32>(MAGNITUDE), sums, lost);
+}
+
+fn prescaled(magnitude: vec4<u32>) -> vec4<u32> {
     let normal = magnitude >= vec4<u32>(0x800000u);
-    let bits = select(vec4<u32>(), magnitude + vec4<u32>(PRESCALE << 23u), normal);
+    return select(vec4<u32>(), magnitude + vec4<u32>(PRESCALE << 23u), normal);
+}
+
+fn add_scaled_squares(bits: vec4<u32>, sums: ptr<function, vec4<f32>>, lost: ptr<function, vec4<f32>>) {
     let x = bitcast<vec4<f32>>(bits);
     let square = opaque4(x * x);
     // Veltkamp's split by masking: both halves have 12 bits, so all their products are exact.

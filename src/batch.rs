@@ -321,6 +321,20 @@ impl Layout {
         }
     }
 
+    /// Checks that all rows have the same coordinates, cut the same way.
+    pub(crate) fn check_alike(&self) -> Result<()> {
+        let lengths = |row| self.segments_of(row).map(|segment| self.segment(segment).len());
+        let differs =
+            |row: &usize| self.row(*row).len() != self.row(0).len() || !lengths(*row).eq(lengths(0));
+        match (1..self.clients()).find(differs) {
+            None => Ok(()),
+            Some(row) => Err(Error::Layout {
+                got: format!("row {row} with {} elements or other segments than row 0", self.row(row).len()),
+                expected: "rows of one length with the same segments, for an aggregate or a centre",
+            }),
+        }
+    }
+
     /// Checks that `length` elements hold this layout.
     ///
     /// # Errors

@@ -1,7 +1,9 @@
 //! Stage 3: rows whose factor is below 1 are scaled in place; all others are not written.
 
+use std::sync::Arc;
+
 use crate::attack::AdversaryMode;
-use crate::batch::Granularity;
+use crate::batch::{Granularity, Layout};
 use crate::error::{Error, Result};
 use crate::threshold::Threshold;
 
@@ -52,7 +54,7 @@ impl Scope {
 /// What is done with rows that hold NaN or Inf.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
 pub enum NonFinite {
-    /// Every element of the row becomes +0.
+    /// Every element of the row becomes +0, or the centre's where there is one.
     #[default]
     Zero,
     /// The call fails and no row is written.
@@ -80,6 +82,8 @@ pub struct Clipping {
     pub non_finite: NonFinite,
     /// Whether rows or segments are bounded.
     pub granularity: Granularity,
+    /// The vector that updates are clipped around, `[params]`; the origin where there is none.
+    pub center: Option<Arc<[f32]>>,
 }
 
 impl Default for Clipping {
@@ -90,6 +94,7 @@ impl Default for Clipping {
             scope: Scope::default(),
             non_finite: NonFinite::default(),
             granularity: Granularity::default(),
+            center: None,
         }
     }
 }
@@ -127,6 +132,51 @@ impl Clipping {
         self.granularity = granularity;
         self
     }
+
+    /// Clips around a vector `v`, `[params]`, for example the server's model or the last aggregate:
+    /// `g' = v + min(1, λ/‖g − v‖)·(g − v)` (Karimireddy et al. 2021, "Learning from History").
+    ///
+    /// Norms are those of the exact differences, correctly rounded; the differences are never stored. Of what is
+    /// written, `‖g' − v‖ ≤ λ` holds in exact arithmetic, after the centre was added back: every step rounds
+    /// towards the centre. A row that is zeroed becomes the centre: its difference is zero.
+    ///
+    /// The centre has to be finite and all rows as long as it is; bounds on coordinates have no centre.
+    ///
+    /// # Examples
+    /// ```
+    /// use byzclip::{Backend, Clipping, Cpu, Layout};
+    ///
+    /// let mut models = vec![10.5, 20.0, /* client 1 */ 13.0, 24.0];
+    /// let clipping = Clipping::fixed(1.0).around(vec![10.0, 20.0]);
+    /// let report = Cpu::new()?.run(&Layout::dense(2, 2)?, &mut models, &clipping)?;
+    /// assert_eq!(report.rows[1].norm, 5.0);
+    /// assert_eq!(&models[..2], &[10.5, 20.0]);
+    /// assert!((models[2] - 10.6).abs() < 1e-5 && (models[3] - 20.8).abs() < 1e-5);
+    /// # Ok::<(), byzclip::Error>(())
+    /// ```
+    #[must_use]
+    pub fn around(mut self, center: impl Into<Arc<[f32]>>) -> Self {
+        self.center = Some(center.into());
+        self
+    }
+
+    /// Checks that the centre, where there is one, fits the rows.
+    pub(crate) fn check_center(&self, layout: &Layout) -> Result<()> {
+        let Some(center) = &self.center else { return Ok(()) };
+        let invalid = |got: String, expected| Err(Error::Setting { name: "center", got, expected });
+        if self.granularity == Granularity::Coordinate {
+            return invalid("bounds on coordinates".into(), "bounds on rows or segments");
+        }
+        layout.check_alike()?;
+        if layout.clients() > 0 && center.len() != layout.row(0).len() {
+            let got = format!("{} elements for rows of {}", center.len(), layout.row(0).len());
+            return invalid(got, "as many elements as a row has");
+        }
+        match center.iter().position(|value| !value.is_finite()) {
+            Some(at) => invalid(format!("{} in element {at}", center[at]), "finite elements"),
+            None => Ok(()),
+        }
+    }
 }
 
 /// What happened to a row or segment.
@@ -137,7 +187,7 @@ pub enum Status {
     Untouched = 0,
     /// Its norm exceeded the bound; scaled.
     Clipped = 1,
-    /// It held NaN or Inf; every element is now +0.
+    /// It held NaN or Inf; every element is now +0, or the centre's where there is one.
     Zeroed = 2,
     /// It was out of scope; neither read nor written.
     OutOfScope = 3,

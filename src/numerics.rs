@@ -29,6 +29,36 @@ impl ExactSum {
         self.add_at((position / 64) as usize, square);
     }
 
+    /// The exact sum of the squares of the differences of finite values, `Σ (xᵢ − vᵢ)²`.
+    ///
+    /// As `Σ xᵢ² + vᵢ² − 2·xᵢ·vᵢ`, with what is added and what is taken off in sums of their own: a difference
+    /// of two `f32` may have 277 bits, but its terms have 48.
+    #[must_use]
+    pub fn of_differences(values: &[f32], center: &[f32]) -> Self {
+        let (mut added, mut taken) = (Self::default(), Self::default());
+        for (&value, &center) in values.iter().zip(center) {
+            added.add_square(value);
+            added.add_square(center);
+            let ((a, a_exponent), (b, b_exponent)) = (integer(value), integer(center));
+            let position = a_exponent + b_exponent + 1;
+            let same_sign = value.is_sign_negative() == center.is_sign_negative();
+            let side = if same_sign { &mut taken } else { &mut added };
+            side.add_at((position / 64) as usize, u128::from(a * b) << (position % 64));
+        }
+        added.minus(&taken)
+    }
+
+    /// `self - other`, which is not negative.
+    fn minus(mut self, other: &Self) -> Self {
+        let mut borrow = false;
+        for (limb, &theirs) in self.limbs.iter_mut().zip(&other.limbs) {
+            let (less, first) = limb.overflowing_sub(theirs);
+            let (less, second) = less.overflowing_sub(u64::from(borrow));
+            (*limb, borrow) = (less, first || second);
+        }
+        self
+    }
+
     /// The exact sum of squares of finite values, like adding them one by one, several times as fast.
     #[must_use]
     pub fn of(values: &[f32]) -> Self {
@@ -233,6 +263,13 @@ pub(crate) fn power_of_two(exponent: i32) -> f64 {
     f64::from_bits(((exponent + 1023) as u64) << 52)
 }
 
+/// The magnitude of a finite value as `mantissa · 2^exponent` in units of 2^-149.
+pub(crate) fn integer(value: f32) -> (u64, u32) {
+    let bits = value.to_bits() & 0x7fff_ffff;
+    let field = bits >> 23;
+    (u64::from(bits & 0x007f_ffff | u32::from(field != 0) << 23), field.saturating_sub(1))
+}
+
 /// `value` cut to a magnitude of at most `bound`; its sign and, where it is within, all its bits stay.
 #[must_use]
 #[inline]
@@ -252,6 +289,52 @@ const TINY: f64 = f64::from_bits(((1023 - 126 - 1) << 52) | 0x000f_ffff_f000_000
 pub fn scaled(value: f32, factor: f64) -> f32 {
     let product = f64::from(value) * factor;
     if product.abs() < TINY { 0.0f32.copysign(value) } else { product as f32 }
+}
+
+/// `center + factor · (value − center)`, never farther from the centre than that.
+///
+/// Three steps, and each rounds towards the centre: the difference and its product with the factor are cut
+/// to 24 bits, with an exponent that knows no bounds, and their sum with the centre is rounded to the `f32` on
+/// the centre's side. So `|result − center| ≤ factor · |value − center|` exactly, whatever the magnitudes.
+///
+/// A value that equals the centre keeps its bits; a factor of 0 gives the centre. A result of 0 has the sign
+/// of the exact sum, and is +0 where that is 0.
+#[must_use]
+#[inline]
+pub fn scaled_around(value: f32, center: f32, factor: f64) -> f32 {
+    const SIGN: u64 = 1 << 63;
+    const BELOW_24_BITS: u64 = (1 << 29) - 1;
+    let (x, v) = (f64::from(value), f64::from(center));
+    let (difference, lost) = two_sum(x, -v);
+    // What was rounded up, away from 0, goes one step down before it is cut.
+    let up = lost != 0.0 && (lost.to_bits() ^ difference.to_bits()) & SIGN != 0;
+    let cut = f64::from_bits((difference.to_bits() - u64::from(up)) & !BELOW_24_BITS);
+    // 24 bits by 24 bits: exact.
+    let step = f64::from_bits((cut * factor).to_bits() & !BELOW_24_BITS);
+    let (sum, lost) = two_sum(v, step);
+    let nearest = sum as f32;
+    // Differences of neighbours are exact.
+    let beyond = f64::from(nearest) - sum;
+    let too_far = if step > 0.0 { beyond > lost } else { beyond < lost };
+    let outwards = nearest.is_sign_negative() == step.is_sign_negative();
+    let back = if outwards { nearest.to_bits().wrapping_sub(1) } else { nearest.to_bits().wrapping_add(1) };
+    let result = if too_far { f32::from_bits(back) } else { nearest };
+    if difference == 0.0 {
+        value
+    } else if step == 0.0 {
+        center
+    } else {
+        result
+    }
+}
+
+/// Knuth's TwoSum: the rounded sum, and what rounding lost. Rust neither reassociates nor contracts
+/// floating point, so nothing here can be optimised away.
+#[inline]
+pub(crate) fn two_sum(a: f64, b: f64) -> (f64, f64) {
+    let sum = a + b;
+    let of_b = sum - a;
+    (sum, (a - (sum - of_b)) + (b - of_b))
 }
 
 #[cfg(test)]

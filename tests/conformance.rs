@@ -344,19 +344,19 @@ fn the_stages_one_by_one_give_what_the_run_gives() {
             let scope = Scope::Mask((0..shape.rows.len()).map(|row| row % 5 != 3).collect());
             let clipping = Clipping::per_row(bounds).granularity(granularity).scope(scope);
             let want_data = conform(&shape.name, &shape.layout, &data, &clipping).data;
-            let want = Reference.norms(&shape.layout, &data, &clipping.scope, granularity).unwrap();
+            let want = Reference.norms(&shape.layout, &data, &clipping).unwrap();
             let decided =
                 Reference.threshold(&shape.layout, &want, &clipping, &mut byzclip::State::default()).unwrap();
             for (name, backend) in all() {
                 let context = format!("{}, {granularity:?}: {name}", shape.name);
-                let norms = backend.norms(&shape.layout, &data, &clipping.scope, granularity).unwrap();
+                let norms = backend.norms(&shape.layout, &data, &clipping).unwrap();
                 assert_same_norms(&context, &norms, &want);
                 let decisions = backend
                     .threshold(&shape.layout, &norms, &clipping, &mut byzclip::State::default())
                     .unwrap();
                 assert_eq!(decisions, decided, "{context}");
                 let mut clipped = data.clone();
-                backend.clip(&shape.layout, &mut clipped, granularity, &decisions).unwrap();
+                backend.clip(&shape.layout, &mut clipped, &clipping, &decisions).unwrap();
                 assert_same_bits(&context, &clipped, &want_data);
             }
         }

@@ -90,9 +90,9 @@ fn data_that_is_shorter_than_its_layout_is_refused() {
     for (name, backend) in all() {
         let mut data = [1.0; 10];
         assert!(backend.run(&layout, &mut data, &Clipping::fixed(1.0)).is_ok(), "{name}");
-        let short = backend.norms(&layout, &data[..9], &Scope::All, Granularity::Row).unwrap_err();
+        let short = backend.norms(&layout, &data[..9], &Clipping::default()).unwrap_err();
         assert_eq!(short, Error::DataTooShort { got: 9, expected: 10 }, "{name}");
-        let short = backend.clip(&layout, &mut data[..9], Granularity::Row, &[]).unwrap_err();
+        let short = backend.clip(&layout, &mut data[..9], &Clipping::default(), &[]).unwrap_err();
         assert_eq!(short, Error::DataTooShort { got: 9, expected: 10 }, "{name}");
     }
 }
@@ -102,7 +102,9 @@ fn decisions_that_do_not_fit_the_layout_are_refused() {
     for (name, backend) in all() {
         let mut data = DATA;
         for granularity in [Granularity::Row, Granularity::Segment] {
-            let error = backend.clip(&pairs(), &mut data, granularity, &[]).unwrap_err();
+            let error = backend
+                .clip(&pairs(), &mut data, &Clipping::default().granularity(granularity), &[])
+                .unwrap_err();
             assert!(matches!(error, Error::Layout { .. }), "{name}: {error:?}");
         }
         assert_same_bits(name, &data, &DATA);
@@ -148,12 +150,12 @@ fn every_error_says_what_it_got_expected_and_what_to_do() {
 fn factors_that_no_threshold_gives_are_refused() {
     let layout = Layout::dense(1, 2).unwrap();
     for (name, backend) in all() {
-        let norms = backend.norms(&layout, &[1.0, 1.0], &Scope::All, Granularity::Row).unwrap();
+        let norms = backend.norms(&layout, &[1.0, 1.0], &Clipping::default()).unwrap();
         for factor in [3.0, -0.5, f64::NAN, f64::INFINITY, 1.0 - f64::EPSILON] {
             let decision =
                 byzclip::Decision { norm: norms.rows[0], bound: 1.0, factor, status: Status::Clipped };
             let mut data = [1.0, 3e38];
-            let result = backend.clip(&layout, &mut data, Granularity::Row, &[decision]);
+            let result = backend.clip(&layout, &mut data, &Clipping::default(), &[decision]);
             assert!(
                 matches!(result, Err(Error::Setting { name: "factor", .. })),
                 "{name}: {factor}: {result:?}"

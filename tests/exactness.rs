@@ -5,7 +5,7 @@
 mod common;
 
 use byzclip::numerics::{ExactSum, certify};
-use byzclip::{Backend, Clipping, Granularity, Layout, NormClass, Reference, Scope, Status};
+use byzclip::{Backend, Clipping, Granularity, Layout, NormClass, Reference, Status};
 use common::{Class, OFFS, Off, Rng, conform, losing_row, near_square, oracle, some_root};
 use num_bigint::BigUint;
 
@@ -84,7 +84,7 @@ fn ten_million_elements_whose_norm_is_all_but_a_tie_are_rounded_right() {
         let root = some_root(&mut rng, odd);
         let row = near_square(&mut rng, TEN_MILLION, root, -24, off);
         let layout = Layout::dense(1, row.len()).unwrap();
-        let norms = Reference.norms(&layout, &row, &Scope::All, Granularity::Row).unwrap();
+        let norms = Reference.norms(&layout, &row, &Clipping::default()).unwrap();
         assert_eq!(norms.rows[0].value(), norm(&row), "{off:?}");
         conform(&format!("{off:?}"), &layout, &row, &Clipping::fixed(norm(&row)));
     }
@@ -109,8 +109,7 @@ fn ties_go_to_even_and_a_hair_decides() {
                 continue;
             }
             let row = near_square(&mut rng, 60, root, exponent, off);
-            let norms =
-                Reference.norms(&Layout::dense(1, row.len()).unwrap(), &row, &Scope::All, Granularity::Row);
+            let norms = Reference.norms(&Layout::dense(1, row.len()).unwrap(), &row, &Clipping::default());
             let got = norms.unwrap().rows[0];
             assert_eq!(got.value(), value(want), "{root} * 2^{exponent} {off:?}");
             let class = if want < root { NormClass::Above } else { NormClass::Below };

@@ -178,14 +178,14 @@ fn stages_called_one_by_one_give_what_one_call_gives() {
         let report = Reference.run(&layout, &mut expected, &clipping).unwrap();
 
         let mut data = updates(&layout);
-        let norms = gpu.norms(&layout, &data, &clipping.scope, granularity).unwrap();
-        assert_eq!(norms, Reference.norms(&layout, &data, &clipping.scope, granularity).unwrap());
+        let norms = gpu.norms(&layout, &data, &clipping).unwrap();
+        assert_eq!(norms, Reference.norms(&layout, &data, &clipping).unwrap());
         let decisions = gpu.threshold(&layout, &norms, &clipping, &mut byzclip::State::default()).unwrap();
         assert_eq!(
             decisions,
             Reference.threshold(&layout, &norms, &clipping, &mut byzclip::State::default()).unwrap()
         );
-        gpu.clip(&layout, &mut data, granularity, &decisions).unwrap();
+        gpu.clip(&layout, &mut data, &clipping, &decisions).unwrap();
         assert!(bits(&data) == bits(&expected));
         assert_eq!(report.count(Status::OutOfScope), 7);
     }

@@ -86,9 +86,9 @@ fn conform(context: &str, layout: &Layout, data: &[f32], clipping: &Clipping, we
         let (got, got_report) = backend.run_mean(layout, data, clipping, weights).unwrap();
         assert_same_report(&context, &got_report, &report);
         assert_same_bits(&context, &got, &want);
-        let norms = backend.norms(layout, data, &clipping.scope, clipping.granularity).unwrap();
+        let norms = backend.norms(layout, data, clipping).unwrap();
         let decisions = backend.threshold(layout, &norms, clipping, &mut Default::default()).unwrap();
-        let got = backend.mean(layout, data, clipping.granularity, &decisions, weights).unwrap();
+        let got = backend.mean(layout, data, clipping, &decisions, weights).unwrap();
         assert_same_bits(&format!("{context}, by stages"), &got, &want);
     }
     want
@@ -332,7 +332,7 @@ fn what_does_not_fit_is_an_error() {
         }
         let got = backend.run_mean(&layout, &[1.0; 3], &clipping, &Weights::Equal).unwrap_err();
         assert_eq!(got, Error::DataTooShort { got: 3, expected: 4 });
-        let got = backend.mean(&layout, &[1.0; 4], Granularity::Row, &[], &Weights::Equal).unwrap_err();
+        let got = backend.mean(&layout, &[1.0; 4], &Clipping::default(), &[], &Weights::Equal).unwrap_err();
         assert!(matches!(got, Error::Layout { .. }), "{name}: {got}");
     }
 }
@@ -363,13 +363,13 @@ fn many_rows_are_averaged_in_several_dispatches() {
     let (mut rng, layout) = (Rng::new(6), Layout::dense(clients, 2).unwrap());
     let data: Vec<f32> = (0..layout.len()).map(|_| rng.unit()).collect();
     let clipping = Clipping::fixed(0.5);
-    let norms = Reference.norms(&layout, &data, &Scope::All, Granularity::Row).unwrap();
+    let norms = Reference.norms(&layout, &data, &Clipping::default()).unwrap();
     let decisions = Reference.threshold(&layout, &norms, &clipping, &mut State::default()).unwrap();
     for kind in 0..4 {
         let weights = weights(&mut rng, clients, kind);
-        let want = Reference.mean(&layout, &data, Granularity::Row, &decisions, &weights).unwrap();
+        let want = Reference.mean(&layout, &data, &Clipping::default(), &decisions, &weights).unwrap();
         for (name, backend) in all() {
-            let got = backend.mean(&layout, &data, Granularity::Row, &decisions, &weights).unwrap();
+            let got = backend.mean(&layout, &data, &Clipping::default(), &decisions, &weights).unwrap();
             assert_same_bits(name, &got, &want);
         }
     }

@@ -175,7 +175,7 @@ proptest! {
     #[test]
     fn the_norm_is_the_nearest_f32_to_the_exact_one(batch in batch_of(row)) {
         for (name, backend) in all() {
-            let norms = backend.norms(&batch.layout(), &batch.data(), &Scope::All, Granularity::Row).unwrap();
+            let norms = backend.norms(&batch.layout(), &batch.data(), &Clipping::default()).unwrap();
             for (row, norm) in norms.rows.iter().enumerate() {
                 let want = batch.sum(row).map_or(f32::NAN, |sum| oracle::root(&sum));
                 assert_eq!(norm.value().to_bits(), want.to_bits(), "{name}: row {row}: {norm:?}");
@@ -189,7 +189,7 @@ proptest! {
         batch in batch_of(finite_row), others in prop::collection::vec(bound(), 20),
     ) {
         for (name, backend) in all() {
-            let norms = backend.norms(&batch.layout(), &batch.data(), &Scope::All, Granularity::Row).unwrap();
+            let norms = backend.norms(&batch.layout(), &batch.data(), &Clipping::default()).unwrap();
             for (row, norm) in norms.rows.iter().enumerate() {
                 let sum = batch.sum(row).unwrap();
                 for bound in others.iter().map(|bound| bound.for_row(&batch.rows[row])) {
@@ -235,7 +235,7 @@ proptest! {
         }
         for (name, backend) in all() {
             let norms = |batch: &Batch| {
-                backend.norms(&batch.layout(), &batch.data(), &Scope::All, Granularity::Row).unwrap()
+                backend.norms(&batch.layout(), &batch.data(), &Clipping::default()).unwrap()
             };
             common::assert_same_norms(name, &norms(&mixed), &norms(&batch));
         }

@@ -10,8 +10,7 @@ use byzclip::train::{
     CLIP_FACTOR_VARIABLE, ClipAt, ClipScope, Comparison, Model, Outcome, Run, Training, max_norm_from,
 };
 use byzclip::{
-    AdversaryMode, Clipping, Decision, Error, Granularity, Layout, Norms, Ran, Result, Scope, State,
-    Threshold,
+    AdversaryMode, Clipping, Decision, Error, Granularity, Layout, Norms, Ran, Result, State, Threshold,
 };
 
 fn compare(training: &Training) -> Comparison {
@@ -185,8 +184,8 @@ impl Backend for Faulty {
         Reference.ran()
     }
 
-    fn norms(&self, layout: &Layout, data: &[f32], scope: &Scope, granularity: Granularity) -> Result<Norms> {
-        let mut norms = Reference.norms(layout, data, scope, granularity)?;
+    fn norms(&self, layout: &Layout, data: &[f32], clipping: &Clipping) -> Result<Norms> {
+        let mut norms = Reference.norms(layout, data, clipping)?;
         if self.stage == "norms" {
             norms.rows.swap(1, 2);
         }
@@ -212,10 +211,10 @@ impl Backend for Faulty {
         &self,
         layout: &Layout,
         data: &mut [f32],
-        granularity: Granularity,
+        clipping: &Clipping,
         decisions: &[Decision],
     ) -> Result<()> {
-        Reference.clip(layout, data, granularity, decisions)?;
+        Reference.clip(layout, data, clipping, decisions)?;
         if self.stage == "clip" {
             let last = &mut data[layout.row(1).end - 1];
             *last = f32::from_bits(last.to_bits() ^ 1);

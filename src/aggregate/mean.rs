@@ -1,9 +1,9 @@
 //! The weighted mean of clipped rows: the contract, and its specification on the host.
 
 use crate::batch::{Granularity, Layout};
-use crate::clip::Status;
+use crate::clip::{Clipping, Status};
 use crate::error::{Error, Result};
-use crate::numerics::{clamped, scaled};
+use crate::numerics::{clamped, integer, scaled, scaled_around};
 use crate::threshold::Decision;
 
 /// What each row weighs in a mean, for example the number of its samples.
@@ -74,12 +74,14 @@ impl Weights {
 pub fn mean(
     layout: &Layout,
     data: &[f32],
-    granularity: Granularity,
+    clipping: &Clipping,
     decisions: &[Decision],
     weights: &Weights,
 ) -> Result<Vec<f32>> {
+    let granularity = clipping.granularity;
     layout.check(data.len())?;
-    check_rows(layout)?;
+    layout.check_alike()?;
+    clipping.check_center(layout)?;
     crate::backend::check_decisions(layout, granularity, decisions)?;
     let weights = weights.of_rows(layout.clients())?;
     let divisor = Divisor::new(layout, granularity, decisions, &weights);
@@ -87,28 +89,17 @@ pub fn mean(
     for (row, &weight) in
         weights.iter().enumerate().filter(|(row, _)| counts(layout, granularity, decisions, *row))
     {
-        let mut coordinates = sums.iter_mut();
+        let mut coordinates = sums.iter_mut().enumerate();
         for span in layout.spans_of(granularity, row) {
-            for (&value, sum) in data[layout.span(granularity, span)].iter().zip(&mut coordinates) {
-                sum.add(weight, clipped(value, &decisions[span], granularity));
+            for (&value, (coordinate, sum)) in
+                data[layout.span(granularity, span)].iter().zip(&mut coordinates)
+            {
+                let center = clipping.center.as_ref().map(|center| center[coordinate]);
+                sum.add(weight, clipped(value, center, &decisions[span], granularity));
             }
         }
     }
     Ok(sums.iter().map(|sum| sum.over(&divisor)).collect())
-}
-
-/// Checks that all rows have the same coordinates, cut the same way.
-pub(crate) fn check_rows(layout: &Layout) -> Result<()> {
-    let lengths = |row| layout.segments_of(row).map(|segment| layout.segment(segment).len());
-    let differs =
-        |row: &usize| layout.row(*row).len() != layout.row(0).len() || !lengths(*row).eq(lengths(0));
-    match (1..layout.clients()).find(differs) {
-        None => Ok(()),
-        Some(row) => Err(Error::Layout {
-            got: format!("row {row} with {} elements or other segments than row 0", layout.row(row).len()),
-            expected: "rows of one length with the same segments, for an aggregate",
-        }),
-    }
 }
 
 /// Whether a row counts: by its first span, because statuses are those of whole rows.
@@ -122,12 +113,15 @@ fn enters(status: Status) -> bool {
 
 /// What a value counts as: the bits that the clip stage would write, and 0 for what is not finite.
 #[inline]
-pub(crate) fn clipped(value: f32, decision: &Decision, granularity: Granularity) -> f32 {
+pub(crate) fn clipped(value: f32, center: Option<f32>, decision: &Decision, granularity: Granularity) -> f32 {
     let value = match (decision.status, granularity) {
         (Status::Zeroed | Status::Kept, _) => 0.0,
         (Status::Untouched | Status::OutOfScope, _) => value,
         (Status::Clipped, Granularity::Coordinate) => clamped(value, decision.bound),
-        (Status::Clipped, Granularity::Row | Granularity::Segment) => scaled(value, decision.factor),
+        (Status::Clipped, Granularity::Row | Granularity::Segment) => match center {
+            None => scaled(value, decision.factor),
+            Some(center) => scaled_around(value, center, decision.factor),
+        },
     };
     if value.is_finite() { value } else { 0.0 }
 }
@@ -218,13 +212,6 @@ fn rounded_quotient(sum: [u64; SUM], divisor: &[u64; SUM]) -> u32 {
     let up = low > half || low == half && (rest != [0; SUM] || mantissa % 2 == 1);
     // The implicit bit of the mantissa, and its carry, add to the exponent field.
     ((shift + drop - 1) << 23) + mantissa + u32::from(up)
-}
-
-/// The magnitude of a finite value as `mantissa · 2^exponent` in units of 2^-149.
-fn integer(value: f32) -> (u64, u32) {
-    let bits = value.to_bits() & 0x7fff_ffff;
-    let field = bits >> 23;
-    (u64::from(bits & 0x007f_ffff | u32::from(field != 0) << 23), field.saturating_sub(1))
 }
 
 /// Adds `value · 2^position`; the value is below 2^64.

@@ -5,5 +5,5 @@
 
 mod mean;
 
-pub(crate) use mean::{Divisor, ExactMean, check_rows, clipped, counts};
+pub(crate) use mean::{Divisor, ExactMean, clipped, counts};
 pub use mean::{Weights, mean};

@@ -16,7 +16,7 @@ pub use select::{Choice, select};
 
 use crate::aggregate::{self, Weights};
 use crate::batch::{Granularity, Layout};
-use crate::clip::{Clipping, Scope};
+use crate::clip::Clipping;
 use crate::error::Result;
 use crate::norms::Norms;
 use crate::report::{Ran, Report};
@@ -44,11 +44,13 @@ pub trait Backend: Send + Sync {
     fn ran(&self) -> Ran;
 
     /// Stage 1: the correctly rounded norm of every row in scope and, at segment granularity, of
-    /// every segment.
+    /// every segment; around a centre, the norm of its difference from it.
+    ///
+    /// Of the clipping, scope, granularity and centre matter here.
     ///
     /// # Errors
-    /// Where data or scope do not fit the layout, or the device fails.
-    fn norms(&self, layout: &Layout, data: &[f32], scope: &Scope, granularity: Granularity) -> Result<Norms>;
+    /// Where data, scope or centre do not fit the layout, or the device fails.
+    fn norms(&self, layout: &Layout, data: &[f32], clipping: &Clipping) -> Result<Norms>;
 
     /// Stage 2: bounds, factors and statuses from norms; the state moves on by a round.
     ///
@@ -66,13 +68,15 @@ pub trait Backend: Send + Sync {
 
     /// Stage 3: applies decisions in place; spans that are neither clipped nor zeroed are not written.
     ///
+    /// Of the clipping, granularity and centre matter here.
+    ///
     /// # Errors
-    /// Where data or decisions do not fit the layout, or the device fails.
+    /// Where data, decisions or centre do not fit the layout, or the device fails.
     fn clip(
         &self,
         layout: &Layout,
         data: &mut [f32],
-        granularity: Granularity,
+        clipping: &Clipping,
         decisions: &[Decision],
     ) -> Result<()>;
 
@@ -87,11 +91,11 @@ pub trait Backend: Send + Sync {
         &self,
         layout: &Layout,
         data: &[f32],
-        granularity: Granularity,
+        clipping: &Clipping,
         decisions: &[Decision],
         weights: &Weights,
     ) -> Result<Vec<f32>> {
-        aggregate::mean(layout, data, granularity, decisions, weights)
+        aggregate::mean(layout, data, clipping, decisions, weights)
     }
 
     /// All stages as one call, for a threshold that starts anew.
@@ -117,9 +121,9 @@ pub trait Backend: Send + Sync {
         layout.check(data.len())?;
         // Settings are checked before the data is read.
         Source::new(&clipping.threshold, layout, clipping.granularity)?.prepare(&mut state.clone())?;
-        let norms = self.norms(layout, data, &clipping.scope, clipping.granularity)?;
+        let norms = self.norms(layout, data, clipping)?;
         let decisions = self.threshold(layout, &norms, clipping, state)?;
-        self.clip(layout, data, clipping.granularity, &decisions)?;
+        self.clip(layout, data, clipping, &decisions)?;
         Ok(Report::new(self.ran(), layout, clipping.granularity, &norms, &decisions))
     }
 
@@ -149,21 +153,22 @@ pub trait Backend: Send + Sync {
         weights: &Weights,
         state: &mut State,
     ) -> Result<(Vec<f32>, Report)> {
-        check_mean(layout, data, weights)?;
+        check_mean(layout, data, clipping, weights)?;
         Source::new(&clipping.threshold, layout, clipping.granularity)?.prepare(&mut state.clone())?;
-        let norms = self.norms(layout, data, &clipping.scope, clipping.granularity)?;
+        let norms = self.norms(layout, data, clipping)?;
         let mut next = state.clone();
         let decisions = self.threshold(layout, &norms, clipping, &mut next)?;
-        let mean = self.mean(layout, data, clipping.granularity, &decisions, weights)?;
+        let mean = self.mean(layout, data, clipping, &decisions, weights)?;
         *state = next;
         Ok((mean, Report::new(self.ran(), layout, clipping.granularity, &norms, &decisions)))
     }
 }
 
 /// Checks what a mean asks of the caller's values, before anything is computed.
-fn check_mean(layout: &Layout, data: &[f32], weights: &Weights) -> Result<()> {
+fn check_mean(layout: &Layout, data: &[f32], clipping: &Clipping, weights: &Weights) -> Result<()> {
     layout.check(data.len())?;
-    aggregate::check_rows(layout)?;
+    layout.check_alike()?;
+    clipping.check_center(layout)?;
     weights.of_rows(layout.clients()).map(drop)
 }
 

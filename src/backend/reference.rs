@@ -1,12 +1,14 @@
 //! The specification: every norm from an exact big-integer sum, every product from exact `f64`, one
 //! element after the other.
 
+use std::ops::Range;
+
 use super::{Backend, check_decisions};
 use crate::batch::{Granularity, Layout};
-use crate::clip::{Scope, Status};
+use crate::clip::{Clipping, Status};
 use crate::error::Result;
 use crate::norms::{Norm, NormClass, Norms};
-use crate::numerics::{ExactSum, clamped, scaled};
+use crate::numerics::{ExactSum, clamped, scaled, scaled_around};
 use crate::report::{BackendKind, Ran};
 use crate::threshold::Decision;
 
@@ -19,17 +21,20 @@ impl Backend for Reference {
         Ran { backend: BackendKind::Reference, adapter: None, why: "asked for by name".into() }
     }
 
-    fn norms(&self, layout: &Layout, data: &[f32], scope: &Scope, granularity: Granularity) -> Result<Norms> {
+    fn norms(&self, layout: &Layout, data: &[f32], clipping: &Clipping) -> Result<Norms> {
         layout.check(data.len())?;
+        clipping.check_center(layout)?;
         let mut norms = Norms::default();
-        for (row, in_scope) in scope.mask(layout.clients())?.into_iter().enumerate() {
-            let norm_of = |span: std::ops::Range<usize>| match (in_scope, granularity) {
+        for (row, in_scope) in clipping.scope.mask(layout.clients())?.into_iter().enumerate() {
+            let norm_of = |span: Range<usize>| match (in_scope, clipping.granularity) {
                 (false, _) => Norm::OUT_OF_SCOPE,
                 (true, Granularity::Coordinate) => largest_magnitude(&data[span]),
-                (true, Granularity::Row | Granularity::Segment) => norm(&data[span]),
+                (true, Granularity::Row | Granularity::Segment) => {
+                    norm(&data[span.clone()], center_of(clipping, layout, row, &span))
+                }
             };
             norms.rows.push(norm_of(layout.row(row)));
-            if granularity == Granularity::Segment {
+            if clipping.granularity == Granularity::Segment {
                 norms
                     .segments
                     .extend(layout.segments_of(row).map(|segment| norm_of(layout.segment(segment))));
@@ -42,23 +47,47 @@ impl Backend for Reference {
         &self,
         layout: &Layout,
         data: &mut [f32],
-        granularity: Granularity,
+        clipping: &Clipping,
         decisions: &[Decision],
     ) -> Result<()> {
+        let granularity = clipping.granularity;
         layout.check(data.len())?;
+        clipping.check_center(layout)?;
         check_decisions(layout, granularity, decisions)?;
-        for (span, decision) in decisions.iter().enumerate() {
-            let span = &mut data[layout.span(granularity, span)];
-            match decision.status {
-                Status::Clipped if granularity == Granularity::Coordinate => {
-                    span.iter_mut().for_each(|g| *g = clamped(*g, decision.bound));
-                }
-                Status::Clipped => span.iter_mut().for_each(|g| *g = scaled(*g, decision.factor)),
-                Status::Zeroed => span.fill(0.0),
-                Status::Untouched | Status::OutOfScope | Status::Kept => {}
+        for row in 0..layout.clients() {
+            for span in layout.spans_of(granularity, row) {
+                let (decision, elements) = (&decisions[span], layout.span(granularity, span));
+                let center = center_of(clipping, layout, row, &elements);
+                clip(&mut data[elements], center, decision, granularity);
             }
         }
         Ok(())
+    }
+}
+
+/// The centre beside these elements of a row.
+fn center_of<'a>(
+    clipping: &'a Clipping,
+    layout: &Layout,
+    row: usize,
+    elements: &Range<usize>,
+) -> Option<&'a [f32]> {
+    let start = layout.row(row).start;
+    clipping.center.as_ref().map(|center| &center[elements.start - start..elements.end - start])
+}
+
+fn clip(span: &mut [f32], center: Option<&[f32]>, decision: &Decision, granularity: Granularity) {
+    match (decision.status, center) {
+        (Status::Clipped, _) if granularity == Granularity::Coordinate => {
+            span.iter_mut().for_each(|g| *g = clamped(*g, decision.bound));
+        }
+        (Status::Clipped, None) => span.iter_mut().for_each(|g| *g = scaled(*g, decision.factor)),
+        (Status::Clipped, Some(center)) => {
+            span.iter_mut().zip(center).for_each(|(g, &v)| *g = scaled_around(*g, v, decision.factor));
+        }
+        (Status::Zeroed, None) => span.fill(0.0),
+        (Status::Zeroed, Some(center)) => span.copy_from_slice(center),
+        (Status::Untouched | Status::OutOfScope | Status::Kept, _) => {}
     }
 }
 
@@ -71,10 +100,13 @@ fn largest_magnitude(values: &[f32]) -> Norm {
     Norm::new(largest.to_bits(), NormClass::Exact)
 }
 
-/// The correctly rounded norm of a slice.
-fn norm(values: &[f32]) -> Norm {
+/// The correctly rounded norm of a slice, or of its difference from the centre.
+fn norm(values: &[f32], center: Option<&[f32]>) -> Norm {
     if values.iter().any(|value| !value.is_finite()) {
         return Norm::NON_FINITE;
+    }
+    if let Some(center) = center {
+        return ExactSum::of_differences(values, center).norm();
     }
     let mut sum = ExactSum::default();
     values.iter().for_each(|&value| sum.add_square(value));

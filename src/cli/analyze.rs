@@ -5,7 +5,7 @@ mod plot;
 use std::path::PathBuf;
 
 use byzclip::threshold::{Adaptive, State};
-use byzclip::{Backend, Clipping, Granularity, Layout, Norms, Scope, Status, Threshold};
+use byzclip::{Backend, Clipping, Layout, Norms, Status, Threshold};
 use serde::Serialize;
 
 use super::batch_file::BatchFile;
@@ -100,7 +100,7 @@ pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
     let batch = BatchFile::read(&args.inputs)?;
     drop(spinner);
     let spinner = Spinner::start("computing norms".into());
-    let norms = backend.norms(&batch.layout, &batch.data, &Scope::All, Granularity::Row)?;
+    let norms = backend.norms(&batch.layout, &batch.data, &Clipping::default())?;
     drop(spinner);
     let analysis = analyze(backend.as_ref(), &batch.layout, &norms)?;
     if let Some(path) = &args.plot {
@@ -300,7 +300,7 @@ mod tests {
     fn of(norms: &[f32]) -> Analysis {
         let layout = Layout::dense(norms.len(), 1).unwrap();
         let backend = byzclip::Cpu::new().unwrap();
-        let norms = backend.norms(&layout, norms, &Scope::All, Granularity::Row).unwrap();
+        let norms = backend.norms(&layout, norms, &Clipping::default()).unwrap();
         analyze(&backend, &layout, &norms).unwrap()
     }
 
@@ -323,7 +323,7 @@ mod tests {
         let mut data = vec![0.7; 18];
         (0..9).for_each(|row| data[2 * row] = 0.1 + row as f32 * 0.21);
         let backend = byzclip::Cpu::new().unwrap();
-        let norms = backend.norms(&layout, &data, &Scope::All, Granularity::Row).unwrap();
+        let norms = backend.norms(&layout, &data, &Clipping::default()).unwrap();
         let analysis = analyze(&backend, &layout, &norms).unwrap();
         assert_eq!((analysis.outliers.len(), analysis.policies[0].clipped), (0, 0));
     }

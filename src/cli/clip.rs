@@ -53,6 +53,7 @@ pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
         scope: args.scope.clone(),
         non_finite: args.non_finite,
         granularity: args.threshold.granularity(),
+        center: None,
     };
     batch_file::check_output(&args.inputs, &args.output)?;
     let backend = args.backend.open()?;

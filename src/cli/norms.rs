@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use byzclip::{Granularity, NormClass, Scope};
+use byzclip::{Clipping, Granularity, NormClass};
 use serde::Serialize;
 
 use super::batch_file::BatchFile;
@@ -57,7 +57,7 @@ pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
     let granularity = if args.per_layer { Granularity::Segment } else { Granularity::Row };
     let spinner = Spinner::start("computing norms".into());
     let start = Instant::now();
-    let norms = backend.norms(layout, &batch.data, &Scope::All, granularity)?;
+    let norms = backend.norms(layout, &batch.data, &Clipping::default().granularity(granularity))?;
     let seconds = start.elapsed().as_secs_f64();
     drop(spinner);
     let ran = backend.ran();

@@ -1,7 +1,7 @@
 //! The backend's stages, held against the reference where asked for.
 
 use crate::backend::{Backend, Reference};
-use crate::batch::{Granularity, Layout};
+use crate::batch::Layout;
 use crate::clip::{Clipping, Scope};
 use crate::error::{Error, Result};
 use crate::norms::Norm;
@@ -23,9 +23,10 @@ pub(super) fn norms(
     scope: &Scope,
     check: Check,
 ) -> Result<Vec<Norm>> {
-    let norms = backend.norms(layout, data, scope, Granularity::Row)?.rows;
+    let clipping = Clipping::default().scope(scope.clone());
+    let norms = backend.norms(layout, data, &clipping)?.rows;
     if check == Check::Reference {
-        let expected = Reference.norms(layout, data, scope, Granularity::Row)?.rows;
+        let expected = Reference.norms(layout, data, &clipping)?.rows;
         same(&backend.ran(), "norms", &norms, &expected)?;
     }
     Ok(norms)

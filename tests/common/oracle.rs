@@ -72,7 +72,7 @@ pub fn exceeds(sum: &BigUint, bound: f32) -> bool {
 }
 
 /// A nonnegative finite `f64` of at most 24 significant bits as `mantissa · 2^exponent`.
-fn factor_parts(factor: f64) -> (u64, i32) {
+pub fn factor_parts(factor: f64) -> (u64, i32) {
     let bits = factor.to_bits();
     assert!(bits >> 63 == 0 && (factor == 0.0 || factor.is_normal()), "factor {factor:e} ({bits:#x})");
     if factor == 0.0 {

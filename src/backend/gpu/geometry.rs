@@ -61,6 +61,10 @@ pub(crate) struct Geometry {
     /// Partial sums.
     pub slots: usize,
     pub windows: Vec<Window>,
+    /// The first coordinate of each tile of a row, where all rows are cut alike; else empty.
+    pub columns: Vec<u32>,
+    /// Whether norms are those of differences from a centre.
+    pub centered: bool,
     /// Whether every tile can be read and written four elements at a time.
     pub wide: bool,
 }
@@ -103,6 +107,7 @@ impl Geometry {
         granularity: Granularity,
         placement: &Placement,
         tuning: &Tuning,
+        centered: bool,
     ) -> Result<Self> {
         let starts_aligned = placement.spans.iter().all(|span| span.start % 4 == 0 || span.is_empty());
         let ends_inside = placement
@@ -119,10 +124,31 @@ impl Geometry {
             tiles: Vec::new(),
             slots: 0,
             windows: Vec::new(),
+            columns: Vec::new(),
+            centered,
             wide: tuning.wide && starts_aligned && ends_inside,
         };
         geometry.cut(layout, granularity, placement, tuning)?;
+        if layout.check_alike().is_ok() {
+            geometry.columns = geometry.first_coordinates(layout.clients());
+        }
         Ok(geometry)
+    }
+
+    /// Where the tiles of the first row begin in it; those of all other rows do the same.
+    fn first_coordinates(&self, clients: usize) -> Vec<u32> {
+        let tiles_per_row = self.slots.checked_div(clients).unwrap_or(0);
+        // The tiles of the first row come first, but for the padding between windows.
+        let tiles = self
+            .windows
+            .iter()
+            .flat_map(|window| &self.tiles[window.tiles.start as usize..window.tiles.end as usize]);
+        let begin = |next: &mut u32, tile: &Tile| {
+            let first = *next;
+            *next += tile.count;
+            Some(first)
+        };
+        tiles.take(tiles_per_row).scan(0, begin).collect()
     }
 
     fn cut(
@@ -213,7 +239,7 @@ impl Geometry {
             slot_count: slot_count as u32,
             row,
             length: length as u32,
-            error_units: tuning.error_units(slot_count, length),
+            error_units: tuning.error_units(slot_count, length, self.centered),
             group: super::rules::NO_GROUP,
         }
     }
@@ -236,7 +262,7 @@ mod tests {
             Layout::ragged(&[3, 3, 90, 91, 400]).unwrap(),
         ] {
             let placement = Placement::in_place(&layout, Granularity::Row, layout.len() as u64);
-            let geometry = Geometry::new(&layout, Granularity::Row, &placement, &tuning()).unwrap();
+            let geometry = Geometry::new(&layout, Granularity::Row, &placement, &tuning(), false).unwrap();
             let mut covered = vec![0; layout.len()];
             for window in &geometry.windows {
                 assert_eq!(window.elements.start % 64, 0);
@@ -260,7 +286,7 @@ mod tests {
     fn rows_of_segments_own_the_slots_of_their_segments() {
         let layout = Layout::ragged_layered(&[vec![70, 0, 3], vec![], vec![64]]).unwrap();
         let placement = Placement::packed(&layout, Granularity::Segment);
-        let geometry = Geometry::new(&layout, Granularity::Segment, &placement, &tuning()).unwrap();
+        let geometry = Geometry::new(&layout, Granularity::Segment, &placement, &tuning(), false).unwrap();
         assert!(geometry.wide);
         assert_eq!(geometry.bounded, 4);
         let rows: Vec<_> =
@@ -275,7 +301,7 @@ mod tests {
         let layout = Layout::dense(1, crate::batch::MAX_ROW).unwrap();
         let placement = Placement::packed(&layout, Granularity::Row);
         let tuning = Tuning { window: 1 << 29, ..Tuning::portable() };
-        let geometry = Geometry::new(&layout, Granularity::Row, &placement, &tuning).unwrap();
+        let geometry = Geometry::new(&layout, Granularity::Row, &placement, &tuning, false).unwrap();
         assert!(geometry.slots <= TILES_PER_SPAN);
         assert_eq!(geometry.windows.len(), 4);
     }

@@ -28,7 +28,7 @@ pub(crate) enum Resource {
     Strip = 13,
     Weights = 14,
     WeightSum = 15,
-    Coordinates = 16,
+    Columns = 16,
     Sums = 17,
     Means = 18,
 }
@@ -71,8 +71,8 @@ pub(crate) struct Kernel {
 
 use Access::{Read, ReadWrite, Uniform};
 use Resource::{
-    Bounds, Coordinates, Data, Decisions, Groups, Limbs, Means, Members, NonFiniteRows, Norms, Params,
-    Partials, Spans, State, Strip, Sums, Tiles, WeightSum, Weights,
+    Bounds, Columns, Data, Decisions, Groups, Limbs, Means, Members, NonFiniteRows, Norms, Params, Partials,
+    Spans, State, Strip, Sums, Tiles, WeightSum, Weights,
 };
 
 /// In the order in which a run dispatches them.
@@ -80,7 +80,14 @@ pub(crate) const KERNELS: [Kernel; 9] = [
     Kernel {
         name: "norms_tiles",
         file: "norms",
-        bindings: &[(Params, Uniform), (Data, Read), (Tiles, Read), (Spans, Read), (Partials, ReadWrite)],
+        bindings: &[
+            (Params, Uniform),
+            (Data, Read),
+            (Tiles, Read),
+            (Spans, Read),
+            (Partials, ReadWrite),
+            (Columns, Read),
+        ],
         grid: Grid::Tile,
     },
     Kernel {
@@ -99,7 +106,15 @@ pub(crate) const KERNELS: [Kernel; 9] = [
     Kernel {
         name: "exact_tiles",
         file: "exact",
-        bindings: &[(Data, Read), (Tiles, Read), (Spans, Read), (Norms, ReadWrite), (Limbs, ReadWrite)],
+        bindings: &[
+            (Params, Uniform),
+            (Data, Read),
+            (Tiles, Read),
+            (Spans, Read),
+            (Norms, ReadWrite),
+            (Limbs, ReadWrite),
+            (Columns, Read),
+        ],
         grid: Grid::Tile,
     },
     Kernel {
@@ -139,7 +154,7 @@ pub(crate) const KERNELS: [Kernel; 9] = [
     Kernel {
         name: "clip",
         file: "clip",
-        bindings: &[(Data, ReadWrite), (Tiles, Read), (Decisions, Read)],
+        bindings: &[(Params, Uniform), (Data, ReadWrite), (Tiles, Read), (Decisions, Read), (Columns, Read)],
         grid: Grid::Tile,
     },
     Kernel {
@@ -158,7 +173,7 @@ pub(crate) const KERNELS: [Kernel; 9] = [
             (Strip, Uniform),
             (Weights, Read),
             (WeightSum, ReadWrite),
-            (Coordinates, Read),
+            (Columns, Read),
             (Sums, ReadWrite),
             (Means, ReadWrite),
         ],
@@ -192,13 +207,15 @@ pub(crate) fn source(file: &str, variant: Variant) -> String {
         include_str!("../../../shaders/reduce_shared.wgsl")
     };
     let product = include_str!("../../../shaders/product.wgsl");
+    let center = include_str!("../../../shaders/center.wgsl");
+    let around = include_str!("../../../shaders/around.wgsl");
     let pairs = include_str!("../../../shaders/pairs.wgsl");
     let parts: &[&str] = match file {
-        "norms" => &[data, pairs, include_str!("../../../shaders/norms.wgsl"), reduce],
-        "exact" => &[data, include_str!("../../../shaders/exact.wgsl")],
+        "norms" => &[data, center, pairs, include_str!("../../../shaders/norms.wgsl"), reduce],
+        "exact" => &[data, center, include_str!("../../../shaders/exact.wgsl")],
         "threshold" => &[include_str!("../../../shaders/threshold.wgsl")],
-        "mean" => &[data, product, include_str!("../../../shaders/mean.wgsl")],
-        _ => &[data, store, product, include_str!("../../../shaders/clip.wgsl")],
+        "mean" => &[data, center, product, around, include_str!("../../../shaders/mean.wgsl")],
+        _ => &[data, store, center, product, around, include_str!("../../../shaders/clip.wgsl")],
     };
     [&[include_str!("../../../shaders/common.wgsl")], parts].concat().join("\n")
 }
@@ -213,31 +230,37 @@ pub(crate) struct Pipeline {
     pub workgroup: u32,
 }
 
+/// What the pipelines of a plan depend on, beside the tuning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Form {
+    pub wide: bool,
+    pub centered: bool,
+}
+
 /// The pipelines of a device, made on first use.
 #[derive(Debug, Default)]
 pub(crate) struct Pipelines {
-    wide: OnceLock<Vec<Pipeline>>,
-    scalar: OnceLock<Vec<Pipeline>>,
+    forms: [OnceLock<Vec<Pipeline>>; 4],
 }
 
 impl Pipelines {
     /// The pipelines in the order of the table.
-    pub(crate) fn get(&self, device: &wgpu::Device, tuning: &Tuning, wide: bool) -> Result<&[Pipeline]> {
-        let cell = if wide { &self.wide } else { &self.scalar };
+    pub(crate) fn get(&self, device: &wgpu::Device, tuning: &Tuning, form: Form) -> Result<&[Pipeline]> {
+        let cell = &self.forms[usize::from(form.wide) + 2 * usize::from(form.centered)];
         if let Some(made) = cell.get() {
             return Ok(made);
         }
-        let made = guarded(device, "compiling the kernels", || build(device, tuning, wide))?;
+        let made = guarded(device, "compiling the kernels", || build(device, tuning, form))?;
         Ok(cell.get_or_init(|| made))
     }
 }
 
-fn build(device: &wgpu::Device, tuning: &Tuning, wide: bool) -> Vec<Pipeline> {
-    let variant = Variant { wide, subgroups: tuning.subgroups };
-    KERNELS.iter().map(|kernel| build_one(device, kernel, variant, tuning)).collect()
+fn build(device: &wgpu::Device, tuning: &Tuning, form: Form) -> Vec<Pipeline> {
+    KERNELS.iter().map(|kernel| build_one(device, kernel, form, tuning)).collect()
 }
 
-fn build_one(device: &wgpu::Device, kernel: &'static Kernel, variant: Variant, tuning: &Tuning) -> Pipeline {
+fn build_one(device: &wgpu::Device, kernel: &'static Kernel, form: Form, tuning: &Tuning) -> Pipeline {
+    let variant = Variant { wide: form.wide, subgroups: tuning.subgroups };
     let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
         label: Some(kernel.file),
         source: wgpu::ShaderSource::Wgsl(source(kernel.file, variant).into()),
@@ -264,7 +287,10 @@ fn build_one(device: &wgpu::Device, kernel: &'static Kernel, variant: Variant, t
         module: &module,
         entry_point: Some(kernel.name),
         compilation_options: wgpu::PipelineCompilationOptions {
-            constants: &[("WORKGROUP", f64::from(workgroup))],
+            constants: &[
+                ("WORKGROUP", f64::from(workgroup)),
+                ("CENTERED", f64::from(u8::from(form.centered))),
+            ],
             // Every kernel writes the shared memory that it reads.
             zero_initialize_workgroup_memory: false,
         },
@@ -505,9 +531,9 @@ mod tests {
     #[test]
     fn every_pipeline_builds_within_the_baseline_limits() {
         let (device, _queue) = wgpu::Device::noop(&wgpu::DeviceDescriptor::default());
-        for wide in [true, false] {
-            let pipelines = Pipelines::default();
-            let made = pipelines.get(&device, &Tuning::portable(), wide).unwrap();
+        let pipelines = Pipelines::default();
+        for (wide, centered) in [(true, false), (false, false), (true, true), (false, true)] {
+            let made = pipelines.get(&device, &Tuning::portable(), Form { wide, centered }).unwrap();
             assert_eq!(made.len(), KERNELS.len());
         }
     }

@@ -8,9 +8,9 @@ use bytemuck::{Pod, Zeroable};
 use super::GpuContext;
 use super::device::{guarded, read_mapped};
 use super::geometry::{Geometry, Window};
-use super::kernels::{Grid, Pipeline, Resource};
+use super::kernels::{Form, Grid, Pipeline, Resource};
 use super::plan::{Step, bind, folded};
-use crate::aggregate::{self, Weights};
+use crate::aggregate::Weights;
 use crate::batch::{Granularity, Layout};
 use crate::error::{Error, Result};
 
@@ -49,7 +49,15 @@ pub(super) struct Source<'a> {
     pub geometry: &'a Geometry,
     pub data: &'a wgpu::Buffer,
     pub tiles: &'a wgpu::Buffer,
+    pub columns: &'a wgpu::Buffer,
     pub decisions: &'a wgpu::Buffer,
+    pub centered: bool,
+}
+
+impl Source<'_> {
+    fn form(&self) -> Form {
+        Form { wide: self.geometry.wide, centered: self.centered }
+    }
 }
 
 /// The weighted mean of a plan's clipped rows, `[clients, params]` to `[params]`, made once and recorded
@@ -90,7 +98,6 @@ struct Buffers {
     strips: wgpu::Buffer,
     weights: wgpu::Buffer,
     weight_sum: wgpu::Buffer,
-    coordinates: wgpu::Buffer,
     sums: wgpu::Buffer,
     means: wgpu::Buffer,
 }
@@ -98,8 +105,6 @@ struct Buffers {
 /// How the coordinates are cut for the device: pure arithmetic.
 #[derive(Debug)]
 struct Cut {
-    /// The first coordinate of each tile of a row.
-    coordinates: Vec<u32>,
     /// Parts of the windows, with rows that one dispatch can add.
     windows: Vec<Window>,
     strips: Vec<Strip>,
@@ -107,9 +112,9 @@ struct Cut {
 
 impl MeanPlan {
     pub(super) fn new(context: &GpuContext, source: &Source<'_>, weights: &Weights) -> Result<Self> {
-        aggregate::check_rows(source.layout)?;
+        source.layout.check_alike()?;
         let context = context.clone();
-        let pipelines = context.pipelines.get(&context.device, &context.tuning, source.geometry.wide)?;
+        let pipelines = context.pipelines.get(&context.device, &context.tuning, source.form())?;
         let cut = Cut::new(source, context.tuning.workgroup);
         let buffers = Buffers::new(&context, source.layout, &cut)?;
         let steps = guarded(&context.device, "binding the buffers", || {
@@ -121,7 +126,6 @@ impl MeanPlan {
         let mut strips = vec![Strip::zeroed(); cut.strips.len() * words];
         cut.strips.iter().enumerate().for_each(|(i, strip)| strips[i * words] = *strip);
         plan.upload(&plan.buffers.strips, bytemuck::cast_slice(&strips))?;
-        plan.upload(&plan.buffers.coordinates, bytemuck::cast_slice(&cut.coordinates))?;
         plan.set_weights(weights)?;
         Ok(plan)
     }
@@ -204,21 +208,13 @@ impl MeanPlan {
 impl Cut {
     fn new(source: &Source<'_>, workgroup: u32) -> Self {
         let (geometry, clients) = (source.geometry, source.layout.clients());
-        let tiles_per_row = geometry.slots.checked_div(clients).unwrap_or(0);
+        let tiles_per_row = geometry.columns.len();
         let windows = geometry.windows.iter().flat_map(|window| parts(window, tiles_per_row as u64));
-        let mut cut = Self { coordinates: Vec::new(), windows: windows.collect(), strips: Vec::new() };
-        // The tiles of the first row come first, but for the padding between windows.
-        let counts: Vec<u32> = geometry
-            .windows
-            .iter()
-            .flat_map(|window| &geometry.tiles[window.tiles.start as usize..window.tiles.end as usize])
-            .take(tiles_per_row)
-            .map(|tile| tile.count)
-            .collect();
+        let mut cut = Self { windows: windows.collect(), strips: Vec::new() };
         let longest = if cut.windows.len() > 1 { STRIP } else { u64::MAX };
-        let mut first = 0;
-        for (tile, &count) in counts.iter().enumerate() {
-            cut.coordinates.push(first);
+        let ends = geometry.columns.iter().skip(1).copied().chain([source.layout.params() as u32]);
+        for (tile, (&first, end)) in geometry.columns.iter().zip(ends).enumerate() {
+            let count = end - first;
             let blocks = count.div_ceil(workgroup);
             match cut.strips.last_mut() {
                 Some(strip) if u64::from(strip.length + count) <= longest => {
@@ -237,7 +233,6 @@ impl Cut {
                     length: count,
                 }),
             }
-            first += count;
         }
         cut
     }
@@ -307,7 +302,6 @@ impl Buffers {
             strips: context.buffer("the strips of the mean", strips * STRIP_BYTES, uniform)?,
             weights: words("the weights", layout.clients() as u64, storage)?,
             weight_sum: words("the sum of the weights", WEIGHT_CELLS, storage)?,
-            coordinates: words("the coordinates of tiles", cut.coordinates.len() as u64, storage)?,
             sums: words("the sums of coordinates", cut.sums(), storage)?,
             means: words("the mean", layout.params() as u64, read)?,
         })
@@ -332,7 +326,7 @@ impl Buffers {
             (Resource::Decisions, _) => (source.decisions, 0..source.decisions.size()),
             (Resource::Weights, _) => (&self.weights, 0..self.weights.size()),
             (Resource::WeightSum, _) => (&self.weight_sum, 0..self.weight_sum.size()),
-            (Resource::Coordinates, _) => (&self.coordinates, 0..self.coordinates.size()),
+            (Resource::Columns, _) => (source.columns, 0..source.columns.size()),
             (Resource::Sums, _) => (&self.sums, 0..self.sums.size()),
             (Resource::Means, _) => (&self.means, 0..self.means.size()),
             _ => return None,

@@ -36,7 +36,7 @@ use crate::clip::{Clipping, Scope};
 use crate::error::{Error, Result};
 use crate::norms::Norms;
 use crate::report::{BackendKind, Ran, Report};
-use crate::threshold::{self, Decision, Source, State};
+use crate::threshold::{self, Decision, Source, State, Threshold};
 
 /// A device with its kernels.
 ///
@@ -184,7 +184,7 @@ impl Gpu {
         let mut slot = self.session.lock().unwrap_or_else(PoisonError::into_inner);
         let rules = Rules::new(&Source::new(&clipping.threshold, layout, clipping.granularity)?)?;
         let fits = |s: &Session| {
-            s.layout == *layout && s.granularity == clipping.granularity && s.plan.holds(&rules)
+            s.layout == *layout && s.granularity == clipping.granularity && s.plan.serves(clipping, &rules)
         };
         match slot.as_mut().filter(|session| fits(session)) {
             Some(session) => session.plan.set_clipping(clipping)?,
@@ -232,16 +232,22 @@ impl Session {
     }
 }
 
+/// The clipping of stages behind the threshold: decisions are there, and hold for rows out of scope too.
+fn decided(clipping: &Clipping) -> Clipping {
+    let (granularity, center) = (clipping.granularity, clipping.center.clone());
+    Clipping { granularity, center, ..Clipping::default() }
+}
+
 impl Backend for Gpu {
     fn ran(&self) -> Ran {
         self.context.ran()
     }
 
-    fn norms(&self, layout: &Layout, data: &[f32], scope: &Scope, granularity: Granularity) -> Result<Norms> {
+    fn norms(&self, layout: &Layout, data: &[f32], clipping: &Clipping) -> Result<Norms> {
         layout.check(data.len())?;
-        let clipping = Clipping::default().scope(scope.clone()).granularity(granularity);
-        self.with_session(layout, &clipping, |session| {
-            session.upload(&self.context, data, scope)?;
+        let stage = Clipping { threshold: Threshold::Fixed(f32::INFINITY), ..clipping.clone() };
+        self.with_session(layout, &stage, |session| {
+            session.upload(&self.context, data, &clipping.scope)?;
             self.context.submit("computing norms", |encoder| session.plan.record_norms(encoder))?;
             Ok(session.plan.read_blocking()?.0)
         })
@@ -272,13 +278,12 @@ impl Backend for Gpu {
         &self,
         layout: &Layout,
         data: &mut [f32],
-        granularity: Granularity,
+        clipping: &Clipping,
         decisions: &[Decision],
     ) -> Result<()> {
         layout.check(data.len())?;
-        check_decisions(layout, granularity, decisions)?;
-        let clipping = Clipping::default().granularity(granularity);
-        self.with_session(layout, &clipping, |session| {
+        check_decisions(layout, clipping.granularity, decisions)?;
+        self.with_session(layout, &decided(clipping), |session| {
             session.upload(&self.context, data, &Scope::All)?;
             session.plan.write_decisions(decisions)?;
             self.context.submit("clipping", |encoder| session.plan.record_clip(encoder))?;
@@ -313,14 +318,13 @@ impl Backend for Gpu {
         &self,
         layout: &Layout,
         data: &[f32],
-        granularity: Granularity,
+        clipping: &Clipping,
         decisions: &[Decision],
         weights: &Weights,
     ) -> Result<Vec<f32>> {
-        check_mean(layout, data, weights)?;
-        check_decisions(layout, granularity, decisions)?;
-        let clipping = Clipping::default().granularity(granularity);
-        self.with_session(layout, &clipping, |session| {
+        check_mean(layout, data, clipping, weights)?;
+        check_decisions(layout, clipping.granularity, decisions)?;
+        self.with_session(layout, &decided(clipping), |session| {
             let mean = session.plan.mean(weights)?;
             session.upload(&self.context, data, &Scope::All)?;
             session.plan.write_decisions(decisions)?;
@@ -337,7 +341,7 @@ impl Backend for Gpu {
         weights: &Weights,
         state: &mut State,
     ) -> Result<(Vec<f32>, Report)> {
-        check_mean(layout, data, weights)?;
+        check_mean(layout, data, clipping, weights)?;
         self.with_session(layout, clipping, |session| {
             let mean = session.plan.mean(weights)?;
             session.plan.set_state(state)?;

@@ -7,7 +7,7 @@ use bytemuck::{Pod, Zeroable};
 use super::GpuContext;
 use super::device::{guarded, read_mapped};
 use super::geometry::{Geometry, Placement, Span, Window};
-use super::kernels::{Grid, Pipeline, Resource};
+use super::kernels::{Form, Grid, Pipeline, Resource};
 use super::mean::MeanPlan;
 use super::rules::{Group, NO_GROUP, Rules};
 use crate::aggregate::Weights;
@@ -30,7 +30,7 @@ pub(crate) struct Params {
     pub force_exact: u32,
     pub groups: u32,
     pub coordinates: u32,
-    pub padding: u32,
+    pub tiles_per_row: u32,
 }
 
 /// `Decision` of common.wgsl.
@@ -108,6 +108,7 @@ pub struct Plan {
     context: GpuContext,
     layout: Layout,
     granularity: Granularity,
+    centered: bool,
     non_finite: NonFinite,
     threshold: Threshold,
     source: Source,
@@ -122,6 +123,8 @@ pub struct Plan {
 struct Buffers {
     params: wgpu::Buffer,
     tiles: wgpu::Buffer,
+    /// Where the tiles of a row begin in it; behind them the centre, where there is one.
+    columns: wgpu::Buffer,
     spans: wgpu::Buffer,
     partials: wgpu::Buffer,
     norms: wgpu::Buffer,
@@ -164,17 +167,22 @@ impl Plan {
     ) -> Result<Self> {
         let context = context.clone();
         let tuning = &context.tuning;
-        let geometry = Geometry::new(layout, clipping.granularity, placement, tuning)?;
-        let pipelines = context.pipelines.get(&context.device, tuning, geometry.wide)?;
+        clipping.check_center(layout)?;
+        let centered = clipping.center.is_some();
+        let geometry = Geometry::new(layout, clipping.granularity, placement, tuning, centered)?;
+        let form = Form { wide: geometry.wide, centered };
+        let pipelines = context.pipelines.get(&context.device, tuning, form)?;
         let source = Source::new(&clipping.threshold, layout, clipping.granularity)?;
         let rules = Rules::new(&source)?;
-        let buffers = Buffers::new(&context, &geometry, &rules)?;
+        let center = clipping.center.as_ref().map_or(0, |center| center.len());
+        let buffers = Buffers::new(&context, &geometry, &rules, center)?;
         let steps = guarded(&context.device, "binding the buffers", || {
             steps(&context, pipelines, &geometry, &buffers, data)
         })?;
         let mut plan = Self {
             layout: layout.clone(),
             granularity: clipping.granularity,
+            centered,
             non_finite: clipping.non_finite,
             threshold: clipping.threshold.clone(),
             source,
@@ -186,19 +194,20 @@ impl Plan {
             context,
         };
         plan.upload(plan.buffers.tiles.clone(), bytemuck::cast_slice(&plan.geometry.tiles))?;
+        plan.upload(plan.buffers.columns.clone(), bytemuck::cast_slice(&plan.geometry.columns))?;
         plan.set_clipping(clipping)?;
         plan.set_state(&plan.source.initial_state())?;
         Ok(plan)
     }
 
-    /// Sets threshold, scope and non-finite policy for the submissions that follow.
+    /// Sets threshold, scope, non-finite policy and centre for the submissions that follow.
     ///
     /// The state of an adaptive or history threshold stays where the threshold stays the same, and begins
     /// anew where it does not.
     ///
     /// # Errors
-    /// Where threshold or scope do not fit the layout, the granularity is not the plan's, or the threshold
-    /// remembers more than the one that the plan was made for.
+    /// Where threshold, scope or centre do not fit the layout, the granularity is not the plan's, the threshold
+    /// remembers more than the one that the plan was made for, or only one of the two has a centre.
     pub fn set_clipping(&mut self, clipping: &Clipping) -> Result<()> {
         if clipping.granularity != self.granularity {
             return Err(Error::Layout {
@@ -206,6 +215,13 @@ impl Plan {
                 expected: "the granularity that the plan was made for; make another plan",
             });
         }
+        if clipping.center.is_some() != self.centered {
+            return Err(Error::Layout {
+                got: format!("a clipping {} a centre", if self.centered { "without" } else { "with" }),
+                expected: "a centre exactly where the plan was made for one; make another plan",
+            });
+        }
+        clipping.check_center(&self.layout)?;
         let source = Source::new(&clipping.threshold, &self.layout, self.granularity)?;
         let rules = Rules::new(&source)?;
         if !self.holds(&rules) {
@@ -254,19 +270,26 @@ impl Plan {
             ),
             groups: rules.groups.len() as u32,
             coordinates: u32::from(self.granularity == Granularity::Coordinate),
-            padding: 0,
+            tiles_per_row: self.geometry.columns.len() as u32,
         };
         self.upload(self.buffers.params.clone(), bytemuck::bytes_of(&params))?;
         self.upload(self.buffers.spans.clone(), bytemuck::cast_slice(&self.geometry.spans))?;
         self.upload(self.buffers.groups.clone(), bytemuck::cast_slice(&rules.groups))?;
         self.upload(self.buffers.members.clone(), bytemuck::cast_slice(&rules.members))?;
+        if let Some(center) = &clipping.center {
+            self.upload_at(&self.buffers.columns, self.center_offset(), bytemuck::cast_slice(center))?;
+        }
         let same = self.threshold == clipping.threshold;
         (self.threshold, self.source) = (clipping.threshold.clone(), source);
         if same { Ok(()) } else { self.set_state(&self.source.initial_state()) }
     }
 
-    /// Whether the plan's buffers have room for these rules.
-    pub(super) fn holds(&self, rules: &Rules) -> bool {
+    /// Whether the plan has the kernels for this clipping, and room for its rules.
+    pub(super) fn serves(&self, clipping: &Clipping, rules: &Rules) -> bool {
+        clipping.center.is_some() == self.centered && self.holds(rules)
+    }
+
+    fn holds(&self, rules: &Rules) -> bool {
         (rules.state_words.max(1) * 4) as u64 <= self.buffers.state.size()
     }
 
@@ -342,9 +365,44 @@ impl Plan {
             geometry: &self.geometry,
             data: &self.data,
             tiles: &self.buffers.tiles,
+            columns: &self.buffers.columns,
             decisions: &self.buffers.decisions,
+            centered: self.centered,
         };
         MeanPlan::new(&self.context, &source, weights)
+    }
+
+    /// Records a copy of a vector on the device to the plan's centre, for example of the last mean.
+    ///
+    /// The buffer holds the vector's `f32` elements, `[params]`, from `offset` bytes on, and needs the usage
+    /// `COPY_SRC`. A centre with NaN or Inf makes every row in scope one that is not finite.
+    ///
+    /// # Errors
+    /// [`Error::Layout`] where the plan has no centre; [`Error::Buffer`] where the vector does not fit.
+    pub fn record_center(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        vector: &wgpu::Buffer,
+        offset: u64,
+    ) -> Result<()> {
+        if !self.centered {
+            return Err(Error::Layout {
+                got: "a centre for a plan without one".into(),
+                expected: "a plan made for a clipping around a centre",
+            });
+        }
+        let bytes = self.buffers.columns.size() - self.center_offset();
+        let bytes = bytes.min((self.layout.params() * 4) as u64);
+        let unusable = |got, expected| Err(Error::Buffer { got, expected });
+        if !vector.usage().contains(wgpu::BufferUsages::COPY_SRC) {
+            return unusable(format!("usage {:?}", vector.usage()), "the usage COPY_SRC".into());
+        }
+        if offset % 4 != 0 || offset.checked_add(bytes).is_none_or(|end| end > vector.size()) {
+            let got = format!("{} bytes from byte {offset}", vector.size());
+            return unusable(got, format!("{bytes} bytes from a multiple of 4"));
+        }
+        encoder.copy_buffer_to_buffer(vector, offset, &self.buffers.columns, self.center_offset(), bytes);
+        Ok(())
     }
 
     fn record_steps(&self, encoder: &mut wgpu::CommandEncoder, label: &str, kernels: &[&str]) {
@@ -450,12 +508,21 @@ impl Plan {
         self.upload(self.buffers.decisions.clone(), bytemuck::cast_slice(&all))
     }
 
+    /// Where the centre begins in the buffer of columns, in bytes.
+    fn center_offset(&self) -> u64 {
+        (self.geometry.columns.len() * 4) as u64
+    }
+
     fn upload(&self, buffer: wgpu::Buffer, bytes: &[u8]) -> Result<()> {
+        self.upload_at(&buffer, 0, bytes)
+    }
+
+    fn upload_at(&self, buffer: &wgpu::Buffer, offset: u64, bytes: &[u8]) -> Result<()> {
         if bytes.is_empty() {
             return Ok(());
         }
         let queue = &self.context.queue;
-        guarded(&self.context.device, "writing the plan", || queue.write_buffer(&buffer, 0, bytes))
+        guarded(&self.context.device, "writing the plan", || queue.write_buffer(buffer, offset, bytes))
             .map_err(|e| self.context.lost.explain(e))
     }
 
@@ -491,7 +558,7 @@ impl Plan {
 }
 
 impl Buffers {
-    fn new(context: &GpuContext, geometry: &Geometry, rules: &Rules) -> Result<Self> {
+    fn new(context: &GpuContext, geometry: &Geometry, rules: &Rules, center: usize) -> Result<Self> {
         let spans = geometry.spans.len().max(1);
         let storage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
         let read = storage | wgpu::BufferUsages::COPY_SRC;
@@ -505,6 +572,11 @@ impl Buffers {
                 wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
             )?,
             tiles: make("the list of tiles", geometry.tiles.len().max(16) * 16, storage)?,
+            columns: make(
+                "the columns and the centre",
+                (geometry.columns.len() + center).max(1) * 4,
+                storage,
+            )?,
             spans: make("the list of spans", spans * size_of::<Span>(), storage)?,
             partials: make("the partial sums", geometry.slots.max(1) * 12, storage)?,
             norms: make("the norms", norms, read)?,
@@ -529,6 +601,7 @@ impl Buffers {
             Resource::Params => &self.params,
             Resource::Data => data,
             Resource::Tiles => &self.tiles,
+            Resource::Columns => &self.columns,
             Resource::Spans => &self.spans,
             Resource::Partials => &self.partials,
             Resource::Norms => &self.norms,
@@ -540,12 +613,9 @@ impl Buffers {
             Resource::State => &self.state,
             Resource::Bounds => &self.bounds,
             // The mean's are in its own plan.
-            Resource::Strip
-            | Resource::Weights
-            | Resource::WeightSum
-            | Resource::Coordinates
-            | Resource::Sums
-            | Resource::Means => return None,
+            Resource::Strip | Resource::Weights | Resource::WeightSum | Resource::Sums | Resource::Means => {
+                return None;
+            }
         })
     }
 }

@@ -127,15 +127,16 @@ impl Tuning {
 
     /// A bound of the fast sum's relative error, in units of 2^-48, for a span of this many tiles.
     ///
-    /// 60 for the chains of eight squares and 3 for each addition of pairs on the way to the total
+    /// 60 for the chains of eight squares, 256 more where they are of differences, and 3 for each addition of pairs on the way to the total
     /// (NUMERICS.md), with a little more for the terms of second order.
-    pub(super) fn error_units(&self, tiles: usize, length: u64) -> u32 {
+    pub(super) fn error_units(&self, tiles: usize, length: u64, centered: bool) -> u32 {
         let tile = u64::from(self.tile).max(length.div_ceil(tiles.max(1) as u64).next_power_of_two());
         let groups = u32::try_from(tile / 4).unwrap_or(u32::MAX);
         let chains = groups.div_ceil(self.workgroup).div_ceil(8);
         let tiles = u32::try_from(tiles).unwrap_or(u32::MAX).div_ceil(self.span_workgroup);
         let additions = 3 + chains + self.joins(self.workgroup) + tiles + self.joins(self.span_workgroup);
-        64 + additions.saturating_mul(4)
+        let differences = if centered { 256 } else { 0 };
+        64 + differences + additions.saturating_mul(4)
     }
 
     /// Additions in a row that join the sums of a workgroup.

@@ -1,0 +1,193 @@
+//! The mean on the CPU: certified `f64` sums for a strip of coordinates at a time, exact ones where those
+//! leave the rounding open.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::{SEQUENTIAL, TASK};
+use crate::aggregate::{Divisor, ExactMean, clipped, counts};
+use crate::batch::{Granularity, Layout};
+use crate::clip::{Clipping, Status};
+use crate::numerics::{clamped, scaled, scaled_around};
+use crate::threshold::Decision;
+
+/// Coordinates that one task averages: their sums stay in a core's cache while the rows pass.
+const STRIP: usize = 1024;
+
+/// What the mean is taken of.
+pub(super) struct MeanBatch<'a> {
+    layout: &'a Layout,
+    data: &'a [f32],
+    clipping: &'a Clipping,
+    decisions: &'a [Decision],
+    /// The rows that count and weigh anything.
+    rows: Vec<MeanRow>,
+    divisor: Divisor,
+    force_exact: bool,
+}
+
+struct MeanRow {
+    weight: f32,
+    spans: Range<usize>,
+}
+
+/// Coordinates within the `span`-th span of every row.
+struct Strip<'a> {
+    span: usize,
+    /// Elements of the span.
+    elements: Range<usize>,
+    /// The coordinates' values of the centre.
+    center: Option<&'a [f32]>,
+    mean: &'a mut [f32],
+}
+
+/// The sum of a coordinate's terms and of their magnitudes.
+#[derive(Clone, Copy, Default)]
+struct MeanSum {
+    sum: f64,
+    size: f64,
+}
+
+impl<'a> MeanBatch<'a> {
+    pub(super) fn new(
+        layout: &'a Layout,
+        data: &'a [f32],
+        clipping: &'a Clipping,
+        decisions: &'a [Decision],
+        weights: &[f32],
+        force_exact: bool,
+    ) -> Self {
+        let granularity = clipping.granularity;
+        let rows = (0..layout.clients())
+            .filter(|&row| weights[row] > 0.0 && counts(layout, granularity, decisions, row))
+            .map(|row| MeanRow { weight: weights[row], spans: layout.spans_of(granularity, row) });
+        let divisor = Divisor::new(layout, granularity, decisions, weights);
+        Self { layout, data, clipping, decisions, rows: rows.collect(), divisor, force_exact }
+    }
+
+    /// Writes the means of all coordinates, by the threads of the pool that this runs in.
+    pub(super) fn mean(&self, mean: &mut [f32]) {
+        let strips = self.strips(mean);
+        if self.layout.elements() <= SEQUENTIAL {
+            strips.into_iter().for_each(|strip| self.mean_of(strip));
+        } else {
+            strips.into_par_iter().for_each(|strip| self.mean_of(strip));
+        }
+    }
+
+    fn granularity(&self) -> Granularity {
+        self.clipping.granularity
+    }
+
+    fn strips<'m>(&'m self, mean: &'m mut [f32]) -> Vec<Strip<'m>> {
+        let Some(row) = self.rows.first() else { return Vec::new() };
+        let (mut strips, mut rest, mut coordinate) = (Vec::new(), mean, 0);
+        for (span, index) in row.spans.clone().enumerate() {
+            let length = self.layout.span(self.granularity(), index).len();
+            for start in (0..length).step_by(STRIP) {
+                let elements = start..length.min(start + STRIP);
+                let (mean, tail) = rest.split_at_mut(elements.len());
+                rest = tail;
+                let center = self.clipping.center.as_ref();
+                let center = center.map(|center| &center[coordinate..coordinate + elements.len()]);
+                coordinate += elements.len();
+                strips.push(Strip { span, elements, center, mean });
+            }
+        }
+        strips
+    }
+
+    /// The means of a strip from fast sums; coordinates that those leave open are summed exactly.
+    fn mean_of(&self, strip: Strip<'_>) {
+        let divisor = self.divisor.to_f64();
+        for (i, sum) in self.sums(&strip).into_iter().enumerate() {
+            let certain = if self.force_exact { None } else { sum.certify(self.rows.len(), divisor) };
+            strip.mean[i] = certain.unwrap_or_else(|| self.exact(&strip, i));
+        }
+    }
+
+    /// The fast sums of a strip. Threads share the rows where strips are short: the error bound of the sums
+    /// holds in any order.
+    fn sums(&self, strip: &Strip<'_>) -> Vec<MeanSum> {
+        let length = strip.mean.len();
+        let of_rows = |rows: &[MeanRow]| {
+            let mut sums = vec![MeanSum::default(); length];
+            rows.iter().for_each(|row| self.add_row(&mut sums, strip, row));
+            sums
+        };
+        let rows = (TASK / length.max(1)).max(1);
+        if self.rows.len() <= 2 * rows {
+            return of_rows(&self.rows);
+        }
+        let joined = |mut a: Vec<MeanSum>, b: Vec<MeanSum>| {
+            a.iter_mut().zip(b).for_each(|(a, b)| (a.sum, a.size) = (a.sum + b.sum, a.size + b.size));
+            a
+        };
+        self.rows.par_chunks(rows).map(of_rows).reduce(|| vec![MeanSum::default(); length], joined)
+    }
+
+    fn values(&self, strip: &Strip<'_>, row: &MeanRow) -> (&[f32], &Decision) {
+        let span = row.spans.start + strip.span;
+        let start = self.layout.span(self.granularity(), span).start;
+        let elements = start + strip.elements.start..start + strip.elements.end;
+        (&self.data[elements], &self.decisions[span])
+    }
+
+    /// Adds the terms of one row: a loop for each status, so that each is vectorised for itself.
+    fn add_row(&self, sums: &mut [MeanSum], strip: &Strip<'_>, row: &MeanRow) {
+        let (values, decision) = self.values(strip, row);
+        let (factor, bound) = (decision.factor, decision.bound);
+        let values = values.iter().copied();
+        match (decision.status, self.granularity()) {
+            (Status::Zeroed | Status::Kept, _) => {}
+            (Status::Untouched | Status::OutOfScope, _) => add_terms(sums, values, row.weight),
+            (Status::Clipped, Granularity::Coordinate) => {
+                add_terms(sums, values.map(|value| clamped(value, bound)), row.weight);
+            }
+            (Status::Clipped, Granularity::Row | Granularity::Segment) => match strip.center {
+                None => add_terms(sums, values.map(|value| scaled(value, factor)), row.weight),
+                Some(center) => {
+                    let pairs = values.zip(center);
+                    let moved = pairs.map(|(value, &center)| scaled_around(value, center, factor));
+                    add_terms(sums, moved, row.weight);
+                }
+            },
+        }
+    }
+
+    fn exact(&self, strip: &Strip<'_>, i: usize) -> f32 {
+        let mut sum = ExactMean::default();
+        for row in &self.rows {
+            let (values, decision) = self.values(strip, row);
+            let center = strip.center.map(|center| center[i]);
+            sum.add(row.weight, clipped(values[i], center, decision, self.granularity()));
+        }
+        sum.over(&self.divisor)
+    }
+}
+
+/// The product of two `f32` is exact in `f64`. What is not finite counts as 0.
+fn add_terms(sums: &mut [MeanSum], values: impl Iterator<Item = f32>, weight: f32) {
+    for (sum, value) in sums.iter_mut().zip(values) {
+        let term = f64::from(weight) * if value.is_finite() { f64::from(value) } else { 0.0 };
+        sum.sum += term;
+        sum.size += term.abs();
+    }
+}
+
+impl MeanSum {
+    /// The mean, where every sum within the error of this one rounds to the same.
+    ///
+    /// Of `rows` additions each rounds by at most 2^-53 of the magnitudes so far; magnitudes, divisor and
+    /// what is computed here round as well. Twice as many units and eight more cover all of it.
+    fn certify(self, rows: usize, divisor: f64) -> Option<f32> {
+        if self.size == 0.0 {
+            return Some(0.0);
+        }
+        let error = self.size * (2 * rows + 8) as f64 * f64::EPSILON;
+        let (least, most) = ((self.sum - error) / divisor, (self.sum + error) / divisor);
+        let (least, most) = (least as f32, most as f32);
+        (least.to_bits() == most.to_bits()).then_some(least)
+    }
+}
