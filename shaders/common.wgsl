@@ -108,6 +108,12 @@ const RULE_HISTORY: u32 = 1u;
 const RULE_ARC: u32 = 2u;
 const RULE_ADAPTIVE: u32 = 3u;
 
+// Words of `run`, which begins as zeros: whether a row in scope is not finite; whether the norms are there;
+// 1 + the non-finite policy once decisions are.
+const RUN_NON_FINITE: u32 = 0u;
+const RUN_NORMS: u32 = 1u;
+const RUN_DECISIONS: u32 = 2u;
+
 const NO_GROUP: u32 = 0xffffffffu;
 const NO_NORM: u32 = 0xffffffffu;
 const NO_SPAN: u32 = 0xffffffffu;

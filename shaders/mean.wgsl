@@ -34,6 +34,8 @@ struct Strip {
 const CELLS: u32 = 38u;
 // 2^28 weights below 2^128, in units of 2^-149, make 305 bits.
 const WEIGHT_CELLS: u32 = 20u;
+// Behind them: 1 once the weights are summed.
+const SUMMED: u32 = WEIGHT_CELLS;
 // Rows whose weights one workgroup sums: 2^14 pieces of 16 bits fit a cell, and as many workgroups' limbs.
 const WEIGHT_ROWS: u32 = 16384u;
 
@@ -73,6 +75,7 @@ fn mean_weights(
             atomicAdd(&weight_sum[i], carry & 0xffffu);
             carry >>= 16u;
         }
+        atomicStore(&weight_sum[SUMMED], 1u);
     }
 }
 

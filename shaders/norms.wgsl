@@ -14,7 +14,7 @@ struct Partial {
 @group(0) @binding(4) var<storage, read_write> partials: array<Partial>;
 @group(0) @binding(5) var<storage, read_write> norms: array<Norm>;
 @group(0) @binding(6) var<storage, read_write> limbs: array<u32>;
-@group(0) @binding(8) var<storage, read_write> non_finite_rows: array<atomic<u32>>;
+@group(0) @binding(8) var<storage, read_write> run: array<atomic<u32>>;
 
 // Squares that one f32 sum takes before it joins the invocation's pair; the error bound relies on it.
 const CHAIN: u32 = 8u;
@@ -91,6 +91,9 @@ fn norms_spans(
     if lane.local != 0u {
         return;
     }
+    if index == 0u {
+        atomicStore(&run[RUN_NORMS], 1u);
+    }
     if span.in_scope == 0u {
         norms[index] = Norm(0u, OUT_OF_SCOPE);
         return;
@@ -98,7 +101,7 @@ fn norms_spans(
     let norm = decided(joined, span);
     norms[index] = norm;
     if norm.kind == NON_FINITE {
-        atomicOr(&non_finite_rows[0], 1u);
+        atomicOr(&run[RUN_NON_FINITE], 1u);
     }
     if norm.kind == UNDECIDED {
         for (var limb = 0u; limb < LIMBS; limb++) {

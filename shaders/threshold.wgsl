@@ -4,7 +4,7 @@
 @group(0) @binding(3) var<storage, read> spans: array<Span>;
 @group(0) @binding(5) var<storage, read> norms: array<Norm>;
 @group(0) @binding(7) var<storage, read_write> decisions: array<Decision>;
-@group(0) @binding(8) var<storage, read> non_finite_rows: array<u32>;
+@group(0) @binding(8) var<storage, read_write> run: array<u32>;
 @group(0) @binding(9) var<storage, read> groups: array<Group>;
 @group(0) @binding(10) var<storage, read> members: array<u32>;
 @group(0) @binding(11) var<storage, read_write> state: array<u32>;
@@ -31,7 +31,7 @@ fn threshold_groups(
     if index >= params.groups {
         return;
     }
-    if params.non_finite == POLICY_ERROR && non_finite_rows[0] != 0u {
+    if params.non_finite == POLICY_ERROR && run[RUN_NON_FINITE] != 0u {
         // The run fails when its report is read: the state must not move.
         return;
     }
@@ -274,6 +274,9 @@ fn threshold_spans(
     if index >= params.bounded {
         return;
     }
+    if index == 0u {
+        run[RUN_DECISIONS] = 1u + params.non_finite;
+    }
     let span = spans[index];
     let norm = norms[index];
     var bound = span.bound;
@@ -285,7 +288,7 @@ fn threshold_spans(
     var status = UNTOUCHED;
     if row_kind == OUT_OF_SCOPE {
         status = STATUS_OUT_OF_SCOPE;
-    } else if params.non_finite == POLICY_ERROR && non_finite_rows[0] != 0u {
+    } else if params.non_finite == POLICY_ERROR && run[RUN_NON_FINITE] != 0u {
         // The run fails when its report is read: until then no row is written.
         status = UNTOUCHED;
     } else if row_kind == NON_FINITE {

@@ -146,7 +146,7 @@ pub enum Error {
     },
     /// The report was asked for before the plan ran.
     #[error(
-        "no report: got a plan that was never recorded; expected a recorded and submitted run; record and submit first"
+        "no report: got a plan that has not run; expected a recorded and submitted run; record and submit first"
     )]
     NotRecorded,
     /// Worker threads could not be started.

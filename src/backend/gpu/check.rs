@@ -5,7 +5,6 @@
 //! device sums a small batch once, against the exact sum on the host; one that fails takes exact sums
 //! only, slower and right, and the report says so.
 
-use super::plan::Plan;
 use super::{Gpu, GpuContext, Session};
 use crate::backend::{Backend, Reference};
 use crate::batch::Layout;
@@ -50,7 +49,7 @@ fn norms_are_right(context: &GpuContext, fast: FastSums) -> Result<bool> {
     let session = Session::new(&context, &layout, &Clipping::default())?;
     session.upload(&context, &data, &Scope::All)?;
     context.submit("checking the device", |encoder| session.plan.record_norms(encoder))?;
-    let (norms, _) = Plan::read_blocking(&session.plan)?;
+    let norms = session.plan.norms_blocking()?;
     Ok(norms == Reference.norms(&layout, &data, &Clipping::default())?)
 }
 

@@ -1,5 +1,6 @@
 //! Adapters, devices, and wgpu's errors as values.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::error::{Error, Result};
@@ -148,6 +149,10 @@ pub(crate) fn wait(device: &wgpu::Device, during: &'static str) -> Result<()> {
         .map_err(|e| Error::Gpu { during, message: e.to_string() })
 }
 
+/// Buffers mapped for reading in this process so far. For tests: no stage waits for the host.
+#[doc(hidden)]
+pub static MAPS: AtomicU64 = AtomicU64::new(0);
+
 /// Maps a buffer for reading and hands its bytes to `read`; resolves once the device is polled.
 pub(crate) async fn read_mapped<T>(
     buffer: &wgpu::Buffer,
@@ -156,6 +161,7 @@ pub(crate) async fn read_mapped<T>(
     read: impl FnOnce(&[u8]) -> T,
 ) -> Result<T> {
     let failed = |message: String| Error::Gpu { during, message };
+    MAPS.fetch_add(1, Ordering::Relaxed);
     let slice = buffer.slice(..bytes);
     let (sender, receiver) = futures_intrusive::channel::shared::oneshot_channel();
     slice.map_async(wgpu::MapMode::Read, move |result| {

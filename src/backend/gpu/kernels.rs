@@ -20,7 +20,7 @@ pub(crate) enum Resource {
     Norms = 5,
     Limbs = 6,
     Decisions = 7,
-    NonFiniteRows = 8,
+    Run = 8,
     Groups = 9,
     Members = 10,
     State = 11,
@@ -71,8 +71,8 @@ pub(crate) struct Kernel {
 
 use Access::{Read, ReadWrite, Uniform};
 use Resource::{
-    Bounds, Columns, Data, Decisions, Groups, Limbs, Means, Members, NonFiniteRows, Norms, Params, Partials,
-    Spans, State, Strip, Sums, Tiles, WeightSum, Weights,
+    Bounds, Columns, Data, Decisions, Groups, Limbs, Means, Members, Norms, Params, Partials, Run, Spans,
+    State, Strip, Sums, Tiles, WeightSum, Weights,
 };
 
 /// In the order in which a run dispatches them.
@@ -99,7 +99,7 @@ pub(crate) const KERNELS: [Kernel; 9] = [
             (Partials, ReadWrite),
             (Norms, ReadWrite),
             (Limbs, ReadWrite),
-            (NonFiniteRows, ReadWrite),
+            (Run, ReadWrite),
         ],
         grid: Grid::Span,
     },
@@ -130,7 +130,7 @@ pub(crate) const KERNELS: [Kernel; 9] = [
             (Params, Uniform),
             (Spans, Read),
             (Norms, Read),
-            (NonFiniteRows, Read),
+            (Run, ReadWrite),
             (Groups, Read),
             (Members, Read),
             (State, ReadWrite),
@@ -146,7 +146,7 @@ pub(crate) const KERNELS: [Kernel; 9] = [
             (Spans, Read),
             (Norms, Read),
             (Decisions, ReadWrite),
-            (NonFiniteRows, Read),
+            (Run, ReadWrite),
             (Bounds, ReadWrite),
         ],
         grid: Grid::Spans,

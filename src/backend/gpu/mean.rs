@@ -171,14 +171,21 @@ impl MeanPlan {
         if !self.recorded.load(Ordering::Acquire) {
             return Err(Error::NotRecorded);
         }
-        let bytes = self.buffers.means.size();
-        let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
-        let staging = self.context.buffer("the mean", bytes, usage)?;
+        let (bytes, summed) = (self.buffers.means.size(), WEIGHT_CELLS * 4);
+        let staging = self.context.staging("the mean", bytes + 4)?;
         self.context.submit(DURING, |encoder| {
             encoder.copy_buffer_to_buffer(&self.buffers.means, 0, &staging, 0, bytes);
+            encoder.copy_buffer_to_buffer(&self.buffers.weight_sum, summed, &staging, bytes, 4);
         })?;
-        let read = |bytes: &[u8]| bytemuck::pod_collect_to_vec::<u8, f32>(bytes);
-        let mut mean = self.context.wait_for(read_mapped(&staging, bytes, DURING, read), DURING)?;
+        let read = |read: &[u8]| {
+            let (mean, summed) = read.split_at(bytes as usize);
+            (bytemuck::pod_collect_to_vec::<u8, f32>(mean), summed != [0; 4])
+        };
+        let read = read_mapped(&staging, bytes + 4, DURING, read);
+        let (mut mean, summed) = self.context.wait_for(read, DURING)?;
+        if !summed && !self.steps.is_empty() {
+            return Err(Error::NotRecorded);
+        }
         mean.truncate(self.params);
         Ok(mean)
     }
@@ -301,7 +308,7 @@ impl Buffers {
         Ok(Self {
             strips: context.buffer("the strips of the mean", strips * STRIP_BYTES, uniform)?,
             weights: words("the weights", layout.clients() as u64, storage)?,
-            weight_sum: words("the sum of the weights", WEIGHT_CELLS, storage)?,
+            weight_sum: words("the sum of the weights", WEIGHT_CELLS + 1, read)?,
             sums: words("the sums of coordinates", cut.sums(), storage)?,
             means: words("the mean", layout.params() as u64, read)?,
         })

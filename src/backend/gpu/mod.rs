@@ -19,8 +19,12 @@ mod tuning;
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+#[doc(hidden)]
+pub use device::MAPS;
 pub use device::{adapters, choose_adapter, is_software, open};
 pub use mean::MeanPlan;
+#[doc(hidden)]
+pub use plan::Dispatch;
 pub use plan::Plan;
 pub use tuning::Tuning;
 
@@ -249,7 +253,7 @@ impl Backend for Gpu {
         self.with_session(layout, &stage, |session| {
             session.upload(&self.context, data, &clipping.scope)?;
             self.context.submit("computing norms", |encoder| session.plan.record_norms(encoder))?;
-            Ok(session.plan.read_blocking()?.0)
+            session.plan.norms_blocking()
         })
     }
 
@@ -268,7 +272,7 @@ impl Backend for Gpu {
             session.plan.write_norms(norms)?;
             session.plan.set_state(state)?;
             self.context.submit("deciding bounds", |encoder| session.plan.record_threshold(encoder))?;
-            let (_, decisions) = session.plan.read_blocking()?;
+            let decisions = session.plan.decisions_blocking()?;
             *state = session.plan.state_blocking()?;
             Ok(decisions)
         })
@@ -303,10 +307,7 @@ impl Backend for Gpu {
             session.plan.set_state(state)?;
             session.upload(&self.context, data, &clipping.scope)?;
             self.context.submit("clipping", |encoder| session.plan.record(encoder))?;
-            let (norms, decisions) = session.plan.read_blocking()?;
-            if clipping.non_finite == crate::NonFinite::Error {
-                threshold::refuse_non_finite(&norms.rows)?;
-            }
+            let (norms, decisions) = session.plan.run_blocking()?;
             let next = session.plan.state_blocking()?;
             session.download(&self.context, data, &decisions)?;
             *state = next;
@@ -397,6 +398,11 @@ impl GpuContext {
             })
         })
         .map_err(|e| self.lost.explain(e))
+    }
+
+    /// A buffer for the way back to the host.
+    pub(crate) fn staging(&self, what: &'static str, bytes: u64) -> Result<wgpu::Buffer> {
+        self.buffer(what, bytes, wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST)
     }
 
     /// Waits for the device until a map that it was asked for is there.

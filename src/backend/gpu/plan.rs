@@ -1,6 +1,7 @@
 //! A plan: everything that clipping one buffer needs, made once; recording it allocates nothing.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use bytemuck::{Pod, Zeroable};
 
@@ -42,6 +43,31 @@ pub(crate) struct DeviceDecision {
     pub exponent: i32,
     pub bound: f32,
     pub status: u32,
+}
+
+/// Words of the run, and their bytes; RUN_* of common.wgsl.
+const RUN_NORMS: usize = 1;
+const RUN_DECISIONS: usize = 2;
+const RUN_BYTES: u64 = 16;
+
+/// What the plan does while a report is read.
+const READING: &str = "reading the report";
+
+fn policy_code(policy: NonFinite) -> u32 {
+    match policy {
+        NonFinite::Zero => 0,
+        NonFinite::Error => 1,
+        NonFinite::Keep => 2,
+    }
+}
+
+/// What a run left on the device.
+struct Run {
+    norms_done: bool,
+    /// The non-finite policy that its decisions were made under, once they are.
+    policy: Option<u32>,
+    norms: Norms,
+    decisions: Vec<Decision>,
 }
 
 /// The shaders' status of a row that is clipped coordinate by coordinate.
@@ -109,7 +135,6 @@ pub struct Plan {
     layout: Layout,
     granularity: Granularity,
     centered: bool,
-    non_finite: NonFinite,
     threshold: Threshold,
     source: Source,
     geometry: Geometry,
@@ -130,15 +155,20 @@ struct Buffers {
     norms: wgpu::Buffer,
     limbs: wgpu::Buffer,
     decisions: wgpu::Buffer,
-    non_finite_rows: wgpu::Buffer,
+    /// What the run has done so far; see common.wgsl.
+    run: wgpu::Buffer,
     groups: wgpu::Buffer,
     members: wgpu::Buffer,
     /// What adaptive and history thresholds remember.
     state: wgpu::Buffer,
     bounds: wgpu::Buffer,
-    /// Norms and decisions on their way to the host.
-    staging: wgpu::Buffer,
+    /// Ways back to the host that no report is using.
+    staging: Mutex<Vec<wgpu::Buffer>>,
 }
+
+/// A kernel's name, pipeline, bindings and workgroups.
+#[doc(hidden)]
+pub type Dispatch<'a> = (&'static str, &'a wgpu::ComputePipeline, &'a wgpu::BindGroup, (u32, u32));
 
 /// One dispatch.
 #[derive(Debug)]
@@ -183,7 +213,6 @@ impl Plan {
             layout: layout.clone(),
             granularity: clipping.granularity,
             centered,
-            non_finite: clipping.non_finite,
             threshold: clipping.threshold.clone(),
             source,
             geometry,
@@ -255,16 +284,11 @@ impl Plan {
                 }
             }
         }
-        self.non_finite = clipping.non_finite;
         let params = Params {
             zero: self.context.tuning.zero,
             spans: self.geometry.spans.len() as u32,
             bounded: self.geometry.bounded as u32,
-            non_finite: match clipping.non_finite {
-                NonFinite::Zero => 0,
-                NonFinite::Error => 1,
-                NonFinite::Keep => 2,
-            },
+            non_finite: policy_code(clipping.non_finite),
             force_exact: u32::from(
                 self.context.tuning.force_exact || self.context.fast_sums.get() == Some(&false),
             ),
@@ -313,8 +337,7 @@ impl Plan {
             return Ok(State::default());
         }
         let bytes = (words * 4) as u64;
-        let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
-        let staging = self.context.buffer("the state", bytes, usage)?;
+        let staging = self.context.staging("the state", bytes)?;
         self.context.submit("reading the state", |encoder| {
             encoder.copy_buffer_to_buffer(&self.buffers.state, 0, &staging, 0, bytes);
         })?;
@@ -335,7 +358,7 @@ impl Plan {
 
     /// Records the norms stage.
     pub fn record_norms(&self, encoder: &mut wgpu::CommandEncoder) {
-        encoder.clear_buffer(&self.buffers.non_finite_rows, 0, None);
+        encoder.clear_buffer(&self.buffers.run, 0, None);
         self.record_steps(
             encoder,
             "byzclip norms",
@@ -397,7 +420,7 @@ impl Plan {
         if !vector.usage().contains(wgpu::BufferUsages::COPY_SRC) {
             return unusable(format!("usage {:?}", vector.usage()), "the usage COPY_SRC".into());
         }
-        if offset % 4 != 0 || offset.checked_add(bytes).is_none_or(|end| end > vector.size()) {
+        if !offset.is_multiple_of(4) || offset.checked_add(bytes).is_none_or(|end| end > vector.size()) {
             let got = format!("{} bytes from byte {offset}", vector.size());
             return unusable(got, format!("{bytes} bytes from a multiple of 4"));
         }
@@ -420,64 +443,102 @@ impl Plan {
     /// [`Error::NonFinite`] where the policy is [`NonFinite::Error`] and a row holds NaN or Inf (no row
     /// was written then); [`Error::NotRecorded`]; errors of the device.
     pub fn report_blocking(&self) -> Result<Report> {
-        let (norms, decisions) = self.read_blocking()?;
-        self.to_report(&norms, &decisions)
+        self.to_report(self.read_blocking()?)
     }
 
     /// Reads the report of the last submitted run back.
     ///
-    /// The future resolves once somebody polls the device, as for every wgpu map. It may be dropped halfway.
-    /// A plan has one way back: a second report while one is pending is an error.
+    /// The future resolves once somebody polls the device, as for every wgpu map. It may be dropped halfway,
+    /// and several may be under way at once.
     ///
     /// # Errors
     /// Those of [`Plan::report_blocking`].
     pub async fn report(&self) -> Result<Report> {
-        self.submit_readback()?;
-        let (norms, decisions) = self.read_staging().await?;
-        self.to_report(&norms, &decisions)
+        self.to_report(self.read().await?)
     }
 
-    fn to_report(&self, norms: &Norms, decisions: &[Decision]) -> Result<Report> {
-        if self.non_finite == NonFinite::Error {
-            threshold::refuse_non_finite(&norms.rows)?;
-        }
+    fn to_report(&self, run: Run) -> Result<Report> {
+        let (norms, decisions) = (self.check_norms(&run)?, self.check_decisions(&run)?);
         Ok(Report::new(self.context.ran(), &self.layout, self.granularity, norms, decisions))
     }
 
-    /// Norms and decisions as they are on the device now.
-    pub(super) fn read_blocking(&self) -> Result<(Norms, Vec<Decision>)> {
-        self.submit_readback()?;
-        self.context.wait_for(self.read_staging(), "reading the report")
+    /// What is on the device now.
+    fn read_blocking(&self) -> Result<Run> {
+        self.context.wait_for(self.read(), READING)
     }
 
-    fn submit_readback(&self) -> Result<()> {
+    /// The norms of the last submitted run.
+    pub(super) fn norms_blocking(&self) -> Result<Norms> {
+        let run = self.read_blocking()?;
+        self.check_norms(&run)?;
+        Ok(run.norms)
+    }
+
+    /// The decisions of the last submitted run.
+    pub(super) fn decisions_blocking(&self) -> Result<Vec<Decision>> {
+        let run = self.read_blocking()?;
+        self.check_decisions(&run)?;
+        Ok(run.decisions)
+    }
+
+    /// The norms and decisions of the last submitted run.
+    pub(super) fn run_blocking(&self) -> Result<(Norms, Vec<Decision>)> {
+        let run = self.read_blocking()?;
+        self.check_norms(&run)?;
+        self.check_decisions(&run)?;
+        Ok((run.norms, run.decisions))
+    }
+
+    /// Refuses norms that no submission has computed.
+    fn check_norms<'a>(&self, run: &'a Run) -> Result<&'a Norms> {
+        let done = run.norms_done || self.geometry.spans.is_empty();
+        if done { Ok(&run.norms) } else { Err(Error::NotRecorded) }
+    }
+
+    /// Refuses decisions that no submission has made, or that its policy makes an error.
+    fn check_decisions<'a>(&self, run: &'a Run) -> Result<&'a [Decision]> {
+        if run.policy.is_none() && self.geometry.bounded > 0 {
+            return Err(Error::NotRecorded);
+        }
+        if run.policy == Some(policy_code(NonFinite::Error)) {
+            threshold::refuse_non_finite(&run.norms.rows)?;
+        }
+        Ok(&run.decisions)
+    }
+
+    /// Reads back what is on the device when the copy runs: after all that was submitted before.
+    async fn read(&self) -> Result<Run> {
         if !self.recorded.load(Ordering::Acquire) {
             return Err(Error::NotRecorded);
         }
         let (norms, decisions) = (self.norms_bytes(), self.decisions_bytes());
-        self.context.submit("reading the report", |encoder| {
-            encoder.copy_buffer_to_buffer(&self.buffers.norms, 0, &self.buffers.staging, 0, norms);
-            encoder.copy_buffer_to_buffer(
-                &self.buffers.decisions,
-                0,
-                &self.buffers.staging,
-                norms,
-                decisions,
-            );
-        })
-    }
-
-    async fn read_staging(&self) -> Result<(Norms, Vec<Decision>)> {
-        let norms_bytes = self.norms_bytes();
-        let bytes = norms_bytes + self.decisions_bytes();
-        let read = |bytes: &[u8]| {
-            let (norms, decisions) = bytes.split_at(norms_bytes as usize);
-            let norms = self.to_norms(bytemuck::cast_slice(norms));
-            let decisions = bytemuck::cast_slice::<_, DeviceDecision>(decisions);
-            (norms, decisions[..self.geometry.bounded].iter().map(|&decision| decision.to_host()).collect())
+        let unused = self.buffers.staging.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let staging = match unused {
+            Some(staging) => staging,
+            None => self.context.staging("the report", RUN_BYTES + norms + decisions)?,
         };
-        let read = read_mapped(&self.buffers.staging, bytes, "reading the report", read);
-        read.await.map_err(|e| self.context.lost.explain(e))
+        self.context.submit(READING, |encoder| {
+            encoder.copy_buffer_to_buffer(&self.buffers.run, 0, &staging, 0, RUN_BYTES);
+            encoder.copy_buffer_to_buffer(&self.buffers.norms, 0, &staging, RUN_BYTES, norms);
+            encoder.copy_buffer_to_buffer(&self.buffers.decisions, 0, &staging, RUN_BYTES + norms, decisions);
+        })?;
+        let to_run = |bytes: &[u8]| {
+            let (run, rest) = bytes.split_at(RUN_BYTES as usize);
+            let (norms, decisions) = rest.split_at(norms as usize);
+            let words: &[u32] = bytemuck::cast_slice(run);
+            let decisions = &bytemuck::cast_slice::<_, DeviceDecision>(decisions)[..self.geometry.bounded];
+            Run {
+                norms_done: words[RUN_NORMS] != 0,
+                policy: words[RUN_DECISIONS].checked_sub(1),
+                norms: self.to_norms(bytemuck::cast_slice(norms)),
+                decisions: decisions.iter().map(|decision| decision.to_host()).collect(),
+            }
+        };
+        let read = read_mapped(&staging, RUN_BYTES + norms + decisions, READING, to_run);
+        let run = read.await.map_err(|e| self.context.lost.explain(e))?;
+        // One that failed, or was dropped halfway, is not used again.
+        self.buffers.staging.lock().unwrap_or_else(PoisonError::into_inner).push(staging);
+        Ok(run)
     }
 
     fn to_norms(&self, all: &[Norm]) -> Norms {
@@ -497,7 +558,7 @@ impl Plan {
             all.extend(&norms.rows);
         }
         let non_finite = norms.rows.iter().any(|n| n.class() == crate::NormClass::NonFinite);
-        self.upload(self.buffers.non_finite_rows.clone(), bytemuck::bytes_of(&u32::from(non_finite)))?;
+        self.upload(self.buffers.run.clone(), bytemuck::cast_slice(&[u32::from(non_finite), 1, 0]))?;
         self.upload(self.buffers.norms.clone(), bytemuck::cast_slice(&all))
     }
 
@@ -534,6 +595,19 @@ impl Plan {
         (self.geometry.bounded.max(1) * size_of::<DeviceDecision>()) as u64
     }
 
+    /// Every dispatch that [`Plan::record`] makes, pass by pass, for tests that hold it against the bare calls.
+    #[doc(hidden)]
+    pub fn dispatches(&self) -> impl Iterator<Item = Dispatch<'_>> {
+        self.steps.iter().map(|step| (step.kernel, &step.pipeline, &step.bindings, step.workgroups))
+    }
+
+    /// The buffer that [`Plan::record`] clears first, for the same tests.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn cleared(&self) -> &wgpu::Buffer {
+        &self.buffers.run
+    }
+
     /// Overwrites everything that a run computes with nonsense.
     ///
     /// For tests: a run that leaves something unwritten, or reads what it did not write, shows.
@@ -547,7 +621,7 @@ impl Plan {
             &self.buffers.norms,
             &self.buffers.limbs,
             &self.buffers.decisions,
-            &self.buffers.non_finite_rows,
+            &self.buffers.run,
             &self.buffers.bounds,
         ];
         for buffer in scratch {
@@ -582,17 +656,13 @@ impl Buffers {
             norms: make("the norms", norms, read)?,
             limbs: make("the exact sums", spans * 40 * 4, storage)?,
             decisions: make("the decisions", decisions, read)?,
-            non_finite_rows: make("a flag", 4, storage)?,
+            run: make("the run", RUN_BYTES as usize, read)?,
             // Room for any threshold: there are at most as many groups as spans.
             groups: make("the groups", spans * size_of::<Group>(), storage)?,
             members: make("the members of groups", spans * 4, storage)?,
             state: make("the state", rules.state_words.max(1) * 4, read)?,
             bounds: make("the bounds", spans * 4, storage)?,
-            staging: make(
-                "the report",
-                norms + decisions,
-                wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
-            )?,
+            staging: Mutex::default(),
         })
     }
 
@@ -607,7 +677,7 @@ impl Buffers {
             Resource::Norms => &self.norms,
             Resource::Limbs => &self.limbs,
             Resource::Decisions => &self.decisions,
-            Resource::NonFiniteRows => &self.non_finite_rows,
+            Resource::Run => &self.run,
             Resource::Groups => &self.groups,
             Resource::Members => &self.members,
             Resource::State => &self.state,

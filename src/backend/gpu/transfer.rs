@@ -50,8 +50,7 @@ impl Transfer<'_> {
     pub(super) fn download(&self, data: &mut [f32], chosen: impl Fn(usize) -> bool) -> Result<()> {
         let pieces = self.pieces(chosen);
         let Some(largest) = pieces.iter().map(|(run, _)| run.end - run.start).max() else { return Ok(()) };
-        let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
-        let staging = self.context.buffer("the way back", largest * 4, usage)?;
+        let staging = self.context.staging("the way back", largest * 4)?;
         for (run, parts) in &pieces {
             let bytes = (run.end - run.start) * 4;
             self.context.submit("downloading the batch", |encoder| {
