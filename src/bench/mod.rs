@@ -1,0 +1,114 @@
+//! Measurements that can be believed: what `byzclip bench` and the criterion benches run. Not part of the API.
+//!
+//! - [`cases`]: shapes, cases and their data.
+//! - [`expected`]: what every result must be, bit for bit, before anything is timed.
+//! - [`plain`]: the same work without exactness: an `f32` sum, then the scaling. What exactness costs.
+//! - [`ceilings`]: what the memory allows in the same buffer: a read, a copy, a scaling in place.
+//! - [`measure`]: samples, and the records that they become.
+//! - [`host`]: a backend over host memory; `gpu`: a plan over a buffer on the device.
+//!
+//! The rules: a case is verified before it is timed, and its last run afterwards; ours and plain alternate, so that
+//! noise hits both; data is restored outside the timed region, and only rows that were written; a case's bytes are those
+//! that one pass would need, whatever is really moved.
+
+pub mod cases;
+pub mod ceilings;
+pub mod expected;
+pub mod host;
+pub mod measure;
+pub mod plain;
+
+use crate::backend::{Backend, Choice, select};
+use crate::error::Result;
+use crate::report::Ran;
+
+use self::cases::{Batch, Case, Shape};
+use self::measure::{Place, Record};
+
+/// What to measure.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    /// The shares of rows that are clipped; a case each.
+    pub clipped: Vec<f64>,
+    /// The share of rows in scope, all of them clipped, of one more case.
+    pub scope_share: f64,
+    /// Runs of each case.
+    pub runs: usize,
+}
+
+impl Settings {
+    /// The cases of every shape, in the order of the tables.
+    #[must_use]
+    pub fn cases(&self) -> Vec<Case> {
+        let mut cases = vec![Case::norms()];
+        cases.extend(self.clipped.iter().map(|&share| Case::clip(share)));
+        cases.push(Case::scoped(self.scope_share));
+        cases
+    }
+}
+
+/// What is measured.
+pub enum Subject {
+    /// A backend over host memory.
+    Host(Box<dyn Backend>),
+}
+
+impl Subject {
+    /// The backend that was asked for, as [`select`] chooses it.
+    ///
+    /// # Errors
+    /// Those of [`select`].
+    pub fn open(choice: Choice, adapter: Option<&str>) -> Result<Self> {
+        Ok(Self::Host(select(choice, adapter)?))
+    }
+
+    /// Which backend this is, on what, and why.
+    #[must_use]
+    pub fn ran(&self) -> Ran {
+        match self {
+            Self::Host(backend) => backend.ran(),
+        }
+    }
+
+    /// Measures ceilings and every case of a shape; `begins` is told what begins.
+    ///
+    /// A `fault` that is set spoils one bit of the first result that has one to spoil, and is taken then: the check has
+    /// to find it.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`](crate::Error::Mismatch) where a result is not the expected one; errors of the backend.
+    pub fn measure(
+        &self,
+        shape: Shape,
+        settings: &Settings,
+        fault: &mut bool,
+        mut begins: impl FnMut(&str),
+    ) -> Result<Vec<Record>> {
+        let mut batch = Batch::new(shape)?;
+        match self {
+            Self::Host(backend) => {
+                let place = Place::host(backend.as_ref());
+                let cache = ceilings::core_cache();
+                begins(&format!("{shape}: ceilings"));
+                batch.fill(&Case::norms());
+                let ceilings = ceilings::measure(&mut batch, settings.runs)?;
+                let mut records = ceilings.records(&place, shape);
+                for case in settings.cases() {
+                    begins(&format!("{shape}: {case}"));
+                    batch.fill(&case);
+                    let timed = host::measure(backend.as_ref(), &mut batch, &case, settings.runs, fault)?;
+                    records.extend(timed.records(&place, shape, &case, Some(&ceilings), cache));
+                }
+                Ok(records)
+            }
+        }
+    }
+}
+
+/// How many steps [`Subject::measure`] takes for a shape, for a progress bar.
+#[must_use]
+pub fn steps(subject: &Subject, settings: &Settings) -> usize {
+    match subject {
+        Subject::Host(_) => settings.cases().len() + 1,
+    }
+}
