@@ -50,31 +50,40 @@ impl Ceilings {
 
 /// Measures the ceilings of host memory with all threads; the batch is as before afterwards.
 ///
+/// The caches are as cases find them: what is only read was read by the run before, and what is scaled was restored.
+///
 /// # Errors
 /// [`Error::Mismatch`] where a loop did not do what it is timed for.
 pub fn measure(batch: &mut Batch, runs: usize) -> Result<Ceilings> {
+    batch.restore_all();
     let sum = batch.original.iter().fold(0u32, |sum, value| sum.wrapping_add(value.to_bits()));
-    let mut times = [Times::default(), Times::default(), Times::default()];
-    // One round more, which is not counted, warms up.
+    // The first round verifies and warms up; it is not counted.
+    let mut read = Times::default();
     for round in 0..=runs {
-        let (got, reading) = timed(|| read(black_box(&batch.work)));
+        let (got, seconds) = timed(|| sum_of_bits(black_box(&batch.work)));
         check("read", got == sum)?;
-        let ((), scaling) = timed(|| scale(black_box(&mut batch.work), black_box(0.5)));
-        check("scale", holds(batch, 0.5))?;
-        let ((), copying) = timed(|| copy(black_box(&batch.original), black_box(&mut batch.work)));
-        check("copy", holds(batch, 1.0))?;
-        if round > 0 {
-            for (times, seconds) in times.iter_mut().zip([reading, copying, scaling]) {
-                times.wall.push(seconds);
-            }
-        }
+        read.push_after_first(round, seconds);
     }
-    let [read, copy, scale] = times;
-    Ok(Ceilings { read, copy, scale, bytes: Case::norms().traffic(batch.shape).one_pass() })
+    let mut scaled = Times::default();
+    for round in 0..=runs {
+        let ((), seconds) = timed(|| scale(black_box(&mut batch.work), black_box(0.5)));
+        check("scale", round > 0 || holds(batch, 0.5))?;
+        scaled.push_after_first(round, seconds);
+        batch.restore_all();
+    }
+    let mut copied = Times::default();
+    scale(&mut batch.work, 0.5);
+    for round in 0..=runs {
+        let ((), seconds) = timed(|| copy(black_box(&batch.original), black_box(&mut batch.work)));
+        check("copy", round > 0 || holds(batch, 1.0))?;
+        copied.push_after_first(round, seconds);
+    }
+    let bytes = Case::norms().traffic(batch.shape).one_pass();
+    Ok(Ceilings { read, copy: copied, scale: scaled, bytes })
 }
 
 /// The sum of all bits: integers, so that no order of additions holds the loop up.
-fn read(values: &[f32]) -> u32 {
+fn sum_of_bits(values: &[f32]) -> u32 {
     let part = |part: &[f32]| part.iter().fold(0u32, |sum, value| sum.wrapping_add(value.to_bits()));
     values.par_chunks(TASK).map(part).reduce(|| 0, u32::wrapping_add)
 }

@@ -38,9 +38,7 @@ pub fn measure(
             expected.check_values(&name, batch, &batch.work)?;
         }
         batch.restore(case);
-        if round > 0 {
-            ours.wall.push(seconds);
-        }
+        ours.push_after_first(round, seconds);
         if has_plain {
             let (norms, seconds) = timed(|| match case.stage {
                 Stage::Norms => plain::norms(shape, case, black_box(&batch.work)),
@@ -49,9 +47,8 @@ pub fn measure(
             if round == 0 {
                 expected.check_plain(&norms, plain::error(shape))?;
                 expected.check_plain_values(batch, &batch.work, 2.0 * plain::error(shape))?;
-            } else {
-                plain.wall.push(seconds);
             }
+            plain.push_after_first(round, seconds);
             batch.restore(case);
         }
     }
