@@ -245,6 +245,21 @@ impl Batch {
         copy(&self.original, &mut self.work);
     }
 
+    /// Whether every value that runs work on is `factor` times the original.
+    #[must_use]
+    pub fn holds(&self, factor: f32) -> bool {
+        let same = |(got, value): (&f32, &f32)| got.to_bits() == (value * factor).to_bits();
+        self.work.par_iter().zip(&self.original).all(same)
+    }
+
+    /// Flips the lowest bit of the first value that the case writes; false where it writes none.
+    pub fn spoil(&mut self, case: &Case) -> bool {
+        let Some(row) = (0..self.shape.clients).find(|&row| case.writes(row)) else { return false };
+        let value = &mut self.work[row * self.shape.params];
+        *value = f32::from_bits(value.to_bits() ^ 1);
+        true
+    }
+
     /// Restores the rows that the case writes.
     pub fn restore(&mut self, case: &Case) {
         let rows =

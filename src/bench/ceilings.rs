@@ -12,6 +12,9 @@ use crate::error::{Error, Result};
 /// Elements of a task.
 const TASK: usize = 1 << 16;
 
+/// What the loops of this file are called in errors.
+const LOOPS: &str = "a plain loop";
+
 /// The times that the whole batch takes.
 #[derive(Debug, Clone)]
 pub struct Ceilings {
@@ -61,13 +64,13 @@ pub fn measure(batch: &mut Batch, runs: usize) -> Result<Ceilings> {
     let mut read = Times::default();
     for round in 0..=runs {
         let (got, seconds) = timed(|| sum_of_bits(black_box(&batch.work)));
-        check("read", got == sum)?;
+        check(LOOPS, "read", got == sum)?;
         read.push_after_first(round, seconds);
     }
     let mut scaled = Times::default();
     for round in 0..=runs {
         let ((), seconds) = timed(|| scale(black_box(&mut batch.work), black_box(0.5)));
-        check("scale", round > 0 || holds(batch, 0.5))?;
+        check(LOOPS, "scale", round > 0 || batch.holds(0.5))?;
         scaled.push_after_first(round, seconds);
         batch.restore_all();
     }
@@ -75,7 +78,7 @@ pub fn measure(batch: &mut Batch, runs: usize) -> Result<Ceilings> {
     scale(&mut batch.work, 0.5);
     for round in 0..=runs {
         let ((), seconds) = timed(|| copy(black_box(&batch.original), black_box(&mut batch.work)));
-        check("copy", round > 0 || holds(batch, 1.0))?;
+        check(LOOPS, "copy", round > 0 || batch.holds(1.0))?;
         copied.push_after_first(round, seconds);
     }
     let bytes = Case::norms().traffic(batch.shape).one_pass();
@@ -88,17 +91,12 @@ fn sum_of_bits(values: &[f32]) -> u32 {
     values.par_chunks(TASK).map(part).reduce(|| 0, u32::wrapping_add)
 }
 
-/// Whether every value is `factor` times the original.
-fn holds(batch: &Batch, factor: f32) -> bool {
-    batch.work.par_iter().zip(&batch.original).all(|(got, value)| got.to_bits() == (value * factor).to_bits())
-}
-
-fn check(method: &'static str, right: bool) -> Result<()> {
+pub(super) fn check(loops: &str, method: &'static str, right: bool) -> Result<()> {
     if right {
         return Ok(());
     }
     Err(Error::Mismatch {
-        backend: "the ceiling".into(),
+        backend: loops.into(),
         stage: method,
         row: 0,
         got: "other bits".into(),
@@ -134,9 +132,9 @@ mod tests {
     fn a_loop_that_did_something_else_is_found() {
         let mut batch = Batch::new("2x9".parse().unwrap()).unwrap();
         batch.fill(&Case::norms());
-        assert!(check("read", holds(&batch, 1.0)).is_ok());
+        assert!(check(LOOPS, "read", batch.holds(1.0)).is_ok());
         batch.work[17] = 0.25;
-        assert!(matches!(check("copy", holds(&batch, 1.0)), Err(Error::Mismatch { .. })));
+        assert!(matches!(check(LOOPS, "copy", batch.holds(1.0)), Err(Error::Mismatch { .. })));
     }
 
     #[test]

@@ -31,7 +31,7 @@ pub fn measure(
     // The first round verifies and warms up; it is not counted.
     for round in 0..=runs {
         let seconds = run(backend, batch, case, &expected, &name)?;
-        if round == 0 && *fault && spoil(batch, case) {
+        if round == 0 && *fault && batch.spoil(case) {
             *fault = false;
         }
         if round == 0 || round == runs {
@@ -78,12 +78,4 @@ fn run(
             Ok(seconds)
         }
     }
-}
-
-/// Flips the lowest bit of the first value that the case writes; false where it writes none.
-fn spoil(batch: &mut Batch, case: &Case) -> bool {
-    let Some(row) = (0..batch.shape.clients).find(|&row| case.writes(row)) else { return false };
-    let value = &mut batch.work[row * batch.shape.params];
-    *value = f32::from_bits(value.to_bits() ^ 1);
-    true
 }

@@ -94,18 +94,18 @@ pub struct Timed {
 }
 
 impl Timed {
-    /// A record for ours, and one for plain; `ceilings` are those of the memory that the data is in, if it is in one.
+    /// A record for ours, and one for plain; `ceilings` are those of the memory that the data is in, if it
+    /// stays in one, with the bytes of a cache that keeps a row.
     #[must_use]
     pub fn records(
         &self,
         place: &Place,
         shape: Shape,
         case: &Case,
-        ceilings: Option<&Ceilings>,
-        cache: u64,
+        ceilings: Option<(&Ceilings, u64)>,
     ) -> Vec<Record> {
         let traffic = case.traffic(shape);
-        let allowed = ceilings.map(|ceilings| ceilings.allow(traffic, shape, cache));
+        let allowed = ceilings.map(|(ceilings, cache)| ceilings.allow(traffic, shape, cache));
         let libraries = [("byzclip", Some(&self.ours)), ("plain", self.plain.as_ref())];
         let libraries = libraries.into_iter().filter_map(|(library, times)| Some((library, times?)));
         let record = |(library, times): (&'static str, &Times)| {

@@ -1,8 +1,8 @@
 //! `byzclip bench`: what norms and clipping take, beside plain loops and what the memory allows.
 
+use byzclip::bench::Settings;
 use byzclip::bench::cases::{SHAPES, Shape};
 use byzclip::bench::measure::Record;
-use byzclip::bench::{Settings, steps};
 
 use super::failure::{Failure, Outcome};
 use super::options::BackendArgs;
@@ -40,7 +40,7 @@ pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
     if !json {
         output::print(&format!("{}\n{LEGEND}\n", subject.ran()))?;
     }
-    let bar = progress::bar((args.shapes.len() * steps(&subject, &settings)) as u64, "measuring");
+    let bar = progress::bar((args.shapes.len() * subject.steps(&settings)) as u64, "measuring");
     for &shape in &args.shapes {
         let begins = |what: &str| {
             bar.set_message(what.to_owned());

@@ -387,7 +387,7 @@ impl Plan {
     }
 
     /// Norms and decisions as they are on the device now.
-    pub(super) fn read_blocking(&self) -> Result<(Norms, Vec<Decision>)> {
+    pub(crate) fn read_blocking(&self) -> Result<(Norms, Vec<Decision>)> {
         self.submit_readback()?;
         self.context.wait_for(self.read_staging(), "reading the report")
     }
