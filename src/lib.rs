@@ -42,6 +42,9 @@ pub mod aggregate;
 pub mod attack;
 pub mod backend;
 pub mod batch;
+#[cfg(feature = "cli")]
+#[doc(hidden)]
+pub mod bench;
 pub mod clip;
 pub mod error;
 pub mod norms;

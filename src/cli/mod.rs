@@ -2,6 +2,7 @@
 
 mod analyze;
 mod batch_file;
+mod bench;
 mod clip;
 mod devices;
 mod failure;
@@ -29,7 +30,7 @@ use self::failure::{Failure, Outcome};
 #[derive(Debug, Parser)]
 #[command(name = "byzclip", version, max_term_width = 100)]
 struct Cli {
-    /// Print one JSON object on stdout, and nothing else there.
+    /// Print one JSON object on stdout, and nothing else there; `bench` prints one a line.
     #[arg(long, global = true)]
     json: bool,
     #[command(subcommand)]
@@ -48,6 +49,8 @@ enum Command {
     Analyze(analyze::Args),
     /// Check every adapter and the CPU, bit for bit, against exact arithmetic.
     Verify(verify::Args),
+    /// Time norms and clipping, verified, beside plain loops and what the memory allows.
+    Bench(bench::Args),
     /// Train a model with and without hostile clients, and with clipping.
     Train(train::Args),
 }
@@ -64,6 +67,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Clip(args) => clip::run(&args, cli.json),
         Command::Analyze(args) => analyze::run(&args, cli.json),
         Command::Verify(args) => verify::run(&args, cli.json),
+        Command::Bench(args) => bench::run(&args, cli.json),
         Command::Train(args) => train::run(&args, cli.json),
     };
     match done {

@@ -3,6 +3,7 @@
 use std::str::FromStr;
 
 use byzclip::backend::{Choice, select};
+use byzclip::bench::Subject;
 use byzclip::{Backend, NonFinite, Scope};
 
 use super::failure::Failure;
@@ -20,14 +21,25 @@ pub(super) struct BackendArgs {
 
 impl BackendArgs {
     pub(super) fn open(&self) -> Result<Box<dyn Backend>, Failure> {
-        if let (Some(adapter), Choice::Cpu | Choice::Reference) = (&self.adapter, self.backend) {
-            let backend = if self.backend == Choice::Cpu { "cpu" } else { "reference" };
-            return Err(Failure::Usage(format!(
-                "got --adapter {adapter} with --backend {backend}; expected an adapter with gpu or auto only; \
-                 leave one of them out"
-            )));
-        }
+        self.check()?;
         Ok(select(self.backend, self.adapter.as_deref())?)
+    }
+
+    /// The same, as something to measure.
+    pub(super) fn subject(&self) -> Result<Subject, Failure> {
+        self.check()?;
+        Ok(Subject::open(self.backend, self.adapter.as_deref())?)
+    }
+
+    fn check(&self) -> Result<(), Failure> {
+        let (Some(adapter), Choice::Cpu | Choice::Reference) = (&self.adapter, self.backend) else {
+            return Ok(());
+        };
+        let backend = if self.backend == Choice::Cpu { "cpu" } else { "reference" };
+        Err(Failure::Usage(format!(
+            "got --adapter {adapter} with --backend {backend}; expected an adapter with gpu or auto only; \
+             leave one of them out"
+        )))
     }
 }
 

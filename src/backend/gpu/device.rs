@@ -67,14 +67,18 @@ fn describe(adapters: &[wgpu::Adapter]) -> String {
     names.collect::<Vec<_>>().join(", ")
 }
 
-/// Opens a device with all the limits of its adapter, and subgroups where it has them.
+/// Opens a device with all the limits of its adapter, and subgroups and timestamps where it has them.
 ///
 /// # Errors
 /// [`Error::Gpu`] where the driver refuses.
 pub fn open(adapter: &wgpu::Adapter) -> Result<(wgpu::Device, wgpu::Queue)> {
+    // No kernel needs timestamps: benchmarks and callers who profile do.
+    let wanted = wgpu::Features::SUBGROUP
+        | wgpu::Features::TIMESTAMP_QUERY
+        | wgpu::Features::TIMESTAMP_QUERY_INSIDE_ENCODERS;
     let descriptor = wgpu::DeviceDescriptor {
         label: Some("byzclip"),
-        required_features: adapter.features() & wgpu::Features::SUBGROUP,
+        required_features: adapter.features() & wanted,
         required_limits: adapter.limits(),
         ..Default::default()
     };

@@ -22,6 +22,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 #[doc(hidden)]
 pub use device::MAPS;
 pub use device::{adapters, choose_adapter, is_software, open};
+#[cfg(feature = "cli")]
+pub(crate) use device::{guarded as guard, read_mapped, wait as wait_for_device};
 pub use mean::MeanPlan;
 #[doc(hidden)]
 pub use plan::Dispatch;
@@ -149,6 +151,12 @@ impl Gpu {
     #[must_use]
     pub fn queue(&self) -> &wgpu::Queue {
         &self.context.queue
+    }
+
+    /// What plans share with the device; benchmarks run kernels of their own on it.
+    #[cfg(feature = "cli")]
+    pub(crate) fn context(&self) -> &GpuContext {
+        &self.context
     }
 
     pub(crate) fn because(mut self, why: String) -> Self {

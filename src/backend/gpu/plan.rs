@@ -468,7 +468,7 @@ impl Plan {
     }
 
     /// The norms of the last submitted run.
-    pub(super) fn norms_blocking(&self) -> Result<Norms> {
+    pub(crate) fn norms_blocking(&self) -> Result<Norms> {
         let run = self.read_blocking()?;
         self.check_norms(&run)?;
         Ok(run.norms)
@@ -482,7 +482,7 @@ impl Plan {
     }
 
     /// The norms and decisions of the last submitted run.
-    pub(super) fn run_blocking(&self) -> Result<(Norms, Vec<Decision>)> {
+    pub(crate) fn run_blocking(&self) -> Result<(Norms, Vec<Decision>)> {
         let run = self.read_blocking()?;
         self.check_norms(&run)?;
         self.check_decisions(&run)?;

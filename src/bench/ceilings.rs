@@ -1,0 +1,152 @@
+//! What the memory allows: a read, a copy, and a scaling in place of the whole batch, in the same buffers.
+
+use std::hint::black_box;
+
+use rayon::prelude::*;
+
+use super::cases::{Batch, Case, Shape, Traffic, copy};
+use super::measure::{Place, Record, Times, timed};
+use super::plain::scale;
+use crate::error::{Error, Result};
+
+/// Elements of a task.
+const TASK: usize = 1 << 16;
+
+/// What the loops of this file are called in errors.
+const LOOPS: &str = "a plain loop";
+
+/// The times that the whole batch takes.
+#[derive(Debug, Clone)]
+pub struct Ceilings {
+    /// Every element read: 4 bytes each.
+    pub read: Times,
+    /// Every element read in one buffer and written in another: 8 bytes each.
+    pub copy: Times,
+    /// Every element multiplied in place: 8 bytes each.
+    pub scale: Times,
+    /// Bytes of the batch.
+    pub bytes: u64,
+}
+
+impl Ceilings {
+    /// The time that these ceilings allow a case: rows that are only read at the rate of reading, clipped rows at that of
+    /// scaling, and before that at that of reading where they do not stay in a cache of `cache` bytes.
+    #[must_use]
+    pub fn allow(&self, traffic: Traffic, shape: Shape, cache: u64) -> f64 {
+        let per_byte = |times: &Times| times.wall.median() / self.bytes as f64;
+        let twice = if shape.params as u64 * 4 <= cache { 0 } else { traffic.scaled };
+        (traffic.only_read + twice) as f64 * per_byte(&self.read)
+            + traffic.scaled as f64 * per_byte(&self.scale)
+    }
+
+    /// A record for each ceiling.
+    #[must_use]
+    pub fn records(&self, place: &Place, shape: Shape) -> Vec<Record> {
+        let record = |method, times: &Times, bytes| Record::ceiling(place, shape, method, times, bytes);
+        vec![
+            record("read", &self.read, self.bytes),
+            record("copy", &self.copy, 2 * self.bytes),
+            record("scale", &self.scale, 2 * self.bytes),
+        ]
+    }
+}
+
+/// Measures the ceilings of host memory with all threads; the batch is as before afterwards.
+///
+/// The caches are as cases find them: what is only read was read by the run before, and what is scaled was restored.
+///
+/// # Errors
+/// [`Error::Mismatch`] where a loop did not do what it is timed for.
+pub fn measure(batch: &mut Batch, runs: usize) -> Result<Ceilings> {
+    batch.restore_all();
+    let sum = batch.original.iter().fold(0u32, |sum, value| sum.wrapping_add(value.to_bits()));
+    // The first round verifies and warms up; it is not counted.
+    let mut read = Times::default();
+    for round in 0..=runs {
+        let (got, seconds) = timed(|| sum_of_bits(black_box(&batch.work)));
+        check(LOOPS, "read", got == sum)?;
+        read.push_after_first(round, seconds);
+    }
+    let mut scaled = Times::default();
+    for round in 0..=runs {
+        let ((), seconds) = timed(|| scale(black_box(&mut batch.work), black_box(0.5)));
+        check(LOOPS, "scale", round > 0 || batch.holds(0.5))?;
+        scaled.push_after_first(round, seconds);
+        batch.restore_all();
+    }
+    let mut copied = Times::default();
+    scale(&mut batch.work, 0.5);
+    for round in 0..=runs {
+        let ((), seconds) = timed(|| copy(black_box(&batch.original), black_box(&mut batch.work)));
+        check(LOOPS, "copy", round > 0 || batch.holds(1.0))?;
+        copied.push_after_first(round, seconds);
+    }
+    let bytes = Case::norms().traffic(batch.shape).one_pass();
+    Ok(Ceilings { read, copy: copied, scale: scaled, bytes })
+}
+
+/// The sum of all bits: integers, so that no order of additions holds the loop up.
+fn sum_of_bits(values: &[f32]) -> u32 {
+    let part = |part: &[f32]| part.iter().fold(0u32, |sum, value| sum.wrapping_add(value.to_bits()));
+    values.par_chunks(TASK).map(part).reduce(|| 0, u32::wrapping_add)
+}
+
+pub(super) fn check(loops: &str, method: &'static str, right: bool) -> Result<()> {
+    if right {
+        return Ok(());
+    }
+    Err(Error::Mismatch {
+        backend: loops.into(),
+        stage: method,
+        row: 0,
+        got: "other bits".into(),
+        expected: "those of one serial loop".into(),
+    })
+}
+
+/// The size of a core's own cache in bytes: the second level where the system tells it.
+#[must_use]
+pub fn core_cache() -> u64 {
+    /// What cores of the last ten years have at least.
+    const LEAST: u64 = 256 << 10;
+    let told = std::fs::read_to_string("/sys/devices/system/cpu/cpu0/cache/index2/size").ok();
+    let kib = told.and_then(|text| text.trim().strip_suffix('K')?.parse::<u64>().ok());
+    kib.map_or(LEAST, |kib| kib << 10)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_ceiling_leaves_the_batch_as_it_was() {
+        let mut batch = Batch::new("7x1003".parse().unwrap()).unwrap();
+        batch.fill(&Case::clip(0.5));
+        let ceilings = measure(&mut batch, 9).unwrap();
+        assert!(batch.work == batch.original);
+        assert_eq!((ceilings.read.wall.count(), ceilings.bytes), (9, 7 * 1003 * 4));
+    }
+
+    #[test]
+    fn a_loop_that_did_something_else_is_found() {
+        let mut batch = Batch::new("2x9".parse().unwrap()).unwrap();
+        batch.fill(&Case::norms());
+        assert!(check(LOOPS, "read", batch.holds(1.0)).is_ok());
+        batch.work[17] = 0.25;
+        assert!(matches!(check(LOOPS, "copy", batch.holds(1.0)), Err(Error::Mismatch { .. })));
+    }
+
+    #[test]
+    fn rows_that_fit_a_cache_are_moved_once() {
+        let times = |seconds| {
+            let mut times = Times::default();
+            times.wall.push(seconds);
+            times
+        };
+        let ceilings = Ceilings { read: times(1.0), copy: times(2.0), scale: times(3.0), bytes: 40 };
+        let (shape, traffic) = (Shape { clients: 2, params: 5 }, Traffic { only_read: 20, scaled: 20 });
+        assert_eq!(ceilings.allow(traffic, shape, 20), 0.5 + 1.5);
+        assert_eq!(ceilings.allow(traffic, shape, 19), 1.0 + 1.5);
+    }
+}

@@ -1,0 +1,257 @@
+//! What every result must be: norms from exact sums, decisions and values from the specification, bit for bit.
+
+use rayon::prelude::*;
+
+use super::cases::{Batch, Case};
+use crate::backend::{Backend, Reference};
+use crate::batch::Layout;
+use crate::clip::{Clipping, Status};
+use crate::error::{Error, Result};
+use crate::norms::{Norm, Norms};
+use crate::numerics::{ExactSum, scaled};
+use crate::report::Report;
+use crate::threshold::{self, Decision, State};
+
+/// Elements up to which the reference computes the norms itself; beyond, the same exact sums run in parallel.
+const BY_REFERENCE: usize = 1 << 20;
+
+/// Elements of a partial exact sum.
+const PART: usize = 1 << 16;
+
+/// The norms and decisions of a case.
+pub struct Expected {
+    norms: Norms,
+    decisions: Vec<Decision>,
+}
+
+impl Expected {
+    /// Of the case's data, as it was before any run.
+    ///
+    /// # Errors
+    /// Those of the specification, on data that is not a case's.
+    pub fn of(batch: &Batch, case: &Case) -> Result<Self> {
+        let (layout, clipping) = (&batch.layout, case.clipping(batch.shape.clients));
+        let norms = if batch.original.len() <= BY_REFERENCE {
+            Reference.norms(layout, &batch.original, &clipping)?
+        } else {
+            exact_norms(layout, &batch.original, &clipping)?
+        };
+        let decisions = threshold::decide(layout, &norms, &clipping, &mut State::default())?;
+        Ok(Self { norms, decisions })
+    }
+
+    /// The norms, and what becomes of each row.
+    #[must_use]
+    pub fn decisions(&self) -> &[Decision] {
+        &self.decisions
+    }
+
+    /// Holds norms against the exact ones: value and side.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] with the first row that differs.
+    pub fn check_norms(&self, backend: &str, norms: &Norms) -> Result<()> {
+        let differs = |row: &usize| norms.rows.get(*row) != self.norms.rows.get(*row);
+        let Some(row) = (0..norms.rows.len().max(self.norms.rows.len())).find(differs) else { return Ok(()) };
+        Err(mismatch(backend, "norms", row, norms.rows.get(row), self.norms.rows.get(row)))
+    }
+
+    /// Holds a report's norms, bounds, factors and statuses against the specification.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] with the first row that differs.
+    pub fn check_report(&self, backend: &str, report: &Report) -> Result<()> {
+        // Bits, because a norm of a row out of scope is NaN.
+        let got = |row: usize| {
+            let row = report.rows.get(row)?;
+            Some((row.norm.to_bits(), row.bound.map(f32::to_bits), row.factor.to_bits(), row.status))
+        };
+        let expected = |row: usize| {
+            let Decision { norm, bound, factor, status } = self.decisions.get(row)?;
+            Some((norm.value().to_bits(), Some(bound.to_bits()), factor.to_bits(), *status))
+        };
+        let rows = 0..report.rows.len().max(self.decisions.len());
+        let Some(row) = rows.into_iter().find(|&row| got(row) != expected(row)) else { return Ok(()) };
+        Err(mismatch(backend, "threshold", row, report.rows.get(row), self.decisions.get(row)))
+    }
+
+    /// Holds the clipped batch against the products of the specification.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] with the first row that differs.
+    pub fn check_values(&self, backend: &str, batch: &Batch, got: &[f32]) -> Result<()> {
+        batch.layout.check(got.len())?;
+        let params = batch.shape.params;
+        let expected = |row: usize, value: f32| match self.decisions[row].status {
+            Status::Clipped => scaled(value, self.decisions[row].factor),
+            _ => value,
+        };
+        let rows = batch.original.par_chunks(params).zip(got.par_chunks(params)).enumerate();
+        let found = rows.filter_map(|(row, (original, got))| {
+            let differs = |i: &usize| got[*i].to_bits() != expected(row, original[*i]).to_bits();
+            (0..params).find(differs).map(|i| (row, i))
+        });
+        let Some((row, i)) = found.min() else { return Ok(()) };
+        let (got, original) = (got[row * params + i], batch.original[row * params + i]);
+        let words = |value: f32| format!("the bits {:08x} of element {i}", value.to_bits());
+        Err(Error::Mismatch {
+            backend: backend.to_owned(),
+            stage: "clip",
+            row,
+            got: words(got),
+            expected: words(expected(row, original)),
+        })
+    }
+
+    /// Holds what plain sums give against the exact results: within `error`, relatively.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] with the first row that is further off, or clipped where it should not be.
+    pub fn check_plain(&self, norms: &[f32], error: f32) -> Result<()> {
+        let differs = |row: &usize| {
+            let exact = self.norms.rows[*row].value();
+            let close = |norm: &f32| (norm - exact).abs() <= error * exact;
+            // A norm out of scope is NaN, and plain has none.
+            !exact.is_nan() && !norms.get(*row).is_some_and(close)
+        };
+        let Some(row) = (0..self.norms.rows.len()).find(differs) else { return Ok(()) };
+        Err(mismatch("the plain baseline", "norms", row, norms.get(row), self.norms.rows.get(row)))
+    }
+
+    /// The same of the values that plain has scaled.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] with the first row that differs by more.
+    pub fn check_plain_values(&self, batch: &Batch, got: &[f32], error: f32) -> Result<()> {
+        batch.layout.check(got.len())?;
+        let params = batch.shape.params;
+        let rows = batch.original.par_chunks(params).zip(got.par_chunks(params)).enumerate();
+        let differs = |(row, (original, got)): &(usize, (&[f32], &[f32]))| {
+            let decision = &self.decisions[*row];
+            original.iter().zip(*got).any(|(&original, &got)| match decision.status {
+                Status::Clipped => {
+                    let expected = scaled(original, decision.factor);
+                    (got - expected).abs() > error * expected.abs()
+                }
+                _ => got.to_bits() != original.to_bits(),
+            })
+        };
+        let Some((row, _)) = rows.find_first(differs) else { return Ok(()) };
+        Err(mismatch(
+            "the plain baseline",
+            "clip",
+            row,
+            Some("other values"),
+            Some(self.decisions[row].factor),
+        ))
+    }
+}
+
+fn mismatch(
+    backend: &str,
+    stage: &'static str,
+    row: usize,
+    got: Option<impl std::fmt::Debug>,
+    expected: Option<impl std::fmt::Debug>,
+) -> Error {
+    fn words(value: Option<impl std::fmt::Debug>) -> String {
+        value.map_or_else(|| "nothing".into(), |value| format!("{value:?}"))
+    }
+    Error::Mismatch { backend: backend.into(), stage, row, got: words(got), expected: words(expected) }
+}
+
+/// The norms of rows in scope, as the reference defines them, by all threads.
+fn exact_norms(layout: &Layout, data: &[f32], clipping: &Clipping) -> Result<Norms> {
+    let join = |mut a: ExactSum, b: ExactSum| {
+        a.add(&b);
+        a
+    };
+    let norm = |(row, &in_scope): (usize, &bool)| {
+        if !in_scope {
+            return Norm::OUT_OF_SCOPE;
+        }
+        data[layout.row(row)].par_chunks(PART).map(ExactSum::of).reduce(ExactSum::default, join).norm()
+    };
+    let mask = clipping.scope.mask(layout.clients())?;
+    Ok(Norms { rows: mask.par_iter().enumerate().map(norm).collect(), segments: Vec::new() })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::backend::Cpu;
+
+    fn clipped() -> (Batch, Case, Expected, Report) {
+        let case = Case::clip(0.2);
+        let mut batch = Batch::new("10x333".parse().unwrap()).unwrap();
+        batch.fill(&case);
+        let expected = Expected::of(&batch, &case).unwrap();
+        let report = Cpu::new().unwrap().run(&batch.layout, &mut batch.work, &case.clipping(10)).unwrap();
+        (batch, case, expected, report)
+    }
+
+    #[test]
+    fn a_bit_of_any_value_is_a_mismatch() {
+        let (batch, case, expected, _) = clipped();
+        expected.check_values("cpu", &batch, &batch.work).unwrap();
+        let of = |clipped| (0..10).find(|&row| case.writes(row) == clipped).unwrap() * 333;
+        for element in [of(true), of(false), 333 * 10 - 1] {
+            let mut got = batch.work.clone();
+            got[element] = f32::from_bits(got[element].to_bits() ^ 1);
+            let error = expected.check_values("cpu", &batch, &got).unwrap_err();
+            assert!(
+                matches!(error, Error::Mismatch { stage: "clip", row, .. } if row == element / 333),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn norms_and_their_sides_are_checked() {
+        let (batch, case, expected, _) = clipped();
+        let norms = Reference.norms(&batch.layout, &batch.original, &case.clipping(10));
+        let norms = norms.unwrap();
+        expected.check_norms("cpu", &norms).unwrap();
+        let norm = norms.rows[3];
+        let class = if norm.class() == crate::NormClass::Above {
+            crate::NormClass::Below
+        } else {
+            crate::NormClass::Above
+        };
+        for wrong in [Norm::new(norm.wide() ^ 1, norm.class()), Norm::new(norm.wide(), class)] {
+            let mut norms = norms.clone();
+            norms.rows[3] = wrong;
+            assert!(matches!(expected.check_norms("cpu", &norms), Err(Error::Mismatch { row: 3, .. })));
+        }
+        let short = Norms { rows: norms.rows[..9].to_vec(), segments: Vec::new() };
+        assert!(matches!(expected.check_norms("cpu", &short), Err(Error::Mismatch { row: 9, .. })));
+    }
+
+    #[test]
+    fn reports_are_checked() {
+        let (_, _, expected, report) = clipped();
+        expected.check_report("cpu", &report).unwrap();
+        let spoil: [fn(&mut Report); 3] = [
+            |report| report.rows[4].norm = report.rows[4].norm.next_up(),
+            |report| report.rows[4].factor *= 0.5,
+            |report| report.rows[4].status = Status::Zeroed,
+        ];
+        for spoil in spoil {
+            let mut report = report.clone();
+            spoil(&mut report);
+            let error = expected.check_report("cpu", &report).unwrap_err();
+            assert!(matches!(error, Error::Mismatch { row: 4, .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn exact_norms_in_parallel_are_those_of_the_reference() {
+        let case = Case::scoped(0.5);
+        let mut batch = Batch::new("4x150001".parse().unwrap()).unwrap();
+        batch.fill(&case);
+        let clipping = case.clipping(4);
+        let norms = Reference.norms(&batch.layout, &batch.original, &clipping).unwrap();
+        assert_eq!(exact_norms(&batch.layout, &batch.original, &clipping).unwrap(), norms);
+    }
+}

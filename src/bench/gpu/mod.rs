@@ -1,0 +1,184 @@
+//! A plan over a buffer that is on the device already, beside plain kernels over the same buffer.
+
+mod clock;
+mod kernels;
+mod memory;
+
+use self::clock::{Clock, Took};
+use self::kernels::Kernels;
+use self::memory::Memory;
+use super::cases::{Batch, Case, Shape, Stage};
+use super::ceilings::Ceilings;
+use super::expected::Expected;
+use super::measure::{Place, Timed, Times};
+use crate::backend::gpu::Plan;
+use crate::backend::{Backend, Gpu};
+use crate::error::{Error, Result};
+
+/// A batch on a device, and all that is run on it there.
+pub struct Bench<'a> {
+    gpu: &'a Gpu,
+    memory: Memory,
+    kernels: Kernels,
+    clock: Clock,
+}
+
+impl Place {
+    /// The place of an adapter.
+    #[must_use]
+    pub fn gpu(gpu: &Gpu) -> Self {
+        let info = gpu.device().adapter_info();
+        let driver = [info.driver, info.driver_info].join(" ").trim().to_owned();
+        Self { backend: "gpu", device: info.name, driver: Some(driver).filter(|driver| !driver.is_empty()) }
+    }
+}
+
+/// The memory that a workgroup has for itself, in bytes: what a core's cache is on a processor.
+#[must_use]
+pub fn workgroup_memory(gpu: &Gpu) -> u64 {
+    u64::from(gpu.device().limits().max_compute_workgroup_storage_size)
+}
+
+impl<'a> Bench<'a> {
+    /// Buffers for a batch of this shape, and kernels for it.
+    ///
+    /// # Errors
+    /// Where the batch does not fit the device twice, or the device fails.
+    pub fn new(gpu: &'a Gpu, shape: Shape) -> Result<Self> {
+        let context = gpu.context();
+        let memory = Memory::new(context, shape)?;
+        let kernels = Kernels::new(context, shape, &memory.work)?;
+        Ok(Self { gpu, memory, kernels, clock: Clock::new(context)? })
+    }
+
+    /// Measures the ceilings of the device's memory, in the buffer that the cases run on.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] where a kernel did not do what it is timed for; errors of the device.
+    pub fn ceilings(&self, batch: &mut Batch, runs: usize) -> Result<Ceilings> {
+        self.memory.upload(self.gpu.context(), &batch.original)?;
+        let sum = batch.original.iter().fold(0u32, |sum, value| sum.wrapping_add(value.to_bits()));
+        let mut read = Times::default();
+        for round in 0..=runs {
+            let took = self.time("reading the batch", |encoder| self.kernels.read_all(encoder))?;
+            if round == 0 {
+                check("read", self.kernels.sum_of_sums(self.gpu.context())? == sum)?;
+            }
+            read.push_took(round, took);
+        }
+        let mut scale = Times::default();
+        for round in 0..=runs {
+            let took = self.time("scaling the batch", |encoder| self.kernels.scale_all(encoder))?;
+            if round == 0 {
+                check("scale", self.holds(batch, 0.5)?)?;
+            }
+            scale.push_took(round, took);
+            self.memory.restore_all(self.gpu.context())?;
+        }
+        let mut copy = Times::default();
+        self.time("scaling the batch", |encoder| self.kernels.scale_all(encoder))?;
+        for round in 0..=runs {
+            let took = self.time("copying the batch", |encoder| self.memory.record_copy(encoder))?;
+            if round == 0 {
+                check("copy", self.holds(batch, 1.0)?)?;
+            }
+            copy.push_took(round, took);
+        }
+        Ok(Ceilings { read, copy, scale, bytes: Case::norms().traffic(batch.shape).one_pass() })
+    }
+
+    /// Verifies the case, then times it, in turn with the plain kernels; the batch's `work` is overwritten.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] where a result is not the expected one; errors of the device.
+    pub fn measure(&self, batch: &mut Batch, case: &Case, runs: usize, fault: &mut bool) -> Result<Timed> {
+        let context = self.gpu.context();
+        self.memory.upload(context, &batch.original)?;
+        let expected = Expected::of(batch, case)?;
+        let plan = self.gpu.plan(&batch.layout, &case.clipping(batch.shape.clients), &self.memory.work)?;
+        self.kernels.set_scope(context, batch.shape, case)?;
+        let (mut ours, mut plain) = (Times::default(), Times::default());
+        // What a run leaves unwritten shows as nonsense.
+        plan.poison()?;
+        // The first round verifies and warms up; it is not counted.
+        for round in 0..=runs {
+            let took = self.time("running the case", |encoder| match case.stage {
+                Stage::Norms => plan.record_norms(encoder),
+                Stage::Clip => plan.record(encoder),
+            })?;
+            if round == 0 || round == runs {
+                self.verify(batch, case, &expected, &plan, fault)?;
+            }
+            ours.push_took(round, took);
+            self.memory.restore(context, batch.shape, case)?;
+
+            let took = self.time("running plain kernels", |encoder| {
+                self.kernels.norms(encoder);
+                if case.stage == Stage::Clip {
+                    self.kernels.scale(encoder);
+                }
+            })?;
+            if round == 0 {
+                let error = self.kernels.error();
+                expected.check_plain(&self.kernels.read_norms(context)?, error)?;
+                self.memory.download(context, &mut batch.work)?;
+                expected.check_plain_values(batch, &batch.work, 2.0 * error)?;
+            }
+            plain.push_took(round, took);
+            self.memory.restore(context, batch.shape, case)?;
+        }
+        Ok(Timed { method: "device", ours, plain: Some(plain) })
+    }
+
+    fn verify(
+        &self,
+        batch: &mut Batch,
+        case: &Case,
+        expected: &Expected,
+        plan: &Plan,
+        fault: &mut bool,
+    ) -> Result<()> {
+        let name = self.gpu.ran().to_string();
+        match case.stage {
+            Stage::Norms => expected.check_norms(&name, &plan.norms_blocking()?)?,
+            Stage::Clip => expected.check_report(&name, &plan.report_blocking()?)?,
+        }
+        self.memory.download(self.gpu.context(), &mut batch.work)?;
+        if *fault && batch.spoil(case) {
+            *fault = false;
+        }
+        expected.check_values(&name, batch, &batch.work)
+    }
+
+    /// Submits, waits, and says how long it took.
+    fn time(&self, what: &'static str, record: impl FnOnce(&mut wgpu::CommandEncoder)) -> Result<Took> {
+        self.clock.time(self.gpu.context(), what, record)
+    }
+
+    /// Whether every value on the device is `factor` times the original.
+    fn holds(&self, batch: &mut Batch, factor: f32) -> Result<bool> {
+        self.memory.download(self.gpu.context(), &mut batch.work)?;
+        Ok(batch.holds(factor))
+    }
+}
+
+impl Times {
+    fn push_took(&mut self, round: usize, took: Took) {
+        if round > 0 {
+            self.wall.push(took.wall);
+            self.submit.push(took.submit);
+            if let Some(seconds) = took.device {
+                self.device.push(seconds);
+            }
+        }
+    }
+}
+
+fn check(method: &'static str, right: bool) -> Result<()> {
+    super::ceilings::check("a plain kernel", method, right)
+}
+
+/// An error of this module's own buffers.
+fn too_many_elements(shape: Shape) -> Error {
+    Error::Layout { got: shape.to_string(), expected: "fewer than 2^32 elements for kernels that index them" }
+}

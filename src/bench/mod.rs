@@ -1,0 +1,172 @@
+//! Measurements that can be believed: what `byzclip bench` and the criterion benches run. Not part of the API.
+//!
+//! - [`cases`]: shapes, cases and their data.
+//! - [`expected`]: what every result must be, bit for bit, before anything is timed.
+//! - [`plain`]: the same work without exactness: an `f32` sum, then the scaling. What exactness costs.
+//! - [`ceilings`]: what the memory allows in the same buffer: a read, a copy, a scaling in place.
+//! - [`measure`]: samples, and the records that they become.
+//! - [`host`]: a backend over host memory; `gpu`: a plan over a buffer on the device.
+//!
+//! The rules: a case is verified before it is timed, and its last run afterwards; ours and plain alternate, so that
+//! noise hits both; data is restored outside the timed region, and only rows that were written; a case's bytes are those
+//! that one pass would need, whatever is really moved.
+
+pub mod cases;
+pub mod ceilings;
+pub mod expected;
+#[cfg(feature = "gpu")]
+pub mod gpu;
+pub mod host;
+pub mod measure;
+pub mod plain;
+
+#[cfg(feature = "gpu")]
+use crate::backend::Gpu;
+use crate::backend::{Backend, Choice, select};
+use crate::error::Result;
+use crate::report::Ran;
+
+use self::cases::{Batch, Case, Shape};
+use self::measure::{Place, Record};
+
+/// What to measure.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    /// The shares of rows that are clipped; a case each.
+    pub clipped: Vec<f64>,
+    /// The share of rows in scope, all of them clipped, of one more case.
+    pub scope_share: f64,
+    /// Runs of each case.
+    pub runs: usize,
+}
+
+impl Settings {
+    /// The cases of every shape, in the order of the tables.
+    #[must_use]
+    pub fn cases(&self) -> Vec<Case> {
+        let mut cases = vec![Case::norms()];
+        cases.extend(self.clipped.iter().map(|&share| Case::clip(share)));
+        cases.push(Case::scoped(self.scope_share));
+        cases
+    }
+}
+
+/// What is measured.
+pub enum Subject {
+    /// A backend over host memory.
+    Host(Box<dyn Backend>),
+    /// A GPU, over host memory and over its own.
+    #[cfg(feature = "gpu")]
+    Gpu(Box<Gpu>, Ran),
+}
+
+impl Subject {
+    /// The backend that was asked for, as [`select`] chooses it.
+    ///
+    /// # Errors
+    /// Those of [`select`].
+    pub fn open(choice: Choice, adapter: Option<&str>) -> Result<Self> {
+        let backend = select(choice, adapter)?;
+        #[cfg(feature = "gpu")]
+        if backend.ran().backend == crate::BackendKind::Gpu {
+            let ran = backend.ran();
+            drop(backend);
+            // By the same rule, so the same adapter.
+            return Ok(Self::Gpu(Box::new(Gpu::open(adapter)?), ran));
+        }
+        Ok(Self::Host(backend))
+    }
+
+    /// Which backend this is, on what, and why.
+    #[must_use]
+    pub fn ran(&self) -> Ran {
+        match self {
+            Self::Host(backend) => backend.ran(),
+            #[cfg(feature = "gpu")]
+            Self::Gpu(_, ran) => ran.clone(),
+        }
+    }
+
+    /// How many steps [`Subject::measure`] takes for a shape, for a progress bar.
+    #[must_use]
+    pub fn steps(&self, settings: &Settings) -> usize {
+        match self {
+            Self::Host(_) => 1 + settings.cases().len(),
+            #[cfg(feature = "gpu")]
+            Self::Gpu(..) => 1 + 2 * settings.cases().len(),
+        }
+    }
+
+    /// Measures ceilings and every case of a shape; `begins` is told what begins.
+    ///
+    /// A `fault` that is set spoils one bit of the first result that has one to spoil, and is taken then: the check has
+    /// to find it. On a GPU that is a result in its own memory.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`](crate::Error::Mismatch) where a result is not the expected one; errors of the backend.
+    pub fn measure(
+        &self,
+        shape: Shape,
+        settings: &Settings,
+        fault: &mut bool,
+        begins: impl FnMut(&str),
+    ) -> Result<Vec<Record>> {
+        match self {
+            Self::Host(backend) => measure_host(backend.as_ref(), shape, settings, fault, begins),
+            #[cfg(feature = "gpu")]
+            Self::Gpu(gpu, _) => measure_gpu(gpu, shape, settings, fault, begins),
+        }
+    }
+}
+
+fn measure_host(
+    backend: &dyn Backend,
+    shape: Shape,
+    settings: &Settings,
+    fault: &mut bool,
+    mut begins: impl FnMut(&str),
+) -> Result<Vec<Record>> {
+    let (place, cache) = (Place::host(backend), ceilings::core_cache());
+    let mut batch = Batch::new(shape)?;
+    begins(&format!("{shape}: ceilings"));
+    batch.fill(&Case::norms());
+    let ceilings = ceilings::measure(&mut batch, settings.runs)?;
+    let mut records = ceilings.records(&place, shape);
+    for case in settings.cases() {
+        begins(&format!("{shape}: {case}"));
+        batch.fill(&case);
+        let timed = host::measure(backend, &mut batch, &case, settings.runs, fault)?;
+        records.extend(timed.records(&place, shape, &case, Some((&ceilings, cache))));
+    }
+    Ok(records)
+}
+
+/// From host memory without a share, because what takes the time there is the way to the device and back; then in the
+/// device's memory.
+#[cfg(feature = "gpu")]
+fn measure_gpu(
+    gpu: &Gpu,
+    shape: Shape,
+    settings: &Settings,
+    fault: &mut bool,
+    mut begins: impl FnMut(&str),
+) -> Result<Vec<Record>> {
+    let (place, cache) = (Place::gpu(gpu), gpu::workgroup_memory(gpu));
+    let mut batch = Batch::new(shape)?;
+    let bench = gpu::Bench::new(gpu, shape)?;
+    begins(&format!("{shape}: ceilings"));
+    batch.fill(&Case::norms());
+    let ceilings = bench.ceilings(&mut batch, settings.runs)?;
+    let mut records = ceilings.records(&place, shape);
+    for case in settings.cases() {
+        batch.fill(&case);
+        begins(&format!("{shape}: {case}, on the device"));
+        let timed = bench.measure(&mut batch, &case, settings.runs, fault)?;
+        records.extend(timed.records(&place, shape, &case, Some((&ceilings, cache))));
+        begins(&format!("{shape}: {case}, from the host"));
+        batch.restore_all();
+        let timed = host::measure(gpu, &mut batch, &case, settings.runs, &mut false)?;
+        records.extend(timed.records(&place, shape, &case, None));
+    }
+    Ok(records)
+}

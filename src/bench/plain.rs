@@ -1,0 +1,111 @@
+//! What one would write without a contract: a sum of squares in `f32`, a root, a factor, a multiplication. No
+//! compensation, no certificate, no look at NaN. The difference to ours is what exactness costs.
+
+use rayon::prelude::*;
+
+use super::cases::{Case, MAX_NORM, Shape};
+
+/// Elements of a task, as the CPU backend has them: a part of a long row that stays in a core's cache.
+const TASK: usize = 1 << 16;
+
+/// Independent sums, for SIMD and to hide the latency of addition.
+const LANES: usize = 32;
+
+/// Rows that one task takes at least where they are short.
+const AT_LEAST: usize = 1 << 15;
+
+/// The norms of rows in scope; 0 for the others.
+#[must_use]
+pub fn norms(shape: Shape, case: &Case, data: &[f32]) -> Vec<f32> {
+    let norm =
+        |(row, values): (usize, &[f32])| if case.in_scope(row) { sum_of_squares(values).sqrt() } else { 0.0 };
+    data.par_chunks(shape.params).with_min_len(rows_of_task(shape)).enumerate().map(norm).collect()
+}
+
+/// Scales rows in scope whose norm is above the bound, in place, and returns the norms.
+pub fn clip(shape: Shape, case: &Case, data: &mut [f32]) -> Vec<f32> {
+    // A row that fits a core's cache is scaled while it is there.
+    let clip = |(row, values): (usize, &mut [f32])| {
+        if !case.in_scope(row) {
+            return 0.0;
+        }
+        let norm = sum_of_squares(values).sqrt();
+        if norm > MAX_NORM {
+            scale(values, MAX_NORM / norm);
+        }
+        norm
+    };
+    data.par_chunks_mut(shape.params).with_min_len(rows_of_task(shape)).enumerate().map(clip).collect()
+}
+
+/// A bound of the relative error of these norms: additions in a row, and the root.
+#[must_use]
+pub fn error(shape: Shape) -> f32 {
+    let parts = shape.params.div_ceil(TASK);
+    let additions = shape.params.min(TASK).div_ceil(LANES) + LANES.ilog2() as usize + parts;
+    (additions + 4) as f32 * f32::EPSILON
+}
+
+fn rows_of_task(shape: Shape) -> usize {
+    AT_LEAST.div_ceil(shape.params)
+}
+
+fn sum_of_squares(values: &[f32]) -> f32 {
+    if values.len() <= TASK { lanes(values) } else { values.par_chunks(TASK).map(lanes).sum() }
+}
+
+fn lanes(values: &[f32]) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    let (groups, rest) = values.as_chunks::<LANES>();
+    for group in groups {
+        for (lane, &value) in lanes.iter_mut().zip(group) {
+            *lane += value * value;
+        }
+    }
+    for (lane, &value) in lanes.iter_mut().zip(rest) {
+        *lane += value * value;
+    }
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] += lanes[i + width];
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+/// Multiplies in place; also the ceiling of what the clip stage may take.
+pub(crate) fn scale(values: &mut [f32], factor: f32) {
+    let scale = |part: &mut [f32]| part.iter_mut().for_each(|value| *value *= factor);
+    if values.len() <= TASK { scale(values) } else { values.par_chunks_mut(TASK).for_each(scale) }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::Error;
+    use crate::bench::cases::Batch;
+    use crate::bench::expected::Expected;
+
+    #[test]
+    fn plain_is_within_its_error_and_further_off_is_found() {
+        for shape in ["20x777", "3x200001"] {
+            let (shape, case) = (shape.parse().unwrap(), Case::clip(0.5));
+            let mut batch = Batch::new(shape).unwrap();
+            batch.fill(&case);
+            let expected = Expected::of(&batch, &case).unwrap();
+            let mut norms = clip(shape, &case, &mut batch.work);
+            expected.check_plain(&norms, error(shape)).unwrap();
+            expected.check_plain_values(&batch, &batch.work, 2.0 * error(shape)).unwrap();
+            norms[1] *= 1.0 + 4.0 * error(shape);
+            assert!(matches!(
+                expected.check_plain(&norms, error(shape)),
+                Err(Error::Mismatch { row: 1, .. })
+            ));
+            let unclipped = expected.check_plain_values(&batch, &batch.original, 2.0 * error(shape));
+            assert!(matches!(unclipped, Err(Error::Mismatch { row: 1, .. })));
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! `byzclip bench`: what norms and clipping take, beside plain loops and what the memory allows.
+
+use byzclip::bench::Settings;
+use byzclip::bench::cases::{SHAPES, Shape};
+use byzclip::bench::measure::Record;
+
+use super::failure::{Failure, Outcome};
+use super::options::BackendArgs;
+use super::{output, progress, rows};
+
+/// Runs that a median is taken of at least.
+const RUNS: u32 = 9;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Clients x parameters; again for more shapes.
+    #[arg(long = "shape", value_name = "NxD", default_values_t = SHAPES)]
+    shapes: Vec<Shape>,
+    /// Shares of rows that are clipped, a case each.
+    #[arg(long, value_name = "SHARES", value_delimiter = ',', default_value = "0,0.2,1", value_parser = parse_share)]
+    clipped: Vec<f64>,
+    /// The share of rows in scope, all of them clipped, of one more case.
+    #[arg(long, value_name = "SHARE", default_value = "0.1", value_parser = parse_share)]
+    scope_share: f64,
+    #[command(flatten)]
+    backend: BackendArgs,
+    /// Runs of each case, at least 9.
+    #[arg(long, value_name = "N", default_value_t = RUNS, value_parser = clap::value_parser!(u32).range(i64::from(RUNS)..))]
+    runs: u32,
+    /// Spoil one bit of one result, to see that the verification finds it (exit code 1).
+    #[arg(long, hide = true)]
+    inject_fault: bool,
+}
+
+pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
+    let settings =
+        Settings { clipped: args.clipped.clone(), scope_share: args.scope_share, runs: args.runs as usize };
+    let subject = args.backend.subject()?;
+    let mut fault = args.inject_fault;
+    if !json {
+        output::print(&format!("{}\n{LEGEND}\n", subject.ran()))?;
+    }
+    let bar = progress::bar((args.shapes.len() * subject.steps(&settings)) as u64, "measuring");
+    for &shape in &args.shapes {
+        let begins = |what: &str| {
+            bar.set_message(what.to_owned());
+            bar.inc(1);
+        };
+        let records = match subject.measure(shape, &settings, &mut fault, begins) {
+            Ok(records) => records,
+            Err(error) => {
+                // The line that says why stands alone.
+                bar.finish_and_clear();
+                return Err(error.into());
+            }
+        };
+        bar.suspend(|| {
+            if json {
+                records.iter().try_for_each(output::print_json)
+            } else {
+                output::print(&table(shape, &records))
+            }
+        })?;
+    }
+    bar.finish_and_clear();
+    if args.inject_fault {
+        let message = "got no mismatch from an injected fault; expected one; pass a shape and shares that clip a \
+                       row, and do not trust these figures otherwise";
+        return Err(Failure::Failed(message.into()));
+    }
+    Ok(Outcome::Success)
+}
+
+/// What the columns mean.
+const LEGEND: &str = "every case verified bit for bit; GB/s: the bytes that one pass needs, by the median; \
+                      share: the time\nthat the ceilings allow, by the median; plain: an f32 sum and a \
+                      multiplication, without exactness";
+
+fn parse_share(text: &str) -> Result<f64, String> {
+    text.parse::<f64>()
+        .ok()
+        .filter(|share| (0.0..=1.0).contains(share))
+        .ok_or_else(|| "expected a share from 0 to 1, such as 0.2".into())
+}
+
+/// The figures of a shape.
+fn table(shape: Shape, records: &[Record]) -> String {
+    let (ceilings, measured): (Vec<_>, Vec<_>) = records.iter().partition(|record| record.case == "ceiling");
+    let ceilings = ceilings.iter().map(|c| format!("{} {:.1} GB/s", c.method, c.gb_per_s));
+    let bytes = shape.elements() as f64 * 4.0;
+    let mut text = format!("\n{shape}, {:.1} MB; {}\n", bytes / 1e6, ceilings.collect::<Vec<_>>().join(", "));
+
+    let ours: Vec<&Record> = measured.iter().copied().filter(|record| record.library == "byzclip").collect();
+    let plain_of = |ours: &Record| {
+        let same = |r: &&&Record| {
+            r.library == "plain"
+                && (&r.method, &r.case, r.clipped, r.scope)
+                    == (&ours.method, &ours.case, ours.clipped, ours.scope)
+        };
+        measured.iter().find(same).copied()
+    };
+    let on_device = ours.iter().any(|record| record.submit_median_s.is_some());
+    let mut head = vec!["case", "from", "median", "min", "max", "GB/s", "share", "plain", "ours/plain"];
+    if on_device {
+        head.extend(["device clock", "submit"]);
+    }
+    let cells = |row: usize| {
+        let record = ours[row];
+        let plain = plain_of(record);
+        let shown = |value: Option<String>| value.unwrap_or_else(|| "-".into());
+        let mut cells = vec![
+            case(record),
+            record.method.into(),
+            time(record.median_s),
+            time(record.min_s),
+            time(record.max_s),
+            format!("{:.2}", record.gb_per_s),
+            shown(record.share.map(|share| format!("{:.0} %", share * 100.0))),
+            shown(plain.map(|plain| time(plain.median_s))),
+            shown(plain.map(|plain| format!("{:.2}", record.median_s / plain.median_s))),
+        ];
+        if on_device {
+            cells.extend([shown(record.device_median_s.map(time)), shown(record.submit_median_s.map(time))]);
+        }
+        cells
+    };
+    text.push_str(&rows::table(&head, ours.len(), cells));
+    text
+}
+
+/// The case in words.
+fn case(record: &Record) -> String {
+    let percent = |share: f64| (share * 1e6).round() / 1e4;
+    match record.clipped {
+        None => record.case.to_owned(),
+        Some(_) if record.scope < 1.0 => format!("{}, {} % in scope", record.case, percent(record.scope)),
+        Some(clipped) => format!("{} {} %", record.case, percent(clipped)),
+    }
+}
+
+/// Seconds for a person.
+fn time(seconds: f64) -> String {
+    match seconds {
+        _ if seconds >= 1.0 => format!("{seconds:.2} s"),
+        _ if seconds >= 1e-3 => format!("{:.2} ms", seconds * 1e3),
+        _ => format!("{:.1} us", seconds * 1e6),
+    }
+}
