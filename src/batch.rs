@@ -247,6 +247,14 @@ impl Layout {
         }
     }
 
+    /// The stride of rows that lie at equal distances; at least one element, and as long as a row.
+    pub(crate) fn stride(&self) -> Option<usize> {
+        match &self.rows {
+            Rows::Strided { stride, .. } if *stride > 0 => Some(*stride),
+            _ => None,
+        }
+    }
+
     /// The number of segments in all rows together.
     #[must_use]
     pub fn segment_count(&self) -> usize {

@@ -272,7 +272,7 @@ pub(crate) fn integer(value: f32) -> (u64, u32) {
 
 /// `value` cut to a magnitude of at most `bound`; its sign and, where it is within, all its bits stay.
 #[must_use]
-#[inline]
+#[inline(always)]
 pub fn clamped(value: f32, bound: f32) -> f32 {
     if value.abs() > bound { bound.copysign(value) } else { value }
 }
@@ -285,7 +285,7 @@ const TINY: f64 = f64::from_bits(((1023 - 126 - 1) << 52) | 0x000f_ffff_f000_000
 /// The `f64` product of two 24-bit numbers is exact. "Would be subnormal" is meant after rounding
 /// to 24 bits with an unbounded exponent, as IEEE 754 defines tininess after rounding.
 #[must_use]
-#[inline]
+#[inline(always)]
 pub fn scaled(value: f32, factor: f64) -> f32 {
     let product = f64::from(value) * factor;
     if product.abs() < TINY { 0.0f32.copysign(value) } else { product as f32 }
@@ -300,7 +300,7 @@ pub fn scaled(value: f32, factor: f64) -> f32 {
 /// A value that equals the centre keeps its bits; a factor of 0 gives the centre. A result of 0 has the sign
 /// of the exact sum, and is +0 where that is 0.
 #[must_use]
-#[inline]
+#[inline(always)]
 pub fn scaled_around(value: f32, center: f32, factor: f64) -> f32 {
     const SIGN: u64 = 1 << 63;
     const BELOW_24_BITS: u64 = (1 << 29) - 1;
@@ -330,7 +330,7 @@ pub fn scaled_around(value: f32, center: f32, factor: f64) -> f32 {
 
 /// Knuth's TwoSum: the rounded sum, and what rounding lost. Rust neither reassociates nor contracts
 /// floating point, so nothing here can be optimised away.
-#[inline]
+#[inline(always)]
 pub(crate) fn two_sum(a: f64, b: f64) -> (f64, f64) {
     let sum = a + b;
     let of_b = sum - a;

@@ -119,7 +119,7 @@ impl Report {
     }
 }
 
-fn row_of_one(decision: &Decision) -> RowReport {
+pub(crate) fn row_of_one(decision: &Decision) -> RowReport {
     RowReport {
         norm: decision.norm.value(),
         bound: Some(decision.bound),

@@ -118,13 +118,7 @@ pub trait Backend: Send + Sync {
         clipping: &Clipping,
         state: &mut State,
     ) -> Result<Report> {
-        layout.check(data.len())?;
-        // Settings are checked before the data is read.
-        Source::new(&clipping.threshold, layout, clipping.granularity)?.prepare(&mut state.clone())?;
-        let norms = self.norms(layout, data, clipping)?;
-        let decisions = self.threshold(layout, &norms, clipping, state)?;
-        self.clip(layout, data, clipping, &decisions)?;
-        Ok(Report::new(self.ran(), layout, clipping.granularity, &norms, &decisions))
+        run_stages(self, layout, data, clipping, state)
     }
 
     /// Norms, threshold and mean as one call, for a threshold that starts anew.
@@ -162,6 +156,23 @@ pub trait Backend: Send + Sync {
         *state = next;
         Ok((mean, Report::new(self.ran(), layout, clipping.granularity, &norms, &decisions)))
     }
+}
+
+/// One stage after the other.
+fn run_stages<B: Backend + ?Sized>(
+    backend: &B,
+    layout: &Layout,
+    data: &mut [f32],
+    clipping: &Clipping,
+    state: &mut State,
+) -> Result<Report> {
+    layout.check(data.len())?;
+    // Settings are checked before the data is read.
+    Source::new(&clipping.threshold, layout, clipping.granularity)?.prepare(&mut state.clone())?;
+    let norms = backend.norms(layout, data, clipping)?;
+    let decisions = backend.threshold(layout, &norms, clipping, state)?;
+    backend.clip(layout, data, clipping, &decisions)?;
+    Ok(Report::new(backend.ran(), layout, clipping.granularity, &norms, &decisions))
 }
 
 /// Checks what a mean asks of the caller's values, before anything is computed.

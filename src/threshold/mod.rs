@@ -238,7 +238,8 @@ pub(crate) fn refuse_non_finite(rows: &[Norm]) -> Result<()> {
     }
 }
 
-fn decide_span(norm: Norm, row: Norm, bound: f32, clipping: &Clipping) -> Decision {
+/// The decision for a span of this norm, in a row of that one.
+pub(crate) fn decide_span(norm: Norm, row: Norm, bound: f32, clipping: &Clipping) -> Decision {
     let (factor, status) = match (row.class(), clipping.non_finite) {
         (NormClass::OutOfScope, _) => (1.0, Status::OutOfScope),
         (NormClass::NonFinite, NonFinite::Keep) => (1.0, Status::Kept),

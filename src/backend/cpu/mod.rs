@@ -2,11 +2,13 @@
 //!
 //! - `sum.rs`: sums of squares in `f64`, where the square of an `f32` is exact and cannot over- or underflow;
 //!   their error is bounded, and a row whose rounding they leave open is summed exactly.
+//! - `simd.rs`: the vectors of this processor.
 //! - `apply.rs`: the clip stage on part of a span.
 //! - `mean.rs`: the mean of clipped rows.
 
 mod apply;
 mod mean;
+mod simd;
 mod sum;
 
 use std::ops::Range;
@@ -19,14 +21,18 @@ use self::sum::{FastSum, Values};
 use super::{Backend, check_decisions, check_mean};
 use crate::aggregate::Weights;
 use crate::batch::{Granularity, Layout};
-use crate::clip::Clipping;
+use crate::clip::{Clipping, NonFinite};
 use crate::error::{Error, Result};
-use crate::norms::{Norm, NormClass, Norms};
-use crate::report::{BackendKind, Ran};
-use crate::threshold::Decision;
+use crate::norms::{Norm, Norms};
+use crate::report::{BackendKind, Ran, Report, RowReport, row_of_one};
+use crate::threshold::{Decision, Source, State, decide_span};
 
 /// Elements that one task sums or scales: 256 KiB, so a task's data stays in a core's cache.
 const TASK: usize = 1 << 16;
+
+/// Elements of a row that a thread reads, then writes, without the help of others: 8 MiB, its part of a last-level
+/// cache, where the clip stage then finds the row.
+const OWN: usize = 1 << 21;
 
 /// Elements below which one thread is faster than waking others.
 const SEQUENTIAL: usize = 1 << 15;
@@ -80,78 +86,130 @@ impl Cpu {
         }
     }
 
-    /// `work` on each item, in parallel where there are elements enough for that.
-    fn map<I: Sync, T: Send>(
-        &self,
-        items: &[I],
-        elements: usize,
-        work: impl Fn(&I) -> T + Sync + Send,
-    ) -> Vec<T> {
+    /// The norm of a span in scope: certain from its fast sum, or exact.
+    fn norm(&self, values: Values<'_>, sum: FastSum) -> Norm {
+        let certain = if self.force_exact && sum.is_finite() { None } else { sum.norm() };
+        certain.unwrap_or_else(|| values.exact_norm())
+    }
+
+    /// The norm of a row, and of its segments where those have bounds.
+    fn row_norm(&self, batch: &Batch<'_>, row: usize, elements: &[f32]) -> (Norm, Vec<Norm>) {
+        let granularity = batch.clipping.granularity;
+        let segments = || batch.layout.segments_of(row).map(|segment| batch.layout.segment(segment));
+        if !batch.mask[row] {
+            let of_segments = if granularity == Granularity::Segment { segments().len() } else { 0 };
+            return (Norm::OUT_OF_SCOPE, vec![Norm::OUT_OF_SCOPE; of_segments]);
+        }
+        let values = Values { values: elements, center: batch.clipping.center.as_deref() };
+        match granularity {
+            Granularity::Coordinate => (values.largest_magnitude(), Vec::new()),
+            Granularity::Row => (self.norm(values, values.sum(batch.own)), Vec::new()),
+            Granularity::Segment => {
+                let start = batch.layout.row(row).start;
+                let mut total = FastSum::default();
+                let norms = segments().map(|segment| {
+                    let part = values.part(segment.start - start, segment.len());
+                    let sum = part.sum(batch.own);
+                    total = total.join(sum);
+                    self.norm(part, sum)
+                });
+                let norms = norms.collect();
+                (self.norm(values, total), norms)
+            }
+        }
+    }
+
+    /// `work` on each number below `count`, in parallel where there are elements enough for that.
+    fn map<T: Send>(&self, count: usize, elements: usize, work: impl Fn(usize) -> T + Sync + Send) -> Vec<T> {
         if elements <= SEQUENTIAL {
-            return items.iter().map(work).collect();
+            return (0..count).map(work).collect();
         }
-        let at_least = (SEQUENTIAL * items.len() / elements).max(1);
-        self.install(elements, || items.par_iter().with_min_len(at_least).map(work).collect())
+        let at_least = rows_of_task(count, elements);
+        self.install(elements, || (0..count).into_par_iter().with_min_len(at_least).map(work).collect())
     }
 
-    /// The norms of spans from their fast sums; those that a sum leaves open are summed exactly.
-    fn decide(&self, spans: &[Summed<'_>]) -> Vec<Norm> {
-        let mut norms: Vec<Norm> = spans.iter().map(|span| self.certified(span)).collect();
-        let open: Vec<usize> = (0..norms.len()).filter(|&i| norms[i] == OPEN).collect();
-        let elements = open.iter().map(|&i| spans[i].span.values.values.len()).sum();
-        // Hostile clients can make every norm one of these: they are worth all threads.
-        let exact_norms = self.map(&open, elements, |&i| spans[i].span.values.exact_norm());
-        open.into_iter().zip(exact_norms).for_each(|(i, norm)| norms[i] = norm);
-        norms
-    }
-
-    /// The norm of a span where its fast sum decides it, else [`OPEN`].
-    fn certified(&self, span: &Summed<'_>) -> Norm {
-        if !span.span.in_scope {
-            Norm::OUT_OF_SCOPE
-        } else if self.force_exact && span.sum.is_finite() {
-            OPEN
-        } else {
-            span.sum.norm().unwrap_or(OPEN)
+    /// Norm, decision and clip of each row while it is in a cache, for bounds that are known before the norms.
+    fn run_rows(&self, batch: &Batch<'_>, data: &mut [f32], bounds: &[f32]) -> Vec<RowReport> {
+        let run = |(row, values): (usize, &mut [f32])| {
+            let norm = self.row_norm(batch, row, values).0;
+            let decision = decide_span(norm, norm, bounds[row], batch.clipping);
+            if decision.status.is_written() {
+                batch.clip(values, &decision);
+            }
+            row_of_one(&decision)
+        };
+        let (layout, elements) = (batch.layout, batch.elements);
+        if elements <= SEQUENTIAL {
+            return rows_mut(layout, data).enumerate().map(run).collect();
         }
+        let at_least = rows_of_task(layout.clients(), elements);
+        self.install(elements, || match layout.stride() {
+            Some(stride) => {
+                let rows = data.par_chunks_mut(stride).take(layout.clients());
+                let rows = rows.map(|row| &mut row[..layout.params()]);
+                rows.enumerate().with_min_len(at_least).map(run).collect()
+            }
+            None => {
+                let rows: Vec<&mut [f32]> = rows_mut(layout, data).collect();
+                rows.into_par_iter().enumerate().with_min_len(at_least).map(run).collect()
+            }
+        })
     }
 }
 
-/// A row or segment on its way to its norm.
-#[derive(Clone, Copy)]
-struct Span<'a> {
-    /// No elements where it is out of scope.
-    values: Values<'a>,
-    in_scope: bool,
+/// How many rows are a task.
+fn rows_of_task(rows: usize, elements: usize) -> usize {
+    (SEQUENTIAL * rows / elements).max(1)
 }
 
-/// A span and its fast sum.
-struct Summed<'a> {
-    span: Span<'a>,
-    sum: FastSum,
+/// The rows of a batch, one after the other.
+fn rows_mut<'a>(layout: &'a Layout, data: &'a mut [f32]) -> impl Iterator<Item = &'a mut [f32]> {
+    let mut rest = data;
+    let mut position = 0;
+    (0..layout.clients()).map(move |row| {
+        let row = layout.row(row);
+        let (_, after) = std::mem::take(&mut rest).split_at_mut(row.start - position);
+        let (values, after) = after.split_at_mut(row.len());
+        (rest, position) = (after, row.end);
+        values
+    })
 }
 
-/// Stands for a norm that the fast sum does not decide: no norm is below an exact zero.
-const OPEN: Norm = Norm::new(0, NormClass::Below);
-
-/// What the stages read: the batch and the centre beside it.
+/// What the stages read beside the elements.
 struct Batch<'a> {
     layout: &'a Layout,
-    data: &'a [f32],
     clipping: &'a Clipping,
     mask: Vec<bool>,
+    /// Elements in scope.
+    elements: usize,
+    /// Elements up to which a thread keeps a row to itself.
+    own: usize,
 }
 
 impl<'a> Batch<'a> {
-    /// Elements of a row, all of it or one of its spans.
-    fn span(&self, row: usize, elements: Range<usize>) -> Span<'a> {
-        let in_scope = self.mask[row];
-        if !in_scope {
-            return Span { values: Values::default(), in_scope };
+    fn new(layout: &'a Layout, clipping: &'a Clipping) -> Result<Self> {
+        clipping.check_center(layout)?;
+        let mask = clipping.scope.mask(layout.clients())?;
+        let rows = mask.iter().filter(|in_scope| **in_scope).count();
+        let elements = match layout.stride() {
+            Some(_) => layout.params() * rows,
+            None => (0..mask.len()).filter(|&row| mask[row]).map(|row| layout.row(row).len()).sum(),
+        };
+        // Few rows are shared by all threads, and so are rows that fit no cache.
+        let own = if rows >= 4 * rayon::current_num_threads() { OWN } else { TASK };
+        Ok(Self { layout, clipping, mask, elements, own })
+    }
+
+    /// The clip stage on a whole row, by all threads where it is long.
+    fn clip(&self, values: &mut [f32], decision: &Decision) {
+        let (center, granularity) = (self.clipping.center.as_deref(), self.clipping.granularity);
+        if values.len() <= self.own {
+            return apply(values, center, decision, granularity);
         }
-        let center = self.clipping.center.as_deref();
-        let center = center.map(|center| &center[coordinates(self.layout, row, &elements)]);
-        Span { values: Values { values: &self.data[elements], center }, in_scope }
+        values.par_chunks_mut(TASK).enumerate().for_each(|(part, values)| {
+            let start = part * TASK;
+            apply(values, center.map(|center| &center[start..start + values.len()]), decision, granularity);
+        });
     }
 }
 
@@ -168,34 +226,19 @@ impl Backend for Cpu {
 
     fn norms(&self, layout: &Layout, data: &[f32], clipping: &Clipping) -> Result<Norms> {
         layout.check(data.len())?;
-        clipping.check_center(layout)?;
-        let batch = Batch { layout, data, clipping, mask: clipping.scope.mask(layout.clients())? };
-        let granularity = clipping.granularity;
-        let spans: Vec<Span> = (0..layout.clients())
-            .flat_map(|row| layout.spans_of(granularity, row).map(move |span| (row, span)))
-            .map(|(row, span)| batch.span(row, layout.span(granularity, span)))
-            .collect();
-        let elements = spans.iter().map(|span| span.values.values.len()).sum();
-        if granularity == Granularity::Coordinate {
-            let largest = |span: &Span| {
-                if span.in_scope { span.values.largest_magnitude() } else { Norm::OUT_OF_SCOPE }
-            };
-            return Ok(Norms { rows: self.map(&spans, elements, largest), segments: Vec::new() });
-        }
-        let sums = self.map(&spans, elements, |span| span.values.sum());
-        let rows = (0..layout.clients()).map(|row| {
-            let sums = sums[layout.spans_of(granularity, row)].iter().copied();
-            Summed {
-                span: batch.span(row, layout.row(row)),
-                sum: sums.fold(FastSum::default(), FastSum::join),
-            }
-        });
-        let rows = self.decide(&rows.collect::<Vec<_>>());
-        if granularity == Granularity::Row {
+        let batch = Batch::new(layout, clipping)?;
+        let norm = |row| self.row_norm(&batch, row, &data[layout.row(row)]);
+        if clipping.granularity != Granularity::Segment {
+            let rows = self.map(layout.clients(), batch.elements, |row| norm(row).0);
             return Ok(Norms { rows, segments: Vec::new() });
         }
-        let segments = spans.into_iter().zip(sums).map(|(span, sum)| Summed { span, sum });
-        Ok(Norms { rows, segments: self.decide(&segments.collect::<Vec<_>>()) })
+        let norms = self.map(layout.clients(), batch.elements, norm);
+        let mut segments = Vec::with_capacity(layout.segment_count());
+        let rows = norms.into_iter().map(|(row, of_row)| {
+            segments.extend(of_row);
+            row
+        });
+        Ok(Norms { rows: rows.collect(), segments })
     }
 
     fn clip(
@@ -240,6 +283,30 @@ impl Backend for Cpu {
             });
         }
         Ok(())
+    }
+
+    fn run_with(
+        &self,
+        layout: &Layout,
+        data: &mut [f32],
+        clipping: &Clipping,
+        state: &mut State,
+    ) -> Result<Report> {
+        layout.check(data.len())?;
+        // Settings are checked before the data is read.
+        let source = Source::new(&clipping.threshold, layout, clipping.granularity)?;
+        source.prepare(&mut state.clone())?;
+        match &source {
+            // One row is as good as done before the next is read, unless a later one may make an error of all.
+            Source::Given(bounds)
+                if clipping.granularity != Granularity::Segment
+                    && clipping.non_finite != NonFinite::Error =>
+            {
+                let batch = Batch::new(layout, clipping)?;
+                Ok(Report { ran: self.ran(), rows: self.run_rows(&batch, data, bounds) })
+            }
+            _ => super::run_stages(self, layout, data, clipping, state),
+        }
     }
 
     fn mean(

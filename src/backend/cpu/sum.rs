@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use super::TASK;
+use super::simd::vectorised;
 use crate::norms::{INFINITY_BITS, Norm, NormClass};
 use crate::numerics::{ExactSum, certify, two_sum};
 
@@ -29,6 +30,7 @@ pub(super) struct Values<'a> {
 }
 
 impl<'a> Values<'a> {
+    #[inline(always)]
     fn chunks(self, length: usize) -> impl Iterator<Item = Self> {
         (0..self.values.len()).step_by(length).map(move |start| self.part(start, length))
     }
@@ -38,14 +40,15 @@ impl<'a> Values<'a> {
         (0..parts).into_par_iter().map(move |part| self.part(part * length, length))
     }
 
-    fn part(self, start: usize, length: usize) -> Self {
+    #[inline(always)]
+    pub(super) fn part(self, start: usize, length: usize) -> Self {
         let range = start..self.values.len().min(start + length);
         Self { values: &self.values[range.clone()], center: self.center.map(|center| &center[range]) }
     }
 
-    /// The fast sum, by all threads where it is long.
-    pub(super) fn sum(self) -> FastSum {
-        if self.values.len() <= TASK {
+    /// The fast sum, by all threads where it is longer than one task.
+    pub(super) fn sum(self, task: usize) -> FastSum {
+        if self.values.len() <= task {
             return FastSum::of(self);
         }
         self.par_chunks(TASK).map(FastSum::of).reduce(FastSum::default, FastSum::join)
@@ -93,12 +96,15 @@ pub(super) struct FastSum {
 
 impl FastSum {
     fn of(values: Values<'_>) -> Self {
-        values
-            .chunks(BLOCK)
-            .map(|block| Self { high: block_sum(block), low: 0.0 })
-            .fold(Self::default(), Self::join)
+        vectorised(|| {
+            values
+                .chunks(BLOCK)
+                .map(|block| Self { high: block_sum(block), low: 0.0 })
+                .fold(Self::default(), Self::join)
+        })
     }
 
+    #[inline(always)]
     pub(super) fn join(self, other: Self) -> Self {
         let (high, lost) = two_sum(self.high, other.high);
         Self { high, low: self.low + other.low + lost }
@@ -119,6 +125,7 @@ impl FastSum {
     }
 }
 
+#[inline(always)]
 fn block_sum(block: Values<'_>) -> f64 {
     let mut lanes = [0.0f64; LANES];
     match block.center {
