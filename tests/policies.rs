@@ -474,14 +474,21 @@ fn arc_clips_the_k_largest_for_every_f() {
 #[test]
 fn arc_clips_exactly_k_of_distinct_norms() {
     let (backends, mut rng) = (Backends::new(), Rng::new(3));
-    for n in (1..=30).chain([97, 1000, 2000]) {
-        let shape = Shape::rows(n);
+    // Where a product of f64 is cut to another integer than ⌊2f(n − f)/n⌋.
+    let traps = |n: usize| {
+        let floats = move |f: usize| (2.0 * (f as f64 / n as f64) * (n - f) as f64).floor() as usize;
+        (0..=n / 2).filter(move |&f| floats(f) != 2 * f * (n - f) / n)
+    };
+    let every = (1..=64).map(|n| (n, (0..=n + 1).collect::<Vec<_>>()));
+    let trapped = (65..=2000).map(|n| (n, traps(n).collect::<Vec<_>>())).filter(|(_, f)| !f.is_empty());
+    let trapped: Vec<_> = trapped.collect();
+    assert!(trapped.len() > 20);
+    for (n, all_f) in every.chain(trapped) {
+        let shape = Shape::new(Layout::dense(n, 1).unwrap(), Granularity::Row);
         let mut values: Vec<f32> = (1..=n).map(|v| v as f32 * 0.37).collect();
         rng.shuffle(&mut values);
         let batch = Batch::with(&shape, 0, &mut rng, |row, _| values[row]);
-        // k copies of a value could be equal to another value.
-        let distinct = batch.seen(0).windows(2).all(|pair| pair[0] < pair[1]);
-        for f in (0..=n).step_by(1 + n / 40) {
+        for f in all_f {
             let honest = n - f.min(n / 2);
             let k = 2 * (n - honest) * honest / n;
             let clipping = clipping(&shape, Threshold::Arc { byzantine: f as u32 });
@@ -489,7 +496,7 @@ fn arc_clips_exactly_k_of_distinct_norms() {
                 let decisions =
                     backend.threshold(&shape.layout, &batch.norms, &clipping, &mut State::default()).unwrap();
                 let clipped = decisions.iter().filter(|d| d.status == Status::Clipped).count();
-                assert!(clipped == k || !distinct && clipped < k, "{name}: n {n}, f {f}: {clipped} of {k}");
+                assert_eq!(clipped, k, "{name}: n {n}, f {f}");
             }
         }
     }
@@ -921,6 +928,7 @@ fn what_is_refused_is_refused_by_all_with_the_same_words() {
         Threshold::SplitEqual(-1.0),
         Threshold::SplitBySize(f32::NAN),
         Threshold::Median { factor: f32::NAN },
+        Threshold::Median { factor: -1e-30 },
         Threshold::Quantile(-1e-9),
         Threshold::Quantile(1.000_000_1),
         Threshold::History { window: 0, factor: 1.0 },
@@ -961,5 +969,53 @@ fn what_is_refused_is_refused_by_all_with_the_same_words() {
             assert_eq!(got.to_string(), want.to_string(), "{name}: {clipping:?}");
             assert_eq!(after, state, "{name}: {clipping:?}");
         }
+    }
+}
+
+/// A plan keeps its state on the device. A round that the policy refuses is none: neither state nor data move.
+#[test]
+#[cfg(feature = "gpu")]
+fn a_refused_round_moves_no_state_of_a_plan() {
+    use byzclip::{Gpu, wgpu};
+
+    let Some(adapter) = common::gpu::adapter() else { return };
+    let (device, queue) = byzclip::backend::gpu::open(&adapter).unwrap();
+    let gpu = Gpu::from_device(device, queue).unwrap();
+    let layout = Layout::dense(5, 1).unwrap();
+    let buffer = gpu.device().create_buffer(&wgpu::BufferDescriptor {
+        label: Some("updates"),
+        size: 20,
+        usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST,
+        mapped_at_creation: false,
+    });
+    let rounds: [[f32; 5]; 4] = [
+        [1.0, 2.0, 3.0, 4.0, 50.0],
+        [7.0, 7.0, f32::NAN, 7.0, 7.0],
+        [0.1, 0.2, 0.3, 0.4, 0.5],
+        [9.0, 8.0, 7.0, 6.0, 5.0],
+    ];
+    for threshold in [Threshold::Adaptive(Adaptive::default()), Threshold::History { window: 2, factor: 1.0 }]
+    {
+        let clipping = Clipping { threshold, ..Clipping::default() }.non_finite(NonFinite::Error);
+        let mut plan = gpu.plan(&layout, &clipping, &buffer).unwrap();
+        let mut state = State::default();
+        for (round, data) in rounds.iter().enumerate() {
+            gpu.queue().write_buffer(&buffer, 0, bytemuck::cast_slice(data));
+            let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+            plan.record(&mut encoder);
+            gpu.queue().submit([encoder.finish()]);
+            let want = Reference.run_with(&layout, &mut data.to_vec(), &clipping, &mut state);
+            let context = format!("{:?}, round {round}", clipping.threshold);
+            match (plan.report_blocking(), want) {
+                (Ok(got), Ok(want)) => common::assert_same_report(&context, &got, &want),
+                (got, want) => {
+                    assert_eq!((round, got.unwrap_err()), (1, want.unwrap_err()), "{context}");
+                }
+            }
+            assert_eq!(plan.state_blocking().unwrap(), state, "{context}: state");
+            // The same threshold with another scope goes on from where it is.
+            plan.set_clipping(&clipping.clone().scope(Scope::Mask(vec![true; 5]))).unwrap();
+        }
+        assert_ne!(state, State::default());
     }
 }
