@@ -450,6 +450,32 @@ fn medians_and_quantiles_are_those_of_the_definition() {
 }
 
 #[test]
+fn multiples_are_rounded_once_to_nearest_even() {
+    let (mut backends, mut rng) = (Backends::new(), Rng::new(15));
+    // One client with many layers: the median of each is its norm.
+    let layout = Layout::dense(1, 200).unwrap().layered(&[1; 200]).unwrap();
+    let shape = Shape::new(layout, Granularity::Segment);
+    let ulp = f32::EPSILON;
+    let special = [0.5, 0.25, 1.5, 3.0, 1.0 + ulp, 1.0 - ulp / 2.0, 2.0 - ulp, f32::MIN_POSITIVE, f32::MAX];
+    let factors = special.into_iter().chain((0..=30).map(|i| f32::from_bits(1 << (i % 23) | (i / 2) << 27)));
+    let factors: Vec<f32> = factors.chain((0..30).map(|_| Values::Any.value(&mut rng))).collect();
+    for factor in factors {
+        let batch = Batch::with(&shape, 0, &mut rng, |_, rng| {
+            // Where roundings change: halves of the least numbers, the first normal ones, the last ones.
+            let edge = match rng.below(5) {
+                0 => (rng.below(9) as f64 + 0.5) * common::power(-149),
+                1 => (1.0 + rng.unit() as f64 * 1e-7) * common::power(-126 - rng.below(24) as i32),
+                2 => (1.0 - rng.below(5) as f64 * common::power(-26)) * common::power(128),
+                _ => return Values::Any.value(rng),
+            };
+            let near = ((edge / f64::from(factor)) as f32).clamp(0.0, f32::MAX);
+            [near, near.next_up().min(f32::MAX), near.next_down().max(0.0)][rng.below(3) as usize]
+        });
+        backends.follow(&batch, &mut Model::Median { factor }, &State::default());
+    }
+}
+
+#[test]
 fn arc_clips_the_k_largest_for_every_f() {
     let (mut backends, mut rng) = (Backends::new(), Rng::new(2));
     let shapes = [Shape::triangle(64), Shape::uneven()].into_iter().chain((1..=40).map(Shape::rows));
