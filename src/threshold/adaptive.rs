@@ -110,7 +110,7 @@ pub(crate) const ROOTS_OF_TWO: [u32; 24] = [
 
 /// The next C, from the bits of this one and the number of norms at or below it.
 ///
-/// No norms say nothing: C stays. The relative error of the factor is below 2^-25.
+/// No norms say nothing: C stays. The relative error of the factor is below 2^-23.
 pub(crate) fn adapt(settings: &Adaptation, bound: u32, within: u32, n: u32) -> u32 {
     if n == 0 {
         return bound;

@@ -201,12 +201,8 @@ pub fn decide(
     clipping: &Clipping,
     state: &mut State,
 ) -> Result<Vec<Decision>> {
-    let source = Source::new(&clipping.threshold, layout, clipping.granularity)?;
-    if clipping.non_finite == NonFinite::Error {
-        refuse_non_finite(&norms.rows)?;
-    }
+    let source = checked_source(layout, norms, clipping)?;
     let spans = norms.spans(clipping.granularity);
-    check_norms(layout, norms, clipping.granularity)?;
     let bounds = source.bounds(layout, clipping.granularity, norms, state)?;
     let mut decisions = Vec::with_capacity(spans.len());
     for (row, &row_norm) in norms.rows.iter().enumerate() {
@@ -217,8 +213,19 @@ pub fn decide(
     Ok(decisions)
 }
 
+/// Checks settings, norms and rows in the one order that every backend keeps, so that a call that is wrong in
+/// two ways has the same error everywhere; the state comes last.
+pub(crate) fn checked_source(layout: &Layout, norms: &Norms, clipping: &Clipping) -> Result<Source> {
+    let source = Source::new(&clipping.threshold, layout, clipping.granularity)?;
+    check_norms(layout, norms, clipping.granularity)?;
+    if clipping.non_finite == NonFinite::Error {
+        refuse_non_finite(&norms.rows)?;
+    }
+    Ok(source)
+}
+
 /// Checks that the norms are of this layout at this granularity.
-pub(crate) fn check_norms(layout: &Layout, norms: &Norms, granularity: Granularity) -> Result<()> {
+fn check_norms(layout: &Layout, norms: &Norms, granularity: Granularity) -> Result<()> {
     let spans = norms.spans(granularity).len();
     let expected = layout.span_count(granularity);
     if norms.rows.len() == layout.clients() && spans == expected {

@@ -272,10 +272,7 @@ impl Backend for Gpu {
         clipping: &Clipping,
         state: &mut State,
     ) -> Result<Vec<Decision>> {
-        threshold::check_norms(layout, norms, clipping.granularity)?;
-        if clipping.non_finite == crate::NonFinite::Error {
-            threshold::refuse_non_finite(&norms.rows)?;
-        }
+        threshold::checked_source(layout, norms, clipping)?;
         self.with_session(layout, clipping, |session| {
             session.plan.write_norms(norms)?;
             session.plan.set_state(state)?;
