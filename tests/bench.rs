@@ -34,8 +34,10 @@ fn records(args: &[&str]) -> Vec<Value> {
         .collect()
 }
 
-/// The options of every place to run, and the methods and libraries of their records.
-fn places() -> Vec<(Vec<String>, Vec<(&'static str, &'static str)>)> {
+/// Options that say where to run, and the methods and libraries of the records that come from there.
+type Place = (Vec<String>, Vec<(&'static str, &'static str)>);
+
+fn places() -> Vec<Place> {
     let on = |backend: &str| vec!["--backend".to_owned(), backend.to_owned()];
     let host = vec![("host", "byzclip"), ("host", "plain")];
     #[allow(unused_mut, reason = "without the feature gpu there is no more")]
