@@ -73,7 +73,7 @@ pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
 
 /// What the columns mean.
 const LEGEND: &str = "every case verified bit for bit; GB/s: the bytes that one pass needs, by the median; \
-                      share: the time\nthat the ceilings allow, by the median; plain: an f32 sum and a \
+                      share: the time\nthat the best runs of the ceilings allow, by the median; plain: an f32 sum and a \
                       multiplication, without exactness";
 
 fn parse_runs(text: &str) -> Result<u32, String> {
