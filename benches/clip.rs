@@ -1,23 +1,23 @@
-//! Norms and clipping on the CPU, and on the adapter named by `BYZCLIP_BENCH_ADAPTER`.
+//! The cases of `byzclip bench` under criterion: on the CPU, and on the adapter named by `BYZCLIP_BENCH_ADAPTER`.
 //!
 //! ```text
 //! cargo bench --bench clip
 //! ```
 //!
-//! Every case is held against the reference before it is timed, and the data is restored outside of the
-//! timed region. Throughput counts the batch's bytes once, whatever is read and written: a norm reads
-//! 4 bytes an element, a clipped row is read again and written.
+//! Shapes, data and verification are those of `byzclip bench`: every case is held against exact results before it is
+//! timed, and the rows that were written are restored outside of the timed region. Throughput counts the bytes that
+//! one pass needs.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use std::hint::black_box;
+use std::time::Duration;
 
-use byzclip::{Backend, Clipping, Cpu, Layout, Reference};
-use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-
-const SHAPES: [(usize, usize); 4] = [(64, 100_000), (64, 1_000_000), (1024, 10_000), (100_000, 100)];
-
-/// The share of rows that a bound of 2 clips.
-const CLIPPED: [(&str, usize); 3] = [("none", usize::MAX), ("a fifth", 5), ("all", 1)];
+use byzclip::bench::cases::{Batch, Case, SHAPES, Shape, Stage};
+use byzclip::bench::expected::Expected;
+use byzclip::bench::measure::timed;
+use byzclip::bench::{Settings, host, plain};
+use byzclip::{Backend, Clipping, Cpu, Layout, Norms};
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
 fn backends() -> Vec<(String, Box<dyn Backend>)> {
     let cpu: (String, Box<dyn Backend>) = ("cpu".into(), Box::new(Cpu::new().unwrap()));
@@ -29,60 +29,73 @@ fn backends() -> Vec<(String, Box<dyn Backend>)> {
     vec![cpu]
 }
 
-/// Rows of norm about 1, every `every`-th about 50 times that: uniform values with all their bits in use.
-fn updates(clients: usize, params: usize, every: usize) -> Vec<f32> {
-    let scale = (3.0 / params as f32).sqrt();
-    let unit = |i: usize| {
-        let hash = (i as u32).wrapping_mul(0x9e37_79b9).rotate_left(13).wrapping_mul(0x85eb_ca6b);
-        (hash >> 8) as f32 / (1 << 23) as f32 - 1.0
-    };
-    let size = |client: usize| if (client + 1).is_multiple_of(every) { 50.0 * scale } else { scale };
-    (0..clients * params).map(|i| unit(i) * size(i / params)).collect()
-}
-
 /// Rows of one magnitude, as sign compression makes them. Where `params` is a square their norms are exact,
 /// and no fast sum decides them: the worst case.
-fn signs(clients: usize, params: usize) -> Vec<f32> {
-    (0..clients * params).map(|i| if i % 3 == 0 { -0.5 } else { 0.5 }).collect()
+fn signs(shape: Shape) -> Vec<f32> {
+    (0..shape.elements()).map(|i| if i % 3 == 0 { -0.5 } else { 0.5 }).collect()
 }
 
-fn verify(backend: &dyn Backend, layout: &Layout, data: &[f32], clipping: &Clipping) {
-    let (mut got, mut expected) = (data.to_vec(), data.to_vec());
-    let report = backend.run(layout, &mut got, clipping).unwrap();
-    let specified = Reference.run(layout, &mut expected, clipping).unwrap();
-    assert_eq!(report.rows, specified.rows);
-    assert!(got.iter().zip(&expected).all(|(got, expected)| got.to_bits() == expected.to_bits()));
+fn norms(backend: &dyn Backend, layout: &Layout, data: &[f32]) -> Norms {
+    backend.norms(layout, black_box(data), &Clipping::default()).unwrap()
 }
 
 fn clip(criterion: &mut Criterion) {
+    let settings = Settings { clipped: vec![0.0, 0.2, 1.0], scope_share: 0.1, runs: 1 };
     for (name, backend) in backends() {
-        for (clients, params) in SHAPES {
-            let layout = Layout::dense(clients, params).unwrap();
-            let mut group = criterion.benchmark_group(format!("{name}/{clients}x{params}"));
-            group.throughput(Throughput::Bytes((clients * params * 4) as u64)).sample_size(10);
-            for (clipped, every) in CLIPPED {
-                let data = updates(clients, params, every);
-                let clipping = Clipping::fixed(2.0);
-                verify(backend.as_ref(), &layout, &data, &clipping);
-                group.bench_function(BenchmarkId::new("clip", clipped), |bencher| {
-                    bencher.iter_batched_ref(
-                        || data.clone(),
-                        |data| black_box(backend.run(&layout, data, &clipping).unwrap()),
-                        BatchSize::PerIteration,
-                    );
+        for shape in SHAPES {
+            let mut batch = Batch::new(shape).unwrap();
+            let mut group = criterion.benchmark_group(format!("{name}/{shape}"));
+            group.sample_size(10);
+            for case in settings.cases() {
+                batch.fill(&case);
+                // Verified, and run once more.
+                host::measure(backend.as_ref(), &mut batch, &case, 1, &mut false).unwrap();
+                group.throughput(Throughput::Bytes(case.traffic(shape).one_pass()));
+                group.bench_function(BenchmarkId::new("byzclip", case), |bencher| {
+                    bencher.iter_custom(|runs| total(runs, || ours(backend.as_ref(), &mut batch, &case)));
+                });
+                group.bench_function(BenchmarkId::new("plain", case), |bencher| {
+                    bencher.iter_custom(|runs| total(runs, || without_exactness(&mut batch, &case)));
                 });
             }
-            let data = updates(clients, params, 5);
-            group.bench_function("norms", |bencher| {
-                bencher.iter(|| black_box(backend.norms(&layout, &data, &Clipping::default()).unwrap()));
-            });
-            let data = signs(clients, params);
-            group.bench_function("norms of signs", |bencher| {
-                bencher.iter(|| black_box(backend.norms(&layout, &data, &Clipping::default()).unwrap()));
+            let data = signs(shape);
+            batch.original.copy_from_slice(&data);
+            let expected = Expected::of(&batch, &Case::norms()).unwrap();
+            expected.check_norms(&name, &norms(backend.as_ref(), &batch.layout, &data)).unwrap();
+            group.throughput(Throughput::Bytes(Case::norms().traffic(shape).one_pass()));
+            group.bench_function("byzclip/norms of signs", |bencher| {
+                bencher.iter(|| norms(backend.as_ref(), &batch.layout, &data));
             });
             group.finish();
         }
     }
+}
+
+/// Seconds of one run; the rows that it wrote are restored afterwards.
+fn ours(backend: &dyn Backend, batch: &mut Batch, case: &Case) -> f64 {
+    let clipping = case.clipping(batch.shape.clients);
+    let seconds = match case.stage {
+        Stage::Norms => timed(|| norms(backend, &batch.layout, &batch.work)).1,
+        Stage::Clip => {
+            let run = || backend.run(&batch.layout, black_box(&mut batch.work), &clipping).unwrap();
+            timed(run).1
+        }
+    };
+    batch.restore(case);
+    seconds
+}
+
+fn without_exactness(batch: &mut Batch, case: &Case) -> f64 {
+    let (_, seconds) = timed(|| match case.stage {
+        Stage::Norms => plain::norms(batch.shape, case, black_box(&batch.work)),
+        Stage::Clip => plain::clip(batch.shape, case, black_box(&mut batch.work)),
+    });
+    batch.restore(case);
+    seconds
+}
+
+fn total(runs: u64, mut run: impl FnMut() -> f64) -> Duration {
+    Duration::from_secs_f64((0..runs).map(|_| run()).sum())
 }
 
 criterion_group!(benches, clip);

@@ -179,7 +179,13 @@ impl<'a> Batch<'a> {
                 (true, false) => Kind::Finite,
             });
         }
-        let norms = Reference.norms(layout, &data, &Scope::Mask(mask.clone()), shape.granularity).unwrap();
+        let norms = Reference
+            .norms(
+                layout,
+                &data,
+                &Clipping::default().scope(Scope::Mask(mask.clone())).granularity(shape.granularity),
+            )
+            .unwrap();
         Self { shape, data, mask, kinds, exact, norms }
     }
 
@@ -748,8 +754,9 @@ fn a_policy_without_norms_bounds_nothing() {
                     batch.data[shape.layout.row(row)].fill(f32::NAN);
                     batch.kinds[row] = Kind::NonFinite;
                 }
-                batch.norms =
-                    Reference.norms(&shape.layout, &batch.data, &Scope::All, shape.granularity).unwrap();
+                batch.norms = Reference
+                    .norms(&shape.layout, &batch.data, &Clipping::default().granularity(shape.granularity))
+                    .unwrap();
             }
             for mut model in [
                 Model::history(3, 2.0, groups),
@@ -913,7 +920,7 @@ fn a_rule_looks_at_two_million_norms_at_most() {
     let too_many = Threshold::History { window: 33, factor: 1.0 };
     let rows = Shape::rows(1);
     let many = Shape::new(Layout::dense((1 << 21) + 1, 0).unwrap(), Granularity::Row);
-    let norms = Reference.norms(&many.layout, &[], &Scope::All, Granularity::Row).unwrap();
+    let norms = Reference.norms(&many.layout, &[], &Clipping::default()).unwrap();
     for (name, backend) in &backends.all {
         let mut state = State::from_words(vec![7]);
         let got =
@@ -937,14 +944,13 @@ fn what_is_refused_is_refused_by_all_with_the_same_words() {
     let shape = Shape::rows(4);
     let mut batch = Batch::new(&shape, Values::Ties, 0, &mut rng);
     batch.data[9] = f32::NAN;
-    batch.norms = Reference.norms(&shape.layout, &batch.data, &Scope::All, Granularity::Row).unwrap();
+    batch.norms = Reference.norms(&shape.layout, &batch.data, &Clipping::default()).unwrap();
     let with = |threshold| clipping(&shape, threshold);
     let adaptive = |adaptive| with(Threshold::Adaptive(adaptive));
     let usual = Adaptive::default();
     let history = with(Threshold::History { window: 2, factor: 1.0 });
     let median = with(Threshold::Median { factor: 1.0 });
-    let other =
-        Reference.norms(&Layout::dense(3, 1).unwrap(), &[1.0; 3], &Scope::All, Granularity::Row).unwrap();
+    let other = Reference.norms(&Layout::dense(3, 1).unwrap(), &[1.0; 3], &Clipping::default()).unwrap();
     let wrong = Threshold::Median { factor: -1.0 };
     let cases: Vec<(Clipping, &Norms, Vec<u32>)> = [
         Threshold::Fixed(-1.0),

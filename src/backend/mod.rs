@@ -81,12 +81,12 @@ pub trait Backend: Send + Sync {
     ) -> Result<()>;
 
     /// Instead of the clip stage: the weighted mean of the clipped rows, `Σ wᵢ·clip(gᵢ) / Σ wᵢ`,
-    /// `[clients, params]` to `[params]`, as [`aggregate::mean`](crate::aggregate::mean) specifies it.
+    /// `[clients, params]` to `[params]`, as [`aggregate::mean`] specifies it.
     ///
     /// The data is the unclipped batch, and is not written.
     ///
     /// # Errors
-    /// Those of [`aggregate::mean`](crate::aggregate::mean), or where the device fails.
+    /// Those of [`aggregate::mean`], or where the device fails.
     fn mean(
         &self,
         layout: &Layout,

@@ -29,11 +29,11 @@ pub struct Ceilings {
 }
 
 impl Ceilings {
-    /// The time that these ceilings allow a case: rows that are only read at the rate of reading, clipped rows at that of
+    /// The time that the fastest runs of these ceilings allow a case: rows that are only read at the rate of reading, clipped rows at that of
     /// scaling, and before that at that of reading where they do not stay in a cache of `cache` bytes.
     #[must_use]
     pub fn allow(&self, traffic: Traffic, shape: Shape, cache: u64) -> f64 {
-        let per_byte = |times: &Times| times.wall.median() / self.bytes as f64;
+        let per_byte = |times: &Times| times.wall.min() / self.bytes as f64;
         let twice = if shape.params as u64 * 4 <= cache { 0 } else { traffic.scaled };
         (traffic.only_read + twice) as f64 * per_byte(&self.read)
             + traffic.scaled as f64 * per_byte(&self.scale)

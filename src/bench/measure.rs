@@ -201,7 +201,7 @@ pub struct Record {
     pub bytes: u64,
     /// These bytes by the median, in 10^9 bytes a second.
     pub gb_per_s: f64,
-    /// The time that the ceilings allow by the median.
+    /// The time that the fastest runs of the ceilings allow, by the median.
     pub share: Option<f64>,
     /// Seconds by the device's own clock.
     pub device_median_s: Option<f64>,

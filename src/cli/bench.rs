@@ -25,7 +25,7 @@ pub(super) struct Args {
     #[command(flatten)]
     backend: BackendArgs,
     /// Runs of each case, at least 9.
-    #[arg(long, value_name = "N", default_value_t = RUNS, value_parser = clap::value_parser!(u32).range(i64::from(RUNS)..))]
+    #[arg(long, value_name = "N", default_value_t = RUNS, value_parser = parse_runs)]
     runs: u32,
     /// Spoil one bit of one result, to see that the verification finds it (exit code 1).
     #[arg(long, hide = true)]
@@ -73,8 +73,15 @@ pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
 
 /// What the columns mean.
 const LEGEND: &str = "every case verified bit for bit; GB/s: the bytes that one pass needs, by the median; \
-                      share: the time\nthat the ceilings allow, by the median; plain: an f32 sum and a \
+                      share: the time\nthat the best runs of the ceilings allow, by the median; plain: an f32 sum and a \
                       multiplication, without exactness";
+
+fn parse_runs(text: &str) -> Result<u32, String> {
+    text.parse::<u32>()
+        .ok()
+        .filter(|runs| *runs >= RUNS)
+        .ok_or_else(|| format!("expected {RUNS} runs or more, because a median of fewer says little"))
+}
 
 fn parse_share(text: &str) -> Result<f64, String> {
     text.parse::<f64>()

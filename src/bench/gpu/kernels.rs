@@ -94,20 +94,26 @@ impl Cut {
     }
 }
 
-impl Kernels {
-    pub(super) fn new(context: &GpuContext, shape: Shape, data: &wgpu::Buffer) -> Result<Self> {
-        if u32::try_from(shape.elements()).is_err() {
-            return Err(too_many_elements(shape));
-        }
-        let tuning = &context.tuning;
-        let cut = Cut::new(shape, tuning);
+/// The shader for a shape, its windows, and the buffers that its kernels bind.
+struct Builder<'a> {
+    context: &'a GpuContext,
+    clients: usize,
+    cut: Cut,
+    module: wgpu::ShaderModule,
+    windows: Vec<wgpu::Buffer>,
+    data: &'a wgpu::Buffer,
+    partials: wgpu::Buffer,
+    in_scope: wgpu::Buffer,
+    norms: wgpu::Buffer,
+    sums: wgpu::Buffer,
+}
+
+impl<'a> Builder<'a> {
+    fn new(context: &'a GpuContext, shape: Shape, data: &'a wgpu::Buffer) -> Result<Self> {
+        let cut = Cut::new(shape, &context.tuning);
         let (rows, tiles) = (shape.clients as u64 * 4, (shape.clients * cut.tiles_per_row) as u64 * 4);
         let storage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
         let read = storage | wgpu::BufferUsages::COPY_SRC;
-        let partials = context.buffer("plain partial sums", tiles, storage)?;
-        let in_scope = context.buffer("plain scope", rows, storage)?;
-        let norms = context.buffer("plain norms", rows, read)?;
-        let sums = context.buffer("plain sums of bits", tiles, read)?;
         let uniform = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
         let mut windows = Vec::new();
         for (tiles, elements) in &cut.windows {
@@ -122,54 +128,85 @@ impl Kernels {
                 factor: 0.5,
             };
             let buffer = context.buffer("plain params", size_of::<WindowParams>() as u64, uniform)?;
-            context.queue.write_buffer(&buffer, 0, bytemuck::bytes_of(&params));
+            guard(&context.device, "writing plain params", || {
+                context.queue.write_buffer(&buffer, 0, bytemuck::bytes_of(&params));
+            })?;
             windows.push(buffer);
         }
         let module = guard(&context.device, "compiling the plain kernels", || {
             context.device.create_shader_module(wgpu::ShaderModuleDescriptor {
                 label: Some("plain"),
-                source: wgpu::ShaderSource::Wgsl(source(shape, tuning.subgroups).into()),
+                source: wgpu::ShaderSource::Wgsl(source(shape, context.tuning.subgroups).into()),
             })
         })?;
-        let steps = |kernel: &Kernel| {
-            let pipeline = pipeline(context, &module, kernel);
-            let bind = |window: usize| {
-                let elements = &cut.windows[window].1;
-                let bytes = elements.start as u64 * 4..elements.end as u64 * 4;
-                bind(context, &pipeline, kernel, |binding| match binding {
-                    0 => windows[window].as_entire_buffer_binding(),
-                    1 | 2 => wgpu::BufferBinding {
-                        buffer: data,
-                        offset: bytes.start,
-                        size: wgpu::BufferSize::new(bytes.end - bytes.start),
-                    },
-                    3 => partials.as_entire_buffer_binding(),
-                    4 => in_scope.as_entire_buffer_binding(),
-                    5 => norms.as_entire_buffer_binding(),
-                    _ => sums.as_entire_buffer_binding(),
-                })
-            };
-            let limit = context.device.limits().max_compute_workgroups_per_dimension as usize;
+        Ok(Self {
+            clients: shape.clients,
+            module,
+            windows,
+            data,
+            partials: context.buffer("plain partial sums", tiles, storage)?,
+            in_scope: context.buffer("plain scope", rows, storage)?,
+            norms: context.buffer("plain norms", rows, read)?,
+            sums: context.buffer("plain sums of bits", tiles, read)?,
+            context,
+            cut,
+        })
+    }
+
+    fn steps(&self, kernel: &Kernel) -> Result<Steps> {
+        let limit = self.context.device.limits().max_compute_workgroups_per_dimension as usize;
+        guard(&self.context.device, "binding the plain kernels", || {
+            let pipeline = pipeline(self.context, &self.module, kernel);
+            let bind =
+                |window: usize| bind(self.context, &pipeline, kernel, |binding| self.buffer(binding, window));
             let dispatches = match kernel.grid {
-                Grid::Row => vec![(bind(0), folded(shape.clients, limit))],
+                Grid::Row => vec![(bind(0), folded(self.clients, limit))],
                 Grid::Tile => {
-                    let window = |i: usize| (bind(i), folded(cut.windows[i].0.len(), limit));
-                    (0..cut.windows.len()).map(window).collect()
+                    let window = |i: usize| (bind(i), folded(self.cut.windows[i].0.len(), limit));
+                    (0..self.cut.windows.len()).map(window).collect()
                 }
             };
             Steps { pipeline, dispatches }
-        };
-        let error = error(tuning, &cut);
-        guard(&context.device, "binding the plain kernels", || Self {
-            squares: steps(&SQUARES),
-            roots: steps(&ROOTS),
-            scale: steps(&SCALE),
-            read_all: steps(&READ_ALL),
-            scale_all: steps(&SCALE_ALL),
-            in_scope: in_scope.clone(),
-            norms: norms.clone(),
-            sums: sums.clone(),
-            error,
+        })
+    }
+
+    fn buffer(&self, binding: u32, window: usize) -> wgpu::BufferBinding<'_> {
+        match binding {
+            0 => self.windows[window].as_entire_buffer_binding(),
+            1 | 2 => {
+                let elements = &self.cut.windows[window].1;
+                wgpu::BufferBinding {
+                    buffer: self.data,
+                    offset: elements.start as u64 * 4,
+                    size: wgpu::BufferSize::new(elements.len() as u64 * 4),
+                }
+            }
+            3 => self.partials.as_entire_buffer_binding(),
+            4 => self.in_scope.as_entire_buffer_binding(),
+            5 => self.norms.as_entire_buffer_binding(),
+            _ => self.sums.as_entire_buffer_binding(),
+        }
+    }
+}
+
+impl Kernels {
+    pub(super) fn new(context: &GpuContext, shape: Shape, data: &wgpu::Buffer) -> Result<Self> {
+        if u32::try_from(shape.elements()).is_err() {
+            return Err(too_many_elements(shape));
+        }
+        let plain = Builder::new(context, shape, data)?;
+        // What the memory allows does not depend on rows.
+        let whole = Builder::new(context, Shape { clients: 1, params: shape.elements() }, data)?;
+        Ok(Self {
+            squares: plain.steps(&SQUARES)?,
+            roots: plain.steps(&ROOTS)?,
+            scale: plain.steps(&SCALE)?,
+            read_all: whole.steps(&READ_ALL)?,
+            scale_all: whole.steps(&SCALE_ALL)?,
+            error: error(&context.tuning, &plain.cut),
+            in_scope: plain.in_scope,
+            norms: plain.norms,
+            sums: whole.sums,
         })
     }
 

@@ -102,7 +102,7 @@ mod tests {
     #[test]
     fn neighbours_are_restored_together() {
         let shape = Shape { clients: 10, params: 3 };
-        assert_eq!(written(shape, &Case::clip(1.0)), [0..10]);
+        assert_eq!(written(shape, &Case::clip(1.0)), vec![Range { start: 0, end: 10 }]);
         assert_eq!(written(shape, &Case::clip(0.2)), [4..5, 9..10]);
         assert!(written(shape, &Case::norms()).is_empty());
     }
