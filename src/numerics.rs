@@ -166,12 +166,16 @@ fn root_scale(length: u32) -> i32 {
 /// The squares of all 25-bit integers, scaled, are the only sums at which the rounded norm or its
 /// comparison with the exact one changes: between two neighbours both are constant.
 #[must_use]
+#[inline]
 pub fn certify(sum: f64, quality: u32) -> Option<Norm> {
     // An f64 knows no sum better than to 2^-52, and a sum that may be twice as large says nothing.
     let quality = quality.clamp(1, 52);
     if sum == 0.0 {
         // An f64 holds the square of every nonzero f32, so a zero sum has no nonzero term.
         return Some(Norm::new(0, NormClass::Exact));
+    }
+    if let Some(norm) = certify_root(sum, quality) {
+        return Some(norm);
     }
     let bits = sum.to_bits();
     let mantissa = bits & ((1 << 52) - 1) | 1 << 52;
@@ -184,7 +188,8 @@ pub fn certify(sum: f64, quality: u32) -> Option<Norm> {
     // The radicand in sixteenths: 49 or 50 bits and four more.
     let radicand = mantissa << (exponent - 2 * scale + 4);
     let error = (radicand >> quality) + 1;
-    let root = (radicand >> 4).isqrt();
+    // Below 2^50, where the root in f64 is too far from the next integer to be rounded up to it.
+    let root = ((radicand >> 4) as f64).sqrt() as u64;
     let (below, above) = (root * root * 16, (root + 1) * (root + 1) * 16);
     if radicand - error <= below || radicand + error >= above {
         return None;
@@ -192,6 +197,26 @@ pub fn certify(sum: f64, quality: u32) -> Option<Norm> {
     let (half, class) =
         if root.is_multiple_of(2) { (root / 2, NormClass::Above) } else { (root / 2 + 1, NormClass::Below) };
     Some(Norm::new(half as u32 + (((scale + 1) as u32) << 23), class))
+}
+
+/// [`certify`] for nearly all sums, from the root in `f64`; `None` says nothing.
+///
+/// The root of a sum within `1 ± 2^-quality` is off by half of that, relatively, and by its own rounding: by at
+/// most `2^(52 - quality) + 1` units in the last of its 53 bits. If the 28 bits behind the first 25 are farther than
+/// that from all zeros and all ones, the exact root begins with the same 25 bits and has more behind them.
+#[inline(always)]
+fn certify_root(sum: f64, quality: u32) -> Option<Norm> {
+    const BEHIND: u64 = 1 << 28;
+    let bits = sum.sqrt().to_bits();
+    let error = 2 << (52 - quality);
+    let normal = bits >= (1023 - 126) << 52;
+    if !normal || (bits & (BEHIND - 1)).wrapping_sub(error) >= BEHIND - 2 * error {
+        return None;
+    }
+    // The exponent counts from another bias; the last of the 25 bits rounds the others, and may carry.
+    let odd = (bits >> 28) % 2 == 1;
+    let wide = (bits >> 29) - ((1023 - 127) << 23) + u64::from(odd);
+    Some(Norm::new(wide as u32, if odd { NormClass::Below } else { NormClass::Above }))
 }
 
 /// The factor that brings a row of this norm to a bound below it; 1 where the norm does not exceed the

@@ -2,13 +2,14 @@
 //!
 //! - `sum.rs`: sums of squares in `f64`, where the square of an `f32` is exact and cannot over- or underflow;
 //!   their error is bounded, and a row whose rounding they leave open is summed exactly.
-//! - `simd.rs`: the vectors of this processor.
+//! - `squares.rs`, `simd.rs`: the vectors of this processor.
 //! - `apply.rs`: the clip stage on part of a span.
 //! - `mean.rs`: the mean of clipped rows.
 
 mod apply;
 mod mean;
 mod simd;
+mod squares;
 mod sum;
 
 use std::ops::Range;

@@ -3,24 +3,22 @@
 use rayon::prelude::*;
 
 use super::TASK;
-use super::simd::vectorised;
+use super::squares::{roundings, sum_of_squares};
 use crate::norms::{INFINITY_BITS, Norm, NormClass};
 use crate::numerics::{ExactSum, certify, two_sum};
 
 /// Elements that are summed in plain `f64` before the block's sum joins the row's.
 const BLOCK: usize = 4096;
 
-/// Independent sums of a block, for SIMD and to hide the latency of addition.
-const LANES: usize = 32;
-
 /// A row's sum is within `1 ± 2^-QUALITY` of the exact one.
 ///
-/// Each lane adds BLOCK / LANES = 128 squares, five more levels join the lanes: 133 roundings of 2^-53. Squares
-/// of elements are exact; of a rounded difference from a centre they are within three more. Blocks and
-/// segments are joined with their rounding error carried along: n joins leave n² · 2^-106, less than as much
-/// again for n up to 2^30 (a row of 2^31 elements has 2^19 blocks, and a batch has at most 2^28 segments).
-/// 272 · 2^-53 < 2^-44.
+/// An element of a block goes through 133 additions, each rounded by 2^-53, and its square is exact or, of a rounded
+/// difference from a centre, within three more. Blocks and segments are joined with their rounding error
+/// carried along: n joins leave n² · 2^-106, less than as much again for n up to 2^30 (a row of 2^31 elements has
+/// 2^19 blocks, and a batch has at most 2^28 segments). 2 · 136 · 2^-53 < 2^-44.
 const QUALITY: u32 = 44;
+
+const _: () = assert!(2 * (roundings(BLOCK) + 3) < 1 << (53 - QUALITY));
 
 /// Elements of a row or segment, and the centre's beside them where there is one.
 #[derive(Debug, Clone, Copy, Default)]
@@ -96,12 +94,14 @@ pub(super) struct FastSum {
 
 impl FastSum {
     fn of(values: Values<'_>) -> Self {
-        vectorised(|| {
-            values
-                .chunks(BLOCK)
-                .map(|block| Self { high: block_sum(block), low: 0.0 })
-                .fold(Self::default(), Self::join)
-        })
+        if values.values.len() <= BLOCK {
+            return Self { high: sum_of_squares(values.values, values.center), low: 0.0 };
+        }
+        let mut sum = Self::default();
+        for block in values.chunks(BLOCK) {
+            sum = sum.join(Self { high: sum_of_squares(block.values, block.center), low: 0.0 });
+        }
+        sum
     }
 
     #[inline(always)]
@@ -122,47 +122,5 @@ impl FastSum {
     /// Whether every value was finite.
     pub(super) fn is_finite(self) -> bool {
         self.high.is_finite()
-    }
-}
-
-#[inline(always)]
-fn block_sum(block: Values<'_>) -> f64 {
-    let mut lanes = [0.0f64; LANES];
-    match block.center {
-        None => {
-            let (groups, rest) = block.values.as_chunks::<LANES>();
-            groups.iter().for_each(|group| add_squares(&mut lanes, group));
-            add_squares(&mut lanes, rest);
-        }
-        Some(center) => {
-            let (groups, rest) = block.values.as_chunks::<LANES>();
-            let (centers, rest_center) = center.as_chunks::<LANES>();
-            let pairs = groups.iter().zip(centers);
-            pairs.for_each(|(group, center)| add_squares_around(&mut lanes, group, center));
-            add_squares_around(&mut lanes, rest, rest_center);
-        }
-    }
-    let mut width = LANES / 2;
-    while width > 0 {
-        for i in 0..width {
-            lanes[i] += lanes[i + width];
-        }
-        width /= 2;
-    }
-    lanes[0]
-}
-
-#[inline(always)]
-fn add_squares(lanes: &mut [f64; LANES], values: &[f32]) {
-    for (lane, &value) in lanes.iter_mut().zip(values) {
-        *lane += f64::from(value) * f64::from(value);
-    }
-}
-
-#[inline(always)]
-fn add_squares_around(lanes: &mut [f64; LANES], values: &[f32], center: &[f32]) {
-    for ((lane, &value), &center) in lanes.iter_mut().zip(values).zip(center) {
-        let difference = f64::from(value) - f64::from(center);
-        *lane += difference * difference;
     }
 }
