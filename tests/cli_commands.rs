@@ -169,10 +169,143 @@ fn thresholds_look_at_the_batch_and_remember() {
     // One norm of five was at or below 1: C · exp(−0.2 · (0.2 − 0.8)).
     assert!((second - 1.127_497).abs() < 2e-7, "{second}");
 
-    let args = ["clip", "in.npy", "-o", "out.npy", "--threshold", "median:2", "--state", "state.json"];
-    fails(folder.path(), &args, 1, &["the state of adaptive", "median:2", "begin anew"]);
+    let args = ["clip", "in.npy", "-o", "out.npy", "--threshold", "history", "--state", "state.json"];
+    fails(folder.path(), &args, 1, &["the state of adaptive", "history:window=20", "begin anew"]);
+    let state = fs::read_to_string(folder.path().join("state.json")).unwrap();
     fs::write(folder.path().join("state.json"), "{}").unwrap();
     fails(folder.path(), &args, 1, &["state.json", "a state that byzclip wrote"]);
+    let words = state.split("\"words\":").next().unwrap();
+    fs::write(folder.path().join("state.json"), format!("{words}\"words\":[]}}")).unwrap();
+    let adaptive = ["--threshold", "adaptive:c0=1,target=0.8,rate=0.2", "--state", "state.json"];
+    let args = [&["clip", "in.npy", "-o", "out.npy"][..], &adaptive].concat();
+    fails(folder.path(), &args, 1, &["a state without words"]);
+}
+
+#[test]
+fn a_state_has_a_file_of_its_own_and_a_threshold_that_remembers() {
+    let folder = folder_with_five();
+    let clip = |more: &[&'static str]| [&["clip", "in.npy", "-o", "out.npy"][..], more].concat();
+    for (state, words) in
+        [("in.npy", "the input in.npy as --state"), ("./out.npy", "the output out.npy as --state")]
+    {
+        let args = [&clip(&["--threshold", "adaptive", "--state"])[..], &[state]].concat();
+        fails(folder.path(), &args, 2, &[words]);
+    }
+    let forgets = clip(&["--threshold", "median:2", "--state", "s.json"]);
+    fails(folder.path(), &forgets, 2, &["--state s.json with median:2", "adaptive or history"]);
+    // Where the state cannot be written, neither is the output.
+    let nowhere = clip(&["--threshold", "adaptive", "--state", "no/such/folder/s.json"]);
+    fails(folder.path(), &nowhere, 1, &["no/such/folder"]);
+}
+
+#[test]
+fn numbers_that_no_f32_holds_are_refused() {
+    let folder = folder_with_five();
+    for bound in [["--max-norm", "1e-50"], ["--max-norm", "4e38"], ["--threshold", "median:1e-60"]] {
+        let args = [&["clip", "in.npy", "-o", "out.npy"][..], &bound].concat();
+        fails(folder.path(), &args, 2, &["that an f32 holds"]);
+    }
+}
+
+/// The backends that the command line reaches here.
+fn backends() -> Vec<Vec<String>> {
+    let mut backends =
+        vec![vec!["--backend".to_owned(), "reference".into()], vec!["--backend".into(), "cpu".into()]];
+    #[cfg(feature = "gpu")]
+    if let Some(adapter) = common::gpu::adapter() {
+        backends.push(vec!["--backend".into(), "gpu".into(), "--adapter".into(), adapter.get_info().name]);
+    }
+    backends
+}
+
+#[test]
+fn the_mean_of_clipped_updates_is_one_row() {
+    let folder = TempDir::new().unwrap();
+    let rows = [3.0, 4.0, 0.25, 0.5, f32::NAN, 1.0];
+    fs::write(folder.path().join("in.npy"), npy("(3, 2)", &rows)).unwrap();
+    fs::write(folder.path().join("w.npy"), npy("(3,)", &[1.0, 3.0, 100.0])).unwrap();
+    let mut files = Vec::new();
+    for backend in backends() {
+        let backend: Vec<&str> = backend.iter().map(String::as_str).collect();
+        let args = ["mean", "in.npy", "-o", "out.npy", "--weights", "w.npy", "--max-norm", "10"];
+        let report = json_of(folder.path(), &[&args[..], &backend].concat());
+        assert_eq!((&report["counted"], &report["weight"]), (&json!(2), &json!(4.0)), "{report}");
+        assert_eq!((&report["zeroed"], &report["rows"][0]["norm"]), (&json!(1), &json!(5.0)), "{report}");
+        files.push(fs::read(folder.path().join("out.npy")).unwrap());
+    }
+    // (3 + 3 · 0.25) / 4 and (4 + 3 · 0.5) / 4; the row with NaN is not in it.
+    assert!(files.iter().all(|file| file.ends_with(&bytes(&[0.9375, 1.375]))), "{files:?}");
+    assert!(files.iter().all(|file| file == &files[0]), "{files:?}");
+
+    let text = byzclip(folder.path(), &["mean", "in.npy", "-o", "out.npy", "--max-norm", "1"]);
+    let text = String::from_utf8(text.stdout).unwrap();
+    assert!(
+        text.contains("the mean of 2 with the weight 2") && text.contains("1 clipped, 1 zeroed"),
+        "{text}"
+    );
+    // What was written can be read again, as one client.
+    assert_eq!(json_of(folder.path(), &["norms", "out.npy"])["clients"], 1);
+}
+
+#[test]
+fn means_that_cannot_be_are_refused() {
+    let folder = folder_with_five();
+    fs::write(folder.path().join("two.npy"), npy("(2,)", &[1.0, 2.0])).unwrap();
+    fs::write(folder.path().join("negative.npy"), npy("(5,)", &[1.0, 1.0, -1.0, 1.0, 1.0])).unwrap();
+    let mean =
+        |weights: &'static str| ["mean", "in.npy", "-o", "out.npy", "--max-norm", "1", "--weights", weights];
+    fails(folder.path(), &mean("two.npy"), 1, &["2 weights", "5, one per client"]);
+    fails(folder.path(), &mean("negative.npy"), 1, &["the weight -1 of client 2"]);
+    fails(folder.path(), &mean("none.npy"), 1, &["none.npy"]);
+    let onto = ["mean", "in.npy", "-o", "in.npy", "--max-norm", "1"];
+    fails(folder.path(), &onto, 2, &["got the input in.npy as output in.npy"]);
+    let other = ["mean", "in.npy", "-o", "out.safetensors", "--max-norm", "1"];
+    fails(folder.path(), &other, 2, &["out.safetensors", "ends in .npy"]);
+}
+
+#[test]
+fn a_mean_of_safetensors_has_their_names_and_shapes() {
+    let folder = TempDir::new().unwrap();
+    for (name, a, b) in [("a", [1.0, 2.0], 3.0), ("b", [3.0, 4.0], 5.0)] {
+        let tensors: [(&str, &str, &[usize], &[u8]); 2] =
+            [("w", "F32", &[2, 1], &bytes(&a)), ("b", "F32", &[1], &bytes(&[b]))];
+        fs::write(folder.path().join(format!("{name}.safetensors")), safetensors(&tensors, &json!({})))
+            .unwrap();
+    }
+    let args = ["mean", "a.safetensors", "b.safetensors", "-o", "mean.safetensors", "--max-norm", "inf"];
+    json_of(folder.path(), &args);
+    let norms = json_of(folder.path(), &["norms", "mean.safetensors", "--per-layer"]);
+    let layers = &norms["rows"][0]["segments"];
+    assert_eq!((&layers[0]["name"], &layers[1]["name"]), (&json!("b"), &json!("w")), "{norms}");
+    assert_eq!((f32_at(&layers[0]["norm"]), f32_at(&layers[1]["norm"])), (4.0, 13.0f32.sqrt()), "{norms}");
+}
+
+#[test]
+fn updates_are_clipped_around_a_centre() {
+    let folder = TempDir::new().unwrap();
+    fs::write(folder.path().join("in.npy"), npy("(2, 2)", &[10.5, 20.0, 13.0, 24.0])).unwrap();
+    fs::write(folder.path().join("v.npy"), npy("(2,)", &[10.0, 20.0])).unwrap();
+    fs::write(folder.path().join("long.npy"), npy("(3,)", &[10.0, 20.0, 30.0])).unwrap();
+    let mut files = Vec::new();
+    for backend in backends() {
+        let backend: Vec<&str> = backend.iter().map(String::as_str).collect();
+        let args = ["clip", "in.npy", "-o", "out.npy", "--max-norm", "1", "--center", "v.npy"];
+        let report = json_of(folder.path(), &[&args[..], &backend].concat());
+        assert_eq!((&report["rows"][0]["norm"], &report["rows"][1]["norm"]), (&json!(0.5), &json!(5.0)));
+        files.push(fs::read(folder.path().join("out.npy")).unwrap());
+    }
+    assert!(files.iter().all(|file| file == &files[0]), "{files:?}");
+    let out: &[u8] = files[0].as_slice();
+    let value = |i: usize| f32::from_le_bytes(out[out.len() - 16 + 4 * i..][..4].try_into().unwrap());
+    assert_eq!((value(0), value(1)), (10.5, 20.0));
+    assert!((value(2) - 10.6).abs() < 1e-5 && (value(3) - 20.8).abs() < 1e-5, "{} {}", value(2), value(3));
+
+    let clip = |more: &[&'static str]| [&["clip", "in.npy", "-o", "out.npy"][..], more].concat();
+    fails(folder.path(), &clip(&["--max-norm", "1", "--center", "long.npy"]), 1, &["1 row of 3 elements"]);
+    fails(folder.path(), &clip(&["--max-norm", "1", "--center", "in.npy"]), 1, &["2 rows of 2 elements"]);
+    fails(folder.path(), &clip(&["--per-coordinate", "1", "--center", "v.npy"]), 2, &["cannot be used with"]);
+    let onto = ["clip", "in.npy", "-o", "v.npy", "--max-norm", "1", "--center", "v.npy"];
+    fails(folder.path(), &onto, 2, &["the input v.npy as output"]);
 }
 
 #[test]

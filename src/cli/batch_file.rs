@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use byzclip::Layout;
 
 use super::failure::Failure;
-use super::output::{self, Pending, same_file};
+use super::output::{self, Pending, same_file, same_place};
 use super::safetensors::ClientFile;
-use super::{npy, safetensors};
+use super::{npy, rows, safetensors};
 
 /// A batch, and what is needed to write it in the same format.
 pub(super) struct BatchFile {
@@ -46,35 +46,76 @@ impl BatchFile {
         }
     }
 
-    /// Writes the batch: all of it, or nothing.
-    pub(super) fn write(self, output: &Path) -> Result<(), Failure> {
+    /// The batch, written and ready to take its place.
+    pub(super) fn pending(self, output: &Path) -> Result<Vec<Pending>, Failure> {
         match self.format {
             Format::Npy { header } => {
                 let mut file = Pending::create(output)?;
                 file.write(&header)?;
                 file.write(bytemuck::cast_slice(&self.data))?;
-                file.finish()
+                Ok(vec![file])
             }
-            Format::Safetensors { files } => write_clients(files, &self.layout, &self.data, output),
+            Format::Safetensors { files } => {
+                std::fs::create_dir_all(output).map_err(|e| Failure::unwritable(output, &e))?;
+                let pending = files.into_iter().enumerate().map(|(client, file)| {
+                    let mut pending = Pending::create(&target(output, &file.path))?;
+                    pending.write(&file.with_values(&self.data[self.layout.row(client)]))?;
+                    Ok(pending)
+                });
+                pending.collect()
+            }
         }
+    }
+
+    /// One row, `[params]`, written and ready to take its place: a .safetensors with the names and shapes of the first
+    /// client, or an .npy.
+    pub(super) fn pending_mean(self, mean: &[f32], output: &Path) -> Result<Pending, Failure> {
+        let mut file = Pending::create(output)?;
+        match self.format {
+            Format::Safetensors { mut files } if is(Kind::Safetensors, output) && !files.is_empty() => {
+                file.write(&files.swap_remove(0).with_values(mean))?;
+            }
+            _ => {
+                file.write(&npy::header_of_vector(mean.len()))?;
+                file.write(bytemuck::cast_slice(mean))?;
+            }
+        }
+        Ok(file)
+    }
+
+    /// A vector for every row of the batch, `[params]`: of one row, in the format of its name.
+    pub(super) fn read_vector(&self, path: &Path) -> Result<Vec<f32>, Failure> {
+        let vector = Self::read(&[path.to_owned()])?;
+        let wrong = |got: String, expected: String| {
+            Err(Failure::content(path, &got, &expected, "pass one vector of the same model"))
+        };
+        let (rows, params) = (vector.layout.clients(), vector.layout.params());
+        if rows != 1 || params != self.layout.params() {
+            return wrong(
+                format!("{} of {}", rows::count(rows, "row"), rows::count(params, "element")),
+                format!("1 row of {}", self.layout.params()),
+            );
+        }
+        if !self.layers.is_empty() && !vector.layers.is_empty() && !self.same_layers(&vector) {
+            return wrong("tensors of other names or sizes".into(), "those of the inputs".into());
+        }
+        Ok(vector.data)
+    }
+
+    fn same_layers(&self, other: &Self) -> bool {
+        let lengths = |layout: &Layout| -> Vec<usize> {
+            layout.segments_of(0).map(|segment| layout.segment(segment).len()).collect()
+        };
+        self.layers == other.layers && lengths(&self.layout) == lengths(&other.layout)
     }
 }
 
-fn write_clients(
-    files: Vec<ClientFile>,
-    layout: &Layout,
-    data: &[f32],
-    folder: &Path,
-) -> Result<(), Failure> {
-    std::fs::create_dir_all(folder).map_err(|e| Failure::unwritable(folder, &e))?;
-    let mut pending = Vec::with_capacity(files.len());
-    for (client, file) in files.into_iter().enumerate() {
-        let mut output = Pending::create(&target(folder, &file.path))?;
-        output.write(&file.with_values(&data[layout.row(client)]))?;
-        pending.push(output);
-    }
-    // Every file is complete before the first takes its place.
-    pending.into_iter().try_for_each(Pending::finish)
+fn is(kind: Kind, path: &Path) -> bool {
+    let extension = match kind {
+        Kind::Npy => "npy",
+        Kind::Safetensors => "safetensors",
+    };
+    path.extension().is_some_and(|e| e.eq_ignore_ascii_case(extension))
 }
 
 fn target(folder: &Path, input: &Path) -> PathBuf {
@@ -112,18 +153,49 @@ fn kind(inputs: &[PathBuf]) -> Result<Kind, Failure> {
     }
 }
 
-/// Checks, before anything is read, that the output is not one of the inputs and has room for each.
-pub(super) fn check_output(inputs: &[PathBuf], output: &Path) -> Result<(), Failure> {
-    let onto = |target: &Path, input: &Path| {
-        Err(Failure::Usage(format!(
-            "got the input {} as output {}; expected another place; choose another -o",
-            input.display(),
-            target.display()
-        )))
+/// The files that clipping these inputs writes.
+pub(super) fn targets(inputs: &[PathBuf], output: &Path) -> Vec<PathBuf> {
+    match kind(inputs) {
+        Ok(Kind::Safetensors) => inputs.iter().map(|input| target(output, input)).collect(),
+        _ => vec![output.to_owned()],
+    }
+}
+
+/// Checks, before anything is read, that what `option` names is none of these files.
+pub(super) fn check_apart(option: &str, file: &Path, kind: &str, others: &[&PathBuf]) -> Result<(), Failure> {
+    match others.iter().find(|other| same_file(other, file) || same_place(other, file)) {
+        None => Ok(()),
+        Some(other) => Err(Failure::Usage(format!(
+            "got the {kind} {} as {option} {}; expected another place; choose another {}",
+            other.display(),
+            file.display(),
+            if option == "output" { "-o" } else { option }
+        ))),
+    }
+}
+
+/// Checks, before anything is read, that a mean can be put there.
+pub(super) fn check_mean_output(inputs: &[PathBuf], path: &Path) -> Result<(), Failure> {
+    let formats = match kind(inputs)? {
+        Kind::Npy => "a name that ends in .npy",
+        Kind::Safetensors => "a name that ends in .safetensors or .npy",
     };
+    if !is(Kind::Npy, path) && !(formats.contains("safetensors") && is(Kind::Safetensors, path)) {
+        return Err(Failure::Usage(format!(
+            "got the output {}; expected {formats}; choose another -o",
+            path.display()
+        )));
+    }
+    output::check(path)
+}
+
+/// Checks, before anything is read, that the output has room for each input.
+pub(super) fn check_output(inputs: &[PathBuf], output: &Path) -> Result<(), Failure> {
     match kind(inputs)? {
-        Kind::Npy if same_file(&inputs[0], output) => onto(output, &inputs[0]),
-        Kind::Npy => output::check(output),
+        Kind::Npy => {
+            // A name that is an input's as well has a better message behind this.
+            if same_file(&inputs[0], output) { Ok(()) } else { output::check(output) }
+        }
         Kind::Safetensors => {
             if output.exists() && !output.is_dir() {
                 return Err(Failure::Usage(format!(
@@ -132,10 +204,6 @@ pub(super) fn check_output(inputs: &[PathBuf], output: &Path) -> Result<(), Fail
                 )));
             }
             for (i, input) in inputs.iter().enumerate() {
-                let target = target(output, input);
-                if let Some(input) = inputs.iter().find(|input| same_file(input, &target)) {
-                    return onto(&target, input);
-                }
                 if inputs[..i].iter().any(|earlier| earlier.file_name() == input.file_name()) {
                     return Err(Failure::Usage(format!(
                         "got two inputs called {}; expected a name for each client; rename one of them",
@@ -143,7 +211,7 @@ pub(super) fn check_output(inputs: &[PathBuf], output: &Path) -> Result<(), Fail
                     )));
                 }
                 if output.is_dir() {
-                    output::check(&target)?;
+                    output::check(&target(output, input))?;
                 }
             }
             Ok(())

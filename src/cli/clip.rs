@@ -3,16 +3,17 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use byzclip::{Clipping, Granularity, NonFinite, Report, Scope, Status};
+use byzclip::{Clipping, Granularity, Report, Status};
 use serde::Serialize;
 
 use super::batch_file::{self, BatchFile};
+use super::clipping::ClippingArgs;
 use super::failure::{Failure, Outcome};
-use super::options::{self, BackendArgs};
+use super::options::BackendArgs;
 use super::output;
 use super::progress::Spinner;
 use super::rows::{self, ClippedRow, Factor};
-use super::threshold::{self, SavedState, ThresholdArgs};
+use super::threshold::{self, SavedState};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -23,13 +24,7 @@ pub(super) struct Args {
     #[arg(short, long, value_name = "OUT")]
     output: PathBuf,
     #[command(flatten)]
-    threshold: ThresholdArgs,
-    /// Which clients may be clipped; all others are neither read nor changed.
-    #[arg(long, value_name = "all|rows:0,3,5-8", default_value = "all", value_parser = options::parse_scope)]
-    scope: Scope,
-    /// What is done with updates that hold NaN or Inf: zeroed, refused, or kept as they are.
-    #[arg(long, value_name = "zero|error|keep", default_value = "zero", value_parser = options::parse_non_finite)]
-    non_finite: NonFinite,
+    clipping: ClippingArgs,
     #[command(flatten)]
     backend: BackendArgs,
 }
@@ -48,20 +43,16 @@ struct Clip<'a> {
 }
 
 pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
-    let clipping = Clipping {
-        threshold: args.threshold.threshold()?,
-        scope: args.scope.clone(),
-        non_finite: args.non_finite,
-        granularity: args.threshold.granularity(),
-        center: None,
-    };
+    let clipping = args.clipping.without_center()?;
     batch_file::check_output(&args.inputs, &args.output)?;
+    args.clipping.check_files(&args.inputs, &batch_file::targets(&args.inputs, &args.output))?;
     let backend = args.backend.open()?;
 
     let spinner = Spinner::start("reading".into());
     let mut batch = BatchFile::read(&args.inputs)?;
+    let clipping = args.clipping.with_center(clipping, &batch)?;
     drop(spinner);
-    let state_file = args.threshold.state.as_deref();
+    let state_file = args.clipping.threshold.state.as_deref();
     let mut saved = SavedState::load(state_file, &clipping.threshold, &batch.layout, clipping.granularity)?;
     let spinner = Spinner::start("clipping".into());
     let start = Instant::now();
@@ -73,8 +64,9 @@ pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
     let text = if json { None } else { Some(table(args, &batch, &clipping, &report, seconds)) };
     let (layout, layers) = (batch.layout.clone(), batch.layers.clone());
     let spinner = Spinner::start("writing".into());
-    batch.write(&args.output)?;
-    saved.save()?;
+    let mut pending = batch.pending(&args.output)?;
+    pending.extend(saved.pending()?);
+    output::finish(pending)?;
     drop(spinner);
     match text {
         Some(text) => output::print(&text)?,
@@ -94,6 +86,16 @@ pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
 }
 
 fn table(args: &Args, batch: &BatchFile, clipping: &Clipping, report: &Report, seconds: f64) -> String {
+    format!(
+        "{}\n{}\nwritten to {}\n",
+        rows_table(batch, clipping, report),
+        rows::rate(batch.layout.elements(), seconds),
+        rows::printable(&args.output.display().to_string())
+    )
+}
+
+/// What ran, and what happened to each client.
+pub(super) fn rows_table(batch: &BatchFile, clipping: &Clipping, report: &Report) -> String {
     let layout = &batch.layout;
     let cells = |row: usize| {
         let report = &report.rows[row];
@@ -116,15 +118,18 @@ fn table(args: &Args, batch: &BatchFile, clipping: &Clipping, report: &Report, s
         Granularity::Segment => ", every layer on its own; factor: the least; --json has every layer",
         Granularity::Coordinate => ", every coordinate; norms are largest magnitudes",
     };
+    let around = if clipping.center.is_some() {
+        ", around the centre; norms are those of the differences"
+    } else {
+        ""
+    };
     format!(
-        "{}\n{}, {}, bound {}{each}\n\n{}\n{}; {}\nwritten to {}\n",
+        "{}\n{}, {}, bound {}{each}{around}\n\n{}\n{}",
         report.ran,
         rows::count(layout.clients(), "client"),
         rows::count(layout.params(), "param"),
         threshold::name(&clipping.threshold),
         rows::table(&["client", "norm", "bound", "factor", "status"], layout.clients(), cells),
         if counts.is_empty() { "no clients".into() } else { counts.join(", ") },
-        rows::rate(layout.elements(), seconds),
-        args.output.display()
     )
 }

@@ -4,8 +4,10 @@ mod analyze;
 mod batch_file;
 mod bench;
 mod clip;
+mod clipping;
 mod devices;
 mod failure;
+mod mean;
 mod norms;
 mod npy;
 mod options;
@@ -45,6 +47,8 @@ enum Command {
     Norms(norms::Args),
     /// Scale every update above a bound down to it, and write the result.
     Clip(clip::Args),
+    /// Average the clipped updates, weighted, without writing any of them.
+    Mean(mean::Args),
     /// Say what the norms of a batch look like, and which bound suits it.
     Analyze(analyze::Args),
     /// Check every adapter and the CPU, bit for bit, against exact arithmetic.
@@ -65,6 +69,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Devices(args) => devices::run(&args, cli.json),
         Command::Norms(args) => norms::run(&args, cli.json),
         Command::Clip(args) => clip::run(&args, cli.json),
+        Command::Mean(args) => mean::run(&args, cli.json),
         Command::Analyze(args) => analyze::run(&args, cli.json),
         Command::Verify(args) => verify::run(&args, cli.json),
         Command::Bench(args) => bench::run(&args, cli.json),

@@ -92,8 +92,9 @@ pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
         _ => rows::number(norm.value()),
     };
     let mut head = vec!["client", "norm"];
+    let layers: Vec<String> = batch.layers.iter().map(|name| rows::printable(name)).collect();
     if args.per_layer {
-        head.extend(batch.layers.iter().map(String::as_str));
+        head.extend(layers.iter().map(String::as_str));
     }
     let cells = |row: usize| {
         let mut cells = vec![row.to_string(), shown(norms.rows[row])];

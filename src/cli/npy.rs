@@ -27,25 +27,91 @@ pub(super) struct Npy {
     pub data: Vec<f32>,
 }
 
-pub(super) fn read(path: &Path) -> Result<Npy, Failure> {
-    const SAVE: &str = "save it with numpy.save(path, array.astype(\"<f4\", order=\"C\"))";
-    const AGAIN: &str = "copy the file again, or save it again with numpy.save";
-    let wrong = |got: &str, expected: &str| Failure::content(path, got, expected, SAVE);
+/// Another copy of the file may be whole.
+const AGAIN: &str = "copy the file again, or save it again with numpy.save";
+
+/// A file whose header was read.
+struct Opened {
+    reader: BufReader<File>,
+    length: u64,
+    header: RawHeader,
+    described: Header,
+}
+
+fn open(path: &Path) -> Result<Opened, Failure> {
     let corrupt = |got: &str, expected: &str| Failure::content(path, got, expected, AGAIN);
     let unreadable = |e: std::io::Error| Failure::unreadable(path, &e);
-
     // Before it is opened: opening a pipe would wait for a writer.
     let metadata = fs::metadata(path).map_err(unreadable)?;
     if !metadata.is_file() {
         let got = if metadata.is_dir() { "a folder" } else { "a device or pipe" };
         return Err(Failure::content(path, got, "an .npy file", "pass the file itself"));
     }
-    let length = metadata.len();
     let mut reader = BufReader::new(File::open(path).map_err(unreadable)?);
     let header =
         read_header(&mut reader).map_err(|got| corrupt(&got, "an .npy file of version 1, 2 or 3"))?;
     let described =
         Header::parse(&header.text).map_err(|got| corrupt(&got, "the header of an .npy array"))?;
+    Ok(Opened { reader, length: metadata.len(), header, described })
+}
+
+/// Checks that the file is as long as its header says.
+fn check_length(path: &Path, length: u64, expected: u64, shape: &str) -> Result<(), Failure> {
+    if length == expected {
+        return Ok(());
+    }
+    let state = if length < expected { "truncated" } else { "longer than its header says" };
+    let (got, expected) =
+        (format!("{length} bytes, {state}"), format!("{expected} bytes for the shape {shape}"));
+    Err(Failure::content(path, &got, &expected, AGAIN))
+}
+
+/// The numbers of a vector of any type that NumPy's whole and floating-point numbers have up to 64 bits.
+pub(super) fn read_numbers(path: &Path) -> Result<Vec<f64>, Failure> {
+    const SAVE: &str = "save a vector with numpy.save(path, numpy.asarray(list, \"<f4\"))";
+    let wrong = |got: &str, expected: &str| Failure::content(path, got, expected, SAVE);
+    let mut file = open(path)?;
+    let [count] = file.described.shape[..] else {
+        let got = format!("an array of {} dimensions", file.described.shape.len());
+        return Err(wrong(&got, "a vector, one number per client"));
+    };
+    let decode: (usize, fn(&[u8]) -> f64) = match file.described.descr.trim_start_matches(['<', '=', '|']) {
+        "f4" => (4, |b| f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]]))),
+        "f8" => (8, |b| f64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]])),
+        "i4" => (4, |b| f64::from(i32::from_le_bytes([b[0], b[1], b[2], b[3]]))),
+        "u4" => (4, |b| f64::from(u32::from_le_bytes([b[0], b[1], b[2], b[3]]))),
+        "i8" => (8, |b| i64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]) as f64),
+        "u8" => (8, |b| u64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]) as f64),
+        _ => {
+            let got = format!("elements of type '{}'", excerpt(&file.described.descr));
+            return Err(wrong(&got, "'<f4', '<f8', '<i4', '<u4', '<i8' or '<u8'"));
+        }
+    };
+    let bytes = count.checked_mul(decode.0).and_then(|bytes| bytes.checked_add(file.header.bytes.len()));
+    let bytes = bytes
+        .ok_or_else(|| wrong(&format!("the shape ({count},)"), "a shape that fits the address space"))?;
+    check_length(path, file.length, bytes as u64, &format!("({count},)"))?;
+    let mut elements = Vec::new();
+    file.reader.read_to_end(&mut elements).map_err(|e| Failure::unreadable(path, &e))?;
+    Ok(elements.chunks_exact(decode.0).map(decode.1).collect())
+}
+
+/// The header of a vector of so many `f32`.
+pub(super) fn header_of_vector(elements: usize) -> Vec<u8> {
+    let text = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({elements},), }}");
+    // NumPy pads with spaces to a multiple of 64, a newline last.
+    let length = (10 + text.len() + 1).next_multiple_of(64) - 10;
+    let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+    bytes.extend((length as u16).to_le_bytes());
+    bytes.extend(format!("{text:<width$}\n", width = length - 1).bytes());
+    bytes
+}
+
+pub(super) fn read(path: &Path) -> Result<Npy, Failure> {
+    const SAVE: &str = "save it with numpy.save(path, array.astype(\"<f4\", order=\"C\"))";
+    let wrong = |got: &str, expected: &str| Failure::content(path, got, expected, SAVE);
+    let unreadable = |e: std::io::Error| Failure::unreadable(path, &e);
+    let Opened { mut reader, length, header, described } = open(path)?;
 
     match described.descr.as_str() {
         "<f4" | "=f4" if cfg!(target_endian = "little") => {}
@@ -76,15 +142,7 @@ pub(super) fn read(path: &Path) -> Result<Npy, Failure> {
         return Err(wrong(&got, &format!("at most {MOST_EMPTY_ROWS} clients without params")));
     }
     let expected = header.bytes.len() as u64 + elements as u64 * 4;
-    if length != expected {
-        let state = if length < expected { "truncated" } else { "longer than its header says" };
-        return Err(Failure::content(
-            path,
-            &format!("{length} bytes, {state}"),
-            &format!("{expected} bytes for the shape ({clients}, {params})"),
-            AGAIN,
-        ));
-    }
+    check_length(path, length, expected, &format!("({clients}, {params})"))?;
     let layout = Layout::dense(clients, params)
         .map_err(|e| Failure::Failed(format!("{}, shape ({clients}, {params}): {e}", path.display())))?;
     let data = read_elements(&mut reader, elements).map_err(unreadable)?;

@@ -49,14 +49,32 @@ fn parse_choice(text: &str) -> Result<Choice, String> {
 
 /// A bound: a number that is not negative, or `inf`.
 pub(super) fn parse_max_norm(text: &str) -> Result<f32, String> {
-    match text.parse::<f32>() {
-        // What is too large for an f32 would clip nothing, silently.
-        Ok(bound) if bound.is_infinite() && text.starts_with(|c: char| c.is_ascii_digit()) => {
-            Err("expected a number that an f32 holds, up to 3.4e38, or inf; pass a smaller bound".into())
-        }
+    const EXPECTED: &str = "expected a number >= 0, or inf; pass a bound such as 2.0";
+    match parse_f32(text) {
         Ok(bound) if bound >= 0.0 => Ok(bound),
-        _ => Err("expected a number >= 0, or inf; pass a bound such as 2.0".into()),
+        Ok(_) => Err(EXPECTED.into()),
+        Err(_) if text.parse::<f32>().is_err() => Err(EXPECTED.into()),
+        Err(error) => Err(error),
     }
+}
+
+/// A number that neither overflows an `f32` nor vanishes in one.
+pub(super) fn parse_f32(text: &str) -> Result<f32, String> {
+    let (Ok(narrow), Ok(wide)) = (text.parse::<f32>(), text.parse::<f64>()) else {
+        return Err("expected a number".into());
+    };
+    let written = |c: char| c.is_ascii_digit();
+    let overflows = narrow.is_infinite() && text.contains(written);
+    // A mantissa with another digit than 0 is not 0, even where an f64 cannot tell.
+    let mantissa = text.split(['e', 'E']).next().unwrap_or_default();
+    let vanishes =
+        narrow == 0.0 && (wide != 0.0 || mantissa.contains(|c: char| c.is_ascii_digit() && c != '0'));
+    if overflows || vanishes {
+        return Err(
+            "expected a number that an f32 holds: 0, 1e-45 to 3.4e38, or inf; pass one in that range".into(),
+        );
+    }
+    Ok(narrow)
 }
 
 pub(super) fn parse_non_finite(text: &str) -> Result<NonFinite, String> {
@@ -112,7 +130,9 @@ mod tests {
     fn bounds_are_numbers_that_are_not_negative() {
         assert_eq!(parse_max_norm("2"), Ok(2.0));
         assert_eq!(parse_max_norm("inf"), Ok(f32::INFINITY));
-        for wrong in ["nan", "-1", "", "two", "4e38"] {
+        assert_eq!(parse_max_norm("0e0"), Ok(0.0));
+        assert_eq!(parse_max_norm("1e-45"), Ok(f32::from_bits(1)));
+        for wrong in ["nan", "-1", "", "two", "4e38", "1e-50", "1e-400"] {
             assert!(parse_max_norm(wrong).is_err(), "{wrong}");
         }
     }

@@ -62,6 +62,11 @@ impl Pending {
     }
 }
 
+/// Puts files in their places, all of which are complete by now.
+pub(super) fn finish(files: Vec<Pending>) -> Result<(), Failure> {
+    files.into_iter().try_for_each(Pending::finish)
+}
+
 /// The system's own words, without the name of the temporary file.
 fn plain(error: std::io::Error) -> std::io::Error {
     error.kind().into()
@@ -90,6 +95,12 @@ fn folder(target: &Path) -> &Path {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     }
+}
+
+/// Whether two paths name the same place, where there may be no file yet.
+pub(super) fn same_place(a: &Path, b: &Path) -> bool {
+    let place = |path: &Path| Some((fs::canonicalize(folder(path)).ok()?, path.file_name()?.to_owned()));
+    matches!((place(a), place(b)), (Some(a), Some(b)) if a == b)
 }
 
 /// Whether two paths are the same file, by any name.

@@ -131,6 +131,13 @@ pub(super) fn number(value: f32) -> String {
     if plain { value.to_string() } else { format!("{value:e}") }
 }
 
+/// Text from files and paths without control characters, which could write anywhere on a terminal.
+pub(super) fn printable(text: &str) -> String {
+    text.chars()
+        .map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() })
+        .collect()
+}
+
 /// A number of things: `1 client`, `2 clients`.
 pub(super) fn count(number: usize, thing: &str) -> String {
     format!("{number} {thing}{}", if number == 1 { "" } else { "s" })

@@ -68,6 +68,14 @@ impl ThresholdArgs {
                 ));
             }
         };
+        let remembers = matches!(threshold, Threshold::Adaptive(_) | Threshold::History { .. });
+        if let (Some(path), false) = (&self.state, remembers) {
+            return Err(Failure::Usage(format!(
+                "got --state {} with {}; expected a threshold that remembers: adaptive or history; leave out --state",
+                path.display(),
+                name(&threshold)
+            )));
+        }
         match (self.per_layer, threshold) {
             (None | Some(PerLayer::Own), threshold) => Ok(threshold),
             (Some(PerLayer::SplitEqual), Threshold::Fixed(total)) => Ok(Threshold::SplitEqual(total)),
@@ -97,22 +105,23 @@ pub(super) fn parse_threshold(text: &str) -> Result<Threshold, String> {
     let wrong = |what: &str| format!("got {what}; {EXPECTED}");
     let number =
         |text: &str| text.parse::<f64>().map_err(|_| wrong(&format!("\"{text}\" where a number belongs")));
+    let narrow = |text: &str| number(text).and_then(|_| options::parse_f32(text));
     match policy {
         "fixed" => options::parse_max_norm(settings).map(Threshold::Fixed),
         "median" => match settings {
             "" => Ok(Threshold::Median { factor: 1.0 }),
-            factor => Ok(Threshold::Median { factor: number(factor)? as f32 }),
+            factor => Ok(Threshold::Median { factor: narrow(factor)? }),
         },
         "quantile" => Ok(Threshold::Quantile(number(settings)?)),
         "adaptive" => {
             let mut adaptive = Adaptive::default();
             for (key, value) in pairs(settings).map_err(|e| wrong(&e))? {
                 match key {
-                    "c0" => adaptive.initial = number(value)? as f32,
+                    "c0" => adaptive.initial = narrow(value)?,
                     "target" => adaptive.target = number(value)?,
                     "rate" => adaptive.rate = number(value)?,
-                    "min" => adaptive.min = number(value)? as f32,
-                    "max" => adaptive.max = number(value)? as f32,
+                    "min" => adaptive.min = narrow(value)?,
+                    "max" => adaptive.max = narrow(value)?,
                     _ => return Err(wrong(&format!("the unknown setting {key}"))),
                 }
             }
@@ -125,7 +134,7 @@ pub(super) fn parse_threshold(text: &str) -> Result<Threshold, String> {
                     "window" => {
                         window = value.parse().map_err(|_| wrong("a window that is no whole number"))?
                     }
-                    "factor" => factor = number(value)? as f32,
+                    "factor" => factor = narrow(value)?,
                     _ => return Err(wrong(&format!("the unknown setting {key}"))),
                 }
             }
@@ -231,16 +240,16 @@ impl<'a> SavedState<'a> {
         Ok(saved)
     }
 
-    /// Writes the state that the run left, if a file was named.
-    pub(super) fn save(self) -> Result<(), Failure> {
-        let Some(path) = self.path else { return Ok(()) };
+    /// The state that the run left, written and ready to take its place, if a file was named.
+    pub(super) fn pending(self) -> Result<Option<Pending>, Failure> {
+        let Some(path) = self.path else { return Ok(None) };
         let file = StateFile { words: self.state.words().to_vec(), ..self.described };
         let mut text = serde_json::to_vec(&file)
             .map_err(|e| Failure::Failed(format!("cannot write the state: got \"{e}\"; report this")))?;
         text.push(b'\n');
         let mut pending = Pending::create(path)?;
         pending.write(&text)?;
-        pending.finish()
+        Ok(Some(pending))
     }
 }
 
@@ -260,6 +269,9 @@ impl StateFile {
         }
         if file.threshold != self.threshold {
             return other(format!("the state of {}", file.threshold), format!("that of {}", self.threshold));
+        }
+        if file.words.is_empty() && self.spans > 0 {
+            return other("a state without words".into(), "the words that byzclip wrote".into());
         }
         if (file.clients, file.spans) != (self.clients, self.spans) {
             return other(

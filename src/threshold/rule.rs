@@ -12,6 +12,9 @@ use crate::numerics::power_of_two;
 /// Marks a place in a history where no norm is: the row was zeroed, out of scope, or the round is to come.
 pub(crate) const NO_NORM: u32 = u32::MAX;
 
+/// The greatest norm, 2^31 elements of the greatest `f32` rounded up, has the exponent 144.
+const GREATEST_NORM: u32 = (144 + 127) << 23;
+
 /// Norms that one rule may look at, history included: what one workgroup can walk through.
 pub(crate) const MOST_NORMS: usize = 1 << 21;
 
@@ -170,9 +173,17 @@ impl Source {
         })
     }
 
-    /// Whether every C of an adaptive state is one that the threshold could have left.
+    /// Whether every word of a state is one that the threshold could have left.
     fn holds_bounds(&self, state: &State) -> bool {
         match self {
+            Self::Computed { groups, rule: rule @ Rule::History { .. } } => {
+                let mut rest = state.words();
+                (0..groups.count()).all(|group| {
+                    let (words, tail) = rest.split_at(rule.state_words(groups.members_of(group).len()));
+                    rest = tail;
+                    words.iter().skip(1).all(|&norm| norm == NO_NORM || norm <= GREATEST_NORM)
+                })
+            }
             Self::Computed { rule: Rule::Adaptive(settings), .. } => {
                 // Positive numbers have the order of their bits.
                 let allowed = settings.min.to_bits()..=settings.max.to_bits();

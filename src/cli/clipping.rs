@@ -1,0 +1,61 @@
+//! The options that say how a batch is clipped, for the commands that clip one.
+
+use std::path::PathBuf;
+
+use byzclip::{Clipping, NonFinite, Scope};
+
+use super::batch_file::{self, BatchFile};
+use super::failure::Failure;
+use super::options;
+use super::threshold::ThresholdArgs;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct ClippingArgs {
+    #[command(flatten)]
+    pub threshold: ThresholdArgs,
+    /// Clip around the vector in FILE, for example the server's model, instead of around zero: of one row, in
+    /// the format of the inputs.
+    #[arg(long, value_name = "FILE", conflicts_with = "per_coordinate")]
+    center: Option<PathBuf>,
+    /// Which clients may be clipped; all others are neither read nor changed.
+    #[arg(long, value_name = "all|rows:0,3,5-8", default_value = "all", value_parser = options::parse_scope)]
+    scope: Scope,
+    /// What is done with updates that hold NaN or Inf: zeroed (they become the centre, if there is one), refused,
+    /// or kept as they are.
+    #[arg(long, value_name = "zero|error|keep", default_value = "zero", value_parser = options::parse_non_finite)]
+    non_finite: NonFinite,
+}
+
+impl ClippingArgs {
+    /// The clipping asked for, but for the centre, which is in a file.
+    pub(super) fn without_center(&self) -> Result<Clipping, Failure> {
+        Ok(Clipping {
+            threshold: self.threshold.threshold()?,
+            scope: self.scope.clone(),
+            non_finite: self.non_finite,
+            granularity: self.threshold.granularity(),
+            center: None,
+        })
+    }
+
+    /// Adds the centre, where there is one for this batch.
+    pub(super) fn with_center(&self, clipping: Clipping, batch: &BatchFile) -> Result<Clipping, Failure> {
+        match &self.center {
+            Some(path) => Ok(clipping.around(batch.read_vector(path)?)),
+            None => Ok(clipping),
+        }
+    }
+
+    /// Checks, before anything is read, that what is written lies apart from what is read.
+    pub(super) fn check_files(&self, inputs: &[PathBuf], targets: &[PathBuf]) -> Result<(), Failure> {
+        let inputs: Vec<&PathBuf> = inputs.iter().chain(&self.center).collect();
+        for target in targets {
+            batch_file::check_apart("output", target, "input", &inputs)?;
+        }
+        if let Some(state) = &self.threshold.state {
+            batch_file::check_apart("--state", state, "input", &inputs)?;
+            batch_file::check_apart("--state", state, "output", &targets.iter().collect::<Vec<_>>())?;
+        }
+        Ok(())
+    }
+}

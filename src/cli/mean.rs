@@ -1,0 +1,149 @@
+//! `byzclip mean`.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use byzclip::{Clipping, Report, Status, Weights};
+use serde::Serialize;
+
+use super::batch_file::{self, BatchFile};
+use super::clipping::ClippingArgs;
+use super::failure::{Failure, Outcome};
+use super::options::BackendArgs;
+use super::progress::Spinner;
+use super::rows::{self, ClippedRow};
+use super::threshold::{self, SavedState};
+use super::{clip, npy, output};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// One .npy (float32; a row per client, or one client), or a .safetensors per client.
+    #[arg(value_name = "IN", required = true)]
+    inputs: Vec<PathBuf>,
+    /// Where the mean goes: an .npy of one row, or for .safetensors inputs one of those.
+    #[arg(short, long, value_name = "OUT")]
+    output: PathBuf,
+    /// What each client weighs, for example its number of samples: an .npy of one number a client, in the order of
+    /// the inputs. Without it all weigh the same.
+    #[arg(long, value_name = "FILE")]
+    weights: Option<PathBuf>,
+    #[command(flatten)]
+    clipping: ClippingArgs,
+    #[command(flatten)]
+    backend: BackendArgs,
+}
+
+#[derive(Serialize)]
+struct Mean<'a> {
+    backend: &'static str,
+    adapter: Option<&'a str>,
+    why: &'a str,
+    threshold: String,
+    clients: usize,
+    params: usize,
+    /// Clients that are in the mean, and the sum of their weights.
+    counted: usize,
+    weight: f64,
+    clipped: usize,
+    zeroed: usize,
+    rows: Vec<ClippedRow<'a>>,
+}
+
+pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
+    let clipping = args.clipping.without_center()?;
+    batch_file::check_mean_output(&args.inputs, &args.output)?;
+    let inputs: Vec<PathBuf> = args.inputs.iter().chain(&args.weights).cloned().collect();
+    args.clipping.check_files(&inputs, std::slice::from_ref(&args.output))?;
+    let backend = args.backend.open()?;
+
+    let spinner = Spinner::start("reading".into());
+    let batch = BatchFile::read(&args.inputs)?;
+    let clipping = args.clipping.with_center(clipping, &batch)?;
+    let weights = match &args.weights {
+        Some(path) => Weights::PerRow(read_weights(path, batch.layout.clients())?),
+        None => Weights::Equal,
+    };
+    drop(spinner);
+    let state_file = args.clipping.threshold.state.as_deref();
+    let mut saved = SavedState::load(state_file, &clipping.threshold, &batch.layout, clipping.granularity)?;
+    let spinner = Spinner::start("averaging".into());
+    let start = Instant::now();
+    let (mean, report) =
+        backend.run_mean_with(&batch.layout, &batch.data, &clipping, &weights, &mut saved.state)?;
+    let seconds = start.elapsed().as_secs_f64();
+    drop(spinner);
+
+    let (counted, weight) = counted(&weights.of_rows(batch.layout.clients())?, &report);
+    let text =
+        if json { None } else { Some(table(args, &batch, &clipping, &report, (counted, weight), seconds)) };
+    let (layout, layers) = (batch.layout.clone(), batch.layers.clone());
+    let mut pending = vec![batch.pending_mean(&mean, &args.output)?];
+    pending.extend(saved.pending()?);
+    output::finish(pending)?;
+    match text {
+        Some(text) => output::print(&text)?,
+        None => output::print_json(&Mean {
+            backend: report.ran.backend.name(),
+            adapter: report.ran.adapter.as_deref(),
+            why: &report.ran.why,
+            threshold: threshold::name(&clipping.threshold),
+            clients: layout.clients(),
+            params: layout.params(),
+            counted,
+            weight,
+            clipped: report.count(Status::Clipped),
+            zeroed: report.count(Status::Zeroed),
+            rows: report.rows.iter().map(|row| ClippedRow::new(row, &layers)).collect(),
+        })?,
+    }
+    Ok(Outcome::Success)
+}
+
+/// One weight per client, each exact as an `f32`.
+fn read_weights(path: &Path, clients: usize) -> Result<Vec<f32>, Failure> {
+    const PASS: &str = "pass one weight per client, in the order of the inputs";
+    let wrong = |got: String, expected: &str| Failure::content(path, &got, expected, PASS);
+    let weights = npy::read_numbers(path)?;
+    if weights.len() != clients {
+        return Err(wrong(rows::count(weights.len(), "weight"), &format!("{clients}, one per client")));
+    }
+    let exact = |(client, weight): (usize, f64)| {
+        let narrow = weight as f32;
+        if !weight.is_finite() || weight < 0.0 {
+            return Err(wrong(
+                format!("the weight {weight} of client {client}"),
+                "finite weights that are not negative",
+            ));
+        }
+        // Rounded weights would be other weights, silently.
+        if f64::from(narrow) != weight {
+            let got = format!("the weight {weight} of client {client}");
+            return Err(wrong(got, "weights that an f32 holds, such as whole numbers up to 2^24"));
+        }
+        Ok(narrow)
+    };
+    weights.into_iter().enumerate().map(exact).collect()
+}
+
+/// The clients that are in the mean, and what they weigh together.
+fn counted(weights: &[f32], report: &Report) -> (usize, f64) {
+    let counts = |status| !matches!(status, Status::Zeroed | Status::Kept);
+    let weights = weights.iter().zip(&report.rows).filter(|(_, row)| counts(row.status));
+    weights.fold((0, 0.0), |(count, sum), (weight, _)| (count + 1, sum + f64::from(*weight)))
+}
+
+fn table(
+    args: &Args,
+    batch: &BatchFile,
+    clipping: &Clipping,
+    report: &Report,
+    (counted, weight): (usize, f64),
+    seconds: f64,
+) -> String {
+    format!(
+        "{}\nthe mean of {counted} with the weight {weight}\n{}\nwritten to {}\n",
+        clip::rows_table(batch, clipping, report),
+        rows::rate(batch.layout.elements(), seconds),
+        rows::printable(&args.output.display().to_string())
+    )
+}
