@@ -27,13 +27,13 @@ struct Halves<'a> {
 }
 
 impl<'a> Halves<'a> {
-    /// `work` on each block, widened.
+    /// `work` on the magnitudes of each block.
     fn blocks<T>(self, mut work: impl FnMut(&[f32]) -> T, join: impl Fn(T, T) -> T) -> Option<T> {
         let mut widened = [0.0f32; BLOCK];
         let mut joined = None;
         for block in self.bits.chunks(BLOCK) {
             let widened = &mut widened[..block.len()];
-            widen(self.half, block, widened);
+            vectorised(Widen::<false> { half: self.half, bits: block, values: widened });
             let of_block = work(widened);
             joined = Some(match joined.take() {
                 Some(joined) => join(joined, of_block),
@@ -94,25 +94,27 @@ impl Kernel for Largest<'_> {
 
 /// Writes the values of halves.
 pub(super) fn widen(half: Half, bits: &[u16], values: &mut [f32]) {
-    vectorised(Widen { half, bits, values });
+    vectorised(Widen::<true> { half, bits, values });
 }
 
-struct Widen<'a> {
+/// Squares need no signs.
+struct Widen<'a, const SIGNED: bool> {
     half: Half,
     bits: &'a [u16],
     values: &'a mut [f32],
 }
 
-impl Kernel for Widen<'_> {
+impl<const SIGNED: bool> Kernel for Widen<'_, SIGNED> {
     type Output = ();
 
     /// A loop for each format, so that each is vectorised for itself.
     #[inline(always)]
     fn run<const FUSED: bool>(self) {
+        let mask = if SIGNED { 0xffff } else { 0x7fff };
         let pairs = self.values.iter_mut().zip(self.bits);
         match self.half {
-            Half::F16 => pairs.for_each(|(value, &bits)| *value = Half::F16.widen(bits)),
-            Half::Bf16 => pairs.for_each(|(value, &bits)| *value = Half::Bf16.widen(bits)),
+            Half::F16 => pairs.for_each(|(value, &bits)| *value = Half::F16.widen(bits & mask)),
+            Half::Bf16 => pairs.for_each(|(value, &bits)| *value = Half::Bf16.widen(bits & mask)),
         }
     }
 }
@@ -151,15 +153,37 @@ struct Scale<'a> {
     factor: f64,
 }
 
+/// Elements that are multiplied in `f32` before one looks whether that was certain.
+const LOOK: usize = 128;
+
 impl Kernel for Scale<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<const FUSED: bool>(self) {
-        let values = self.values.iter_mut();
         match self.half {
-            Half::F16 => values.for_each(|bits| *bits = Half::F16.scaled(*bits, self.factor)),
-            Half::Bf16 => values.for_each(|bits| *bits = Half::Bf16.scaled(*bits, self.factor)),
+            Half::F16 => scale(self.values, self.factor, Half::F16),
+            Half::Bf16 => scale(self.values, self.factor, Half::Bf16),
+        }
+    }
+}
+
+#[inline(always)]
+fn scale(values: &mut [u16], factor: f64, half: Half) {
+    let single = factor as f32;
+    // Below the normal numbers the factor may be another in `f32`.
+    let fast = single >= f32::MIN_POSITIVE;
+    for block in values.chunks_mut(LOOK) {
+        let (mut cut, mut certain) = ([0; LOOK], fast);
+        for (cut, &bits) in cut.iter_mut().zip(block.iter()) {
+            let (scaled, is_certain) = half.scaled_fast(bits, single);
+            *cut = scaled;
+            certain &= is_certain;
+        }
+        if certain {
+            block.copy_from_slice(&cut[..block.len()]);
+        } else {
+            block.iter_mut().for_each(|bits| *bits = half.scaled(*bits, factor));
         }
     }
 }
