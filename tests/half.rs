@@ -174,18 +174,62 @@ fn every_half_times_a_factor_is_the_exact_product_cut_towards_zero() {
     }
 }
 
+/// A row of every finite half, as the stages of every backend see it.
+#[test]
+fn every_half_is_the_same_on_every_backend() {
+    let mut rng = Rng::new(10);
+    for half in FORMATS {
+        let row: Vec<u16> = (0..=u16::MAX).filter(|bits| bits & 0x7fff < infinity(half)).collect();
+        let layout = Layout::dense(1, row.len()).unwrap();
+        let clipping = Clipping::default();
+        let norm = Reference.norms_half(&layout, half, &row, &clipping).unwrap().rows[0];
+        let untouched = Decision { norm, bound: f32::INFINITY, factor: 1.0, status: Status::Untouched };
+        // The mean of one row is the row, but for the sign of zero.
+        let values: Vec<f32> = row.iter().map(|&bits| half.widen(bits) + 0.0).collect();
+        for (name, backend) in all() {
+            let mean =
+                backend.mean_half(&layout, half, &row, &clipping, &[untouched], &Weights::Equal).unwrap();
+            assert_same_bits(&format!("{half:?}: {name}"), &mean, &values);
+        }
+        for factor in factors(&mut rng) {
+            let decision = Decision { factor, status: Status::Clipped, ..untouched };
+            let want: Vec<u16> = row.iter().map(|&bits| product(half, bits, factor)).collect();
+            for (name, backend) in all() {
+                let mut got = row.clone();
+                backend.clip_half(&layout, half, &mut got, &clipping, &[decision]).unwrap();
+                assert_same_halves(&format!("{half:?} · {factor:e}: {name}"), &got, &want);
+            }
+        }
+    }
+}
+
+/// Factors whose product with a value rounds up to a half in 24 bits, while the exact one is below it.
 #[test]
 fn a_product_that_rounds_up_to_a_half_in_24_bits_is_still_cut_below_it() {
-    let mut found = 0;
-    for bits in 0x3c01..0x4000 {
-        let value = f64::from(Half::F16.widen(bits));
-        // The largest factor of 24 bits whose product stays below 1.
-        let factor = f64::from_bits((1.0 / value).to_bits() & !((1 << 29) - 1));
-        let rounds_up = (value * factor) as f32 == 1.0 && value * factor < 1.0;
-        found += usize::from(rounds_up);
-        assert_eq!(Half::F16.scaled(bits, factor), if value * factor < 1.0 { 0x3bff } else { 0x3c00 });
+    for half in FORMATS {
+        let one = half.truncate(1.0);
+        let (mut values, mut decisions, mut want) = (Vec::new(), Vec::new(), Vec::new());
+        for bits in one + 1..half.truncate(2.0) {
+            let value = f64::from(half.widen(bits));
+            // The largest factor of 24 bits whose product is at most 1.
+            let factor = f64::from_bits((1.0 / value).to_bits() & !((1 << 29) - 1));
+            if (value * factor) as f32 == 1.0 && value * factor < 1.0 {
+                values.push(bits);
+                want.push(one - 1);
+                let norm =
+                    Reference.norms(&Layout::dense(1, 1).unwrap(), &[value as f32], &Clipping::default());
+                let norm = norm.unwrap().rows[0];
+                decisions.push(Decision { norm, bound: 1.0, factor, status: Status::Clipped });
+            }
+        }
+        assert!(values.len() > 10, "{half:?}: {}", values.len());
+        let layout = Layout::dense(values.len(), 1).unwrap();
+        for (name, backend) in all() {
+            let mut got = values.clone();
+            backend.clip_half(&layout, half, &mut got, &Clipping::default(), &decisions).unwrap();
+            assert_same_halves(&format!("{half:?}: {name}"), &got, &want);
+        }
     }
-    assert!(found > 100, "{found}");
 }
 
 #[test]
@@ -678,6 +722,182 @@ proptest! {
             let got_report = backend.run_half(&layout, half, &mut got, &clipping).unwrap();
             assert_same_report("any", &got_report, &report);
             assert_same_halves("any", &got, &want);
+        }
+    }
+}
+
+#[cfg(feature = "gpu")]
+mod on_a_device {
+    use super::*;
+    use byzclip::backend::gpu::{Tuning, open};
+    use byzclip::{Gpu, wgpu};
+
+    fn gpus() -> Vec<(&'static str, Gpu)> {
+        let Some(adapter) = common::gpu::adapter() else { return Vec::new() };
+        let (device, queue) = open(&adapter).unwrap();
+        let own = Gpu::from_device(device.clone(), queue.clone()).unwrap();
+        let tuning = own.tuning().clone();
+        let portable = Tuning { window: tuning.window.min(Tuning::portable().window), ..Tuning::portable() };
+        let with =
+            |tuning| Gpu::from_device(device.clone(), queue.clone()).unwrap().with_tuning(tuning).unwrap();
+        vec![
+            ("two elements at a time", with(Tuning { wide: false, ..tuning.clone() })),
+            ("small tiles", with(Tuning { tile: 64, ..tuning.clone() })),
+            ("small windows", with(Tuning { tile: 256, window: 1024, ..tuning.clone() })),
+            (
+                "small windows, two at a time",
+                with(Tuning { tile: 64, window: 256, wide: false, ..portable.clone() }),
+            ),
+            ("exact sums only", with(Tuning { force_exact: true, tile: 64, window: 256, ..portable })),
+            ("its own", own),
+        ]
+    }
+
+    fn buffer_of(gpu: &Gpu, data: &[u16]) -> wgpu::Buffer {
+        let buffer = gpu.device().create_buffer(&wgpu::BufferDescriptor {
+            label: Some("the caller's updates"),
+            size: (data.len() as u64 * 2).next_multiple_of(4),
+            usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC,
+            mapped_at_creation: false,
+        });
+        let mut bytes = bytemuck::cast_slice(data).to_vec();
+        bytes.resize(bytes.len().next_multiple_of(4), 0xee);
+        gpu.queue().write_buffer(&buffer, 0, &bytes);
+        buffer
+    }
+
+    fn contents(gpu: &Gpu, buffer: &wgpu::Buffer) -> Vec<u16> {
+        let staging = gpu.device().create_buffer(&wgpu::BufferDescriptor {
+            label: None,
+            size: buffer.size(),
+            usage: wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::MAP_READ,
+            mapped_at_creation: false,
+        });
+        let mut encoder = gpu.device().create_command_encoder(&Default::default());
+        encoder.copy_buffer_to_buffer(buffer, 0, &staging, 0, buffer.size());
+        gpu.queue().submit([encoder.finish()]);
+        staging.slice(..).map_async(wgpu::MapMode::Read, |result| result.unwrap());
+        gpu.device().poll(wgpu::PollType::wait_indefinitely()).unwrap();
+        bytemuck::cast_slice(&staging.slice(..).get_mapped_range().unwrap()).to_vec()
+    }
+
+    #[test]
+    fn every_strategy_does_what_the_contract_says_to_host_batches() {
+        let mut rng = Rng::new(20);
+        for (name, gpu) in gpus() {
+            for (turn, layout) in layouts().into_iter().chain([Layout::dense(12, 2001).unwrap()]).enumerate()
+            {
+                for granularity in GRANULARITIES {
+                    let half = FORMATS[turn % 2];
+                    let (data, bounds) = fill(&layout, half, turn, &mut rng);
+                    let clipping = Clipping::per_row(bounds).granularity(granularity);
+                    let (report, decisions, want) = expected(&layout, half, &data, &clipping).unwrap();
+                    let context = format!("{name}, layout {turn}, {granularity:?}, {half:?}");
+                    let mut got = data.clone();
+                    assert_same_report(
+                        &context,
+                        &gpu.run_half(&layout, half, &mut got, &clipping).unwrap(),
+                        &report,
+                    );
+                    assert_same_halves(&context, &got, &want);
+                    let mean = expected_mean(&layout, half, &want, granularity, &decisions, &Weights::Equal);
+                    if let Some(mean) = mean {
+                        let got =
+                            gpu.run_mean_half(&layout, half, &data, &clipping, &Weights::Equal).unwrap().0;
+                        assert_same_bits(&context, &got, &mean);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_plan_clips_halves_in_the_callers_buffer_and_keeps_what_lies_between_the_rows() {
+        let mut rng = Rng::new(21);
+        let layouts = [
+            Layout::dense(12, 640).unwrap(),
+            Layout::dense(12, 642).unwrap(),
+            Layout::strided(24, 1001, 1004).unwrap(),
+            Layout::strided(24, 333, 338).unwrap(),
+            Layout::strided(24, 1, 2).unwrap(),
+            Layout::ragged(&[2, 8, 8, 310, 1312]).unwrap(),
+            Layout::strided(12, 101, 106).unwrap().layered(&[64, 36, 1]).unwrap(),
+        ];
+        for (name, gpu) in gpus() {
+            for (turn, layout) in layouts.iter().enumerate() {
+                for granularity in GRANULARITIES {
+                    let half = FORMATS[turn % 2];
+                    let (data, bounds) = fill(layout, half, turn, &mut rng);
+                    let clipping = Clipping::per_row(bounds).granularity(granularity);
+                    let (report, decisions, want) = expected(layout, half, &data, &clipping).unwrap();
+                    let context = format!("{name}, layout {turn}, {granularity:?}, {half:?}");
+                    let buffer = buffer_of(&gpu, &data);
+                    let plan = gpu.plan_half(layout, half, &clipping, &buffer).unwrap();
+                    plan.poison().unwrap();
+                    let mean = plan.mean(&Weights::Equal);
+                    let mut encoder = gpu.device().create_command_encoder(&Default::default());
+                    plan.record_norms(&mut encoder);
+                    plan.record_threshold(&mut encoder);
+                    if let Ok(mean) = &mean {
+                        mean.record(&mut encoder);
+                    }
+                    plan.record_clip(&mut encoder);
+                    gpu.queue().submit([encoder.finish()]);
+                    assert_same_report(&context, &plan.report_blocking().unwrap(), &report);
+                    assert_same_halves(&context, &contents(&gpu, &buffer)[..data.len()], &want);
+                    let want = expected_mean(layout, half, &want, granularity, &decisions, &Weights::Equal);
+                    assert_eq!(mean.is_ok(), want.is_some(), "{context}");
+                    if let (Ok(mean), Some(want)) = (mean, want) {
+                        assert_same_bits(&context, &mean.read_blocking().unwrap(), &want);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn buffers_whose_rows_share_words_are_refused() {
+        let Some((_, gpu)) = gpus().into_iter().next() else { return };
+        let buffer = buffer_of(&gpu, &[0; 64]);
+        let plan = |layout: &Layout, granularity| {
+            gpu.plan_half(layout, Half::F16, &Clipping::default().granularity(granularity), &buffer).map(drop)
+        };
+        let odd = [
+            (Layout::dense(2, 3).unwrap(), Granularity::Row),
+            (Layout::ragged(&[1, 4]).unwrap(), Granularity::Coordinate),
+            (Layout::dense(2, 8).unwrap().layered(&[3, 5]).unwrap(), Granularity::Segment),
+        ];
+        for (layout, granularity) in odd {
+            assert!(matches!(plan(&layout, granularity), Err(Error::Layout { .. })), "{layout:?}");
+        }
+        // The same segments in one row, and a row without elements, share none.
+        assert_eq!(plan(&Layout::dense(2, 8).unwrap().layered(&[3, 5]).unwrap(), Granularity::Row), Ok(()));
+        assert_eq!(plan(&Layout::ragged(&[0, 7, 7]).unwrap(), Granularity::Row), Ok(()));
+        let long = Layout::dense(1, 65).unwrap();
+        assert_eq!(plan(&long, Granularity::Row), Err(Error::DataTooShort { got: 64, expected: 65 }));
+        let center = Clipping::default().around(vec![0.0; 4]);
+        let refused = gpu.plan_half(&Layout::dense(2, 4).unwrap(), Half::Bf16, &center, &buffer);
+        assert!(matches!(refused, Err(Error::Setting { name: "center", .. })));
+    }
+
+    #[test]
+    fn batches_of_all_storages_take_turns_on_one_device() {
+        let layout = Layout::dense(3, 4).unwrap();
+        let single: Vec<f32> = (0..12).map(|i| i as f32 - 3.0).collect();
+        for (name, gpu) in gpus() {
+            for _ in 0..2 {
+                let (mut got, mut want) = (single.clone(), single.clone());
+                gpu.run(&layout, &mut got, &Clipping::fixed(4.0)).unwrap();
+                Reference.run(&layout, &mut want, &Clipping::fixed(4.0)).unwrap();
+                assert_same_bits(name, &got, &want);
+                for half in FORMATS {
+                    let data: Vec<u16> = single.iter().map(|&value| half.truncate(value)).collect();
+                    let (mut got, mut want) = (data.clone(), data);
+                    gpu.run_half(&layout, half, &mut got, &Clipping::fixed(4.0)).unwrap();
+                    Reference.run_half(&layout, half, &mut want, &Clipping::fixed(4.0)).unwrap();
+                    assert_same_halves(name, &got, &want);
+                }
+            }
         }
     }
 }
