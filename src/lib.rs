@@ -16,6 +16,8 @@
 //! | mean | instead of clip: the weighted mean of the clipped rows, nothing written | [`aggregate`] | `mean.wgsl` |
 //! | | norms, bounds, factors, statuses | [`report`] | |
 //!
+//! Elements are `f32`, or stored as f16 or bf16: [`half`].
+//!
 //! # Example
 //! ```
 //! use byzclip::{Backend, Clipping, Cpu, Layout, Status};

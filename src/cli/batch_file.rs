@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use byzclip::Layout;
 
+use super::elements::Elements;
 use super::failure::Failure;
 use super::output::{self, Pending, same_file};
 use super::safetensors::ClientFile;
@@ -12,7 +13,7 @@ use super::{npy, safetensors};
 /// A batch, and what is needed to write it in the same format.
 pub(super) struct BatchFile {
     pub layout: Layout,
-    pub data: Vec<f32>,
+    pub data: Elements,
     /// The names of the layers; none in an `.npy`.
     pub layers: Vec<String>,
     format: Format,
@@ -52,7 +53,7 @@ impl BatchFile {
             Format::Npy { header } => {
                 let mut file = Pending::create(output)?;
                 file.write(&header)?;
-                file.write(bytemuck::cast_slice(&self.data))?;
+                file.write(self.data.as_bytes())?;
                 file.finish()
             }
             Format::Safetensors { files } => write_clients(files, &self.layout, &self.data, output),
@@ -63,14 +64,14 @@ impl BatchFile {
 fn write_clients(
     files: Vec<ClientFile>,
     layout: &Layout,
-    data: &[f32],
+    data: &Elements,
     folder: &Path,
 ) -> Result<(), Failure> {
     std::fs::create_dir_all(folder).map_err(|e| Failure::unwritable(folder, &e))?;
     let mut pending = Vec::with_capacity(files.len());
     for (client, file) in files.into_iter().enumerate() {
         let mut output = Pending::create(&target(folder, &file.path))?;
-        output.write(&file.with_values(&data[layout.row(client)]))?;
+        output.write(&file.with_elements(data, layout.row(client).start))?;
         pending.push(output);
     }
     // Every file is complete before the first takes its place.

@@ -5,6 +5,7 @@ mod batch_file;
 mod bench;
 mod clip;
 mod devices;
+mod elements;
 mod failure;
 mod norms;
 mod npy;
