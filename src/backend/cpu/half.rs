@@ -4,6 +4,7 @@
 
 use rayon::prelude::*;
 
+use super::f16c;
 use super::simd::{Kernel, vectorised};
 use super::sum::{FastSum, Values};
 use super::{Batch, Cpu, SEQUENTIAL, TASK, rows_mut, rows_of_task};
@@ -27,13 +28,16 @@ struct Halves<'a> {
 }
 
 impl<'a> Halves<'a> {
-    /// `work` on the magnitudes of each block.
+    /// `work` on each block, widened, perhaps without signs.
     fn blocks<T>(self, mut work: impl FnMut(&[f32]) -> T, join: impl Fn(T, T) -> T) -> Option<T> {
         let mut widened = [0.0f32; BLOCK];
         let mut joined = None;
         for block in self.bits.chunks(BLOCK) {
             let widened = &mut widened[..block.len()];
-            vectorised(Widen::<false> { half: self.half, bits: block, values: widened });
+            // Squares have no signs, and need none.
+            if self.half != Half::F16 || !f16c::widen(block, widened) {
+                vectorised(Widen::<false> { half: self.half, bits: block, values: widened });
+            }
             let of_block = work(widened);
             joined = Some(match joined.take() {
                 Some(joined) => join(joined, of_block),
@@ -94,10 +98,11 @@ impl Kernel for Largest<'_> {
 
 /// Writes the values of halves.
 pub(super) fn widen(half: Half, bits: &[u16], values: &mut [f32]) {
-    vectorised(Widen::<true> { half, bits, values });
+    if half != Half::F16 || !f16c::widen(bits, values) {
+        vectorised(Widen::<true> { half, bits, values });
+    }
 }
 
-/// Squares need no signs.
 struct Widen<'a, const SIGNED: bool> {
     half: Half,
     bits: &'a [u16],
@@ -172,20 +177,32 @@ impl Kernel for Scale<'_> {
 fn scale(values: &mut [u16], factor: f64, half: Half) {
     let single = factor as f32;
     // Below the normal numbers the factor may be another in `f32`.
-    let fast = single >= f32::MIN_POSITIVE;
+    let normal = single >= f32::MIN_POSITIVE;
     for block in values.chunks_mut(LOOK) {
-        let (mut cut, mut certain) = ([0; LOOK], fast);
-        for (cut, &bits) in cut.iter_mut().zip(block.iter()) {
-            let (scaled, is_certain) = half.scaled_fast(bits, single);
-            *cut = scaled;
-            certain &= is_certain;
-        }
-        if certain {
+        let mut cut = [0; LOOK];
+        if normal && scale_fast(block, single, &mut cut[..block.len()], half) {
             block.copy_from_slice(&cut[..block.len()]);
         } else {
             block.iter_mut().for_each(|bits| *bits = half.scaled(*bits, factor));
         }
     }
+}
+
+/// Whether the scaled halves are certain.
+#[inline(always)]
+fn scale_fast(bits: &[u16], factor: f32, scaled: &mut [u16], half: Half) -> bool {
+    if half == Half::F16
+        && let Some(certain) = f16c::scale(bits, factor, scaled)
+    {
+        return certain;
+    }
+    let mut certain = true;
+    for (target, &bits) in scaled.iter_mut().zip(bits) {
+        let (scaled, is_certain) = half.scaled_fast(bits, factor);
+        *target = scaled;
+        certain &= is_certain;
+    }
+    certain
 }
 
 /// The same by all threads where the span is long.

@@ -5,9 +5,10 @@
 //! - `squares.rs`, `simd.rs`: the vectors of this processor.
 //! - `apply.rs`: the clip stage on part of a span.
 //! - `mean.rs`: the mean of clipped rows.
-//! - `half.rs`: rows in half precision.
+//! - `half.rs`, `f16c.rs`: rows in half precision.
 
 mod apply;
+mod f16c;
 mod half;
 mod mean;
 mod simd;
