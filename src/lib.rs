@@ -16,6 +16,8 @@
 //! | mean | instead of clip: the weighted mean of the clipped rows, nothing written | [`aggregate`] | `mean.wgsl` |
 //! | | norms, bounds, factors, statuses | [`report`] | |
 //!
+//! Elements are `f32`, or stored as f16 or bf16: [`half`].
+//!
 //! # Example
 //! ```
 //! use byzclip::{Backend, Clipping, Cpu, Layout, Status};
@@ -47,6 +49,7 @@ pub mod batch;
 pub mod bench;
 pub mod clip;
 pub mod error;
+pub mod half;
 pub mod norms;
 pub mod numerics;
 pub mod report;
@@ -62,6 +65,7 @@ pub use backend::{Backend, Cpu, Reference};
 pub use batch::{Granularity, Layout};
 pub use clip::{Clipping, NonFinite, Scope, Status};
 pub use error::{Error, Result};
+pub use half::Half;
 pub use norms::{Norm, NormClass, Norms};
 pub use report::{BackendKind, Ran, Report, RowReport, SegmentReport};
 pub use threshold::{Adaptive, Decision, State, Threshold};

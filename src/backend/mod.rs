@@ -18,6 +18,7 @@ use crate::aggregate::{self, Weights};
 use crate::batch::{Granularity, Layout};
 use crate::clip::Clipping;
 use crate::error::Result;
+use crate::half::{self, Half};
 use crate::norms::Norms;
 use crate::report::{Ran, Report};
 use crate::threshold::{self, Decision, Source, State};
@@ -156,6 +157,113 @@ pub trait Backend: Send + Sync {
         *state = next;
         Ok((mean, Report::new(self.ran(), layout, clipping.granularity, &norms, &decisions)))
     }
+
+    /// Stage 1 on a batch in half precision: the norms of the widened values.
+    ///
+    /// # Errors
+    /// Those of [`Backend::norms`]; [`Error::Setting`](crate::Error::Setting) where the clipping has a centre.
+    fn norms_half(&self, layout: &Layout, half: Half, data: &[u16], clipping: &Clipping) -> Result<Norms> {
+        half::check(layout, data.len(), clipping)?;
+        self.norms(layout, &half.widened(data), clipping)
+    }
+
+    /// Stage 3 on a batch in half precision: [`Half::scaled`] or [`Half::clamped`] values, in place; spans that are
+    /// neither clipped nor zeroed are not written.
+    ///
+    /// # Errors
+    /// Those of [`Backend::clip`]; [`Error::Setting`](crate::Error::Setting) where the clipping has a centre.
+    fn clip_half(
+        &self,
+        layout: &Layout,
+        half: Half,
+        data: &mut [u16],
+        clipping: &Clipping,
+        decisions: &[Decision],
+    ) -> Result<()> {
+        half::clip(layout, half, data, clipping, decisions)
+    }
+
+    /// The mean stage on a batch in half precision: the `f32` nearest to the weighted mean of what
+    /// [`Backend::clip_half`] would write, with the rules of [`aggregate::mean`].
+    ///
+    /// # Errors
+    /// Those of [`Backend::mean`]; [`Error::Setting`](crate::Error::Setting) where the clipping has a centre.
+    fn mean_half(
+        &self,
+        layout: &Layout,
+        half: Half,
+        data: &[u16],
+        clipping: &Clipping,
+        decisions: &[Decision],
+        weights: &Weights,
+    ) -> Result<Vec<f32>> {
+        check_mean_half(layout, data, clipping, weights)?;
+        check_decisions(layout, clipping.granularity, decisions)?;
+        let mut clipped = data.to_vec();
+        half::clip(layout, half, &mut clipped, clipping, decisions)?;
+        self.mean(layout, &half.widened(&clipped), clipping, &half::settled(decisions), weights)
+    }
+
+    /// All stages on a batch in half precision, for a threshold that starts anew.
+    ///
+    /// # Errors
+    /// Those of [`Backend::run_half_with`].
+    fn run_half(&self, layout: &Layout, half: Half, data: &mut [u16], clipping: &Clipping) -> Result<Report> {
+        self.run_half_with(layout, half, data, clipping, &mut State::default())
+    }
+
+    /// All stages on a batch in half precision, for a threshold that remembers earlier rounds.
+    ///
+    /// # Errors
+    /// Those of the stages, as in [`Backend::run_with`].
+    fn run_half_with(
+        &self,
+        layout: &Layout,
+        half: Half,
+        data: &mut [u16],
+        clipping: &Clipping,
+        state: &mut State,
+    ) -> Result<Report> {
+        run_half_stages(self, layout, half, data, clipping, state)
+    }
+
+    /// Norms, threshold and mean of a batch in half precision, for a threshold that starts anew.
+    ///
+    /// # Errors
+    /// Those of [`Backend::run_mean_half_with`].
+    fn run_mean_half(
+        &self,
+        layout: &Layout,
+        half: Half,
+        data: &[u16],
+        clipping: &Clipping,
+        weights: &Weights,
+    ) -> Result<(Vec<f32>, Report)> {
+        self.run_mean_half_with(layout, half, data, clipping, weights, &mut State::default())
+    }
+
+    /// Norms, threshold and mean of a batch in half precision, for a threshold that remembers earlier rounds.
+    ///
+    /// # Errors
+    /// Those of the stages; the state is unchanged where the caller's values cause an error.
+    fn run_mean_half_with(
+        &self,
+        layout: &Layout,
+        half: Half,
+        data: &[u16],
+        clipping: &Clipping,
+        weights: &Weights,
+        state: &mut State,
+    ) -> Result<(Vec<f32>, Report)> {
+        check_mean_half(layout, data, clipping, weights)?;
+        Source::new(&clipping.threshold, layout, clipping.granularity)?.prepare(&mut state.clone())?;
+        let norms = self.norms_half(layout, half, data, clipping)?;
+        let mut next = state.clone();
+        let decisions = self.threshold(layout, &norms, clipping, &mut next)?;
+        let mean = self.mean_half(layout, half, data, clipping, &decisions, weights)?;
+        *state = next;
+        Ok((mean, Report::new(self.ran(), layout, clipping.granularity, &norms, &decisions)))
+    }
 }
 
 /// One stage after the other.
@@ -173,6 +281,30 @@ fn run_stages<B: Backend + ?Sized>(
     let decisions = backend.threshold(layout, &norms, clipping, state)?;
     backend.clip(layout, data, clipping, &decisions)?;
     Ok(Report::new(backend.ran(), layout, clipping.granularity, &norms, &decisions))
+}
+
+/// The same on halves.
+fn run_half_stages<B: Backend + ?Sized>(
+    backend: &B,
+    layout: &Layout,
+    half: Half,
+    data: &mut [u16],
+    clipping: &Clipping,
+    state: &mut State,
+) -> Result<Report> {
+    half::check(layout, data.len(), clipping)?;
+    Source::new(&clipping.threshold, layout, clipping.granularity)?.prepare(&mut state.clone())?;
+    let norms = backend.norms_half(layout, half, data, clipping)?;
+    let decisions = backend.threshold(layout, &norms, clipping, state)?;
+    backend.clip_half(layout, half, data, clipping, &decisions)?;
+    Ok(Report::new(backend.ran(), layout, clipping.granularity, &norms, &decisions))
+}
+
+/// Checks what a mean of halves asks of the caller's values, before anything is computed.
+fn check_mean_half(layout: &Layout, data: &[u16], clipping: &Clipping, weights: &Weights) -> Result<()> {
+    half::check(layout, data.len(), clipping)?;
+    layout.check_alike()?;
+    weights.of_rows(layout.clients()).map(drop)
 }
 
 /// Checks what a mean asks of the caller's values, before anything is computed.

@@ -16,7 +16,7 @@ use super::{output, rows, threshold};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// One .npy (float32; a row per client, or one client), or a .safetensors per client.
+    /// One .npy (float32 or float16; a row per client, or one client), or a .safetensors per client.
     #[arg(value_name = "IN", required = true)]
     inputs: Vec<PathBuf>,
     /// Draw the histogram of the norms, with the recommended bound, as an SVG.
@@ -100,7 +100,7 @@ pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
     let batch = BatchFile::read(&args.inputs)?;
     drop(spinner);
     let spinner = Spinner::start("computing norms".into());
-    let norms = backend.norms(&batch.layout, &batch.data, &Clipping::default())?;
+    let norms = batch.data.norms(backend.as_ref(), &batch.layout, &Clipping::default())?;
     drop(spinner);
     let analysis = analyze(backend.as_ref(), &batch.layout, &norms)?;
     if let Some(path) = &args.plot {

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use byzclip::Layout;
 
+use super::elements::Elements;
 use super::failure::Failure;
 use super::output::{self, Pending, same_file, same_place};
 use super::safetensors::ClientFile;
@@ -12,7 +13,7 @@ use super::{npy, rows, safetensors};
 /// A batch, and what is needed to write it in the same format.
 pub(super) struct BatchFile {
     pub layout: Layout,
-    pub data: Vec<f32>,
+    pub data: Elements,
     /// The names of the layers; none in an `.npy`.
     pub layers: Vec<String>,
     format: Format,
@@ -52,14 +53,14 @@ impl BatchFile {
             Format::Npy { header } => {
                 let mut file = Pending::create(output)?;
                 file.write(&header)?;
-                file.write(bytemuck::cast_slice(&self.data))?;
+                file.write(self.data.as_bytes())?;
                 Ok(vec![file])
             }
             Format::Safetensors { files } => {
                 std::fs::create_dir_all(output).map_err(|e| Failure::unwritable(output, &e))?;
                 let pending = files.into_iter().enumerate().map(|(client, file)| {
                     let mut pending = Pending::create(&target(output, &file.path))?;
-                    pending.write(&file.with_values(&self.data[self.layout.row(client)]))?;
+                    pending.write(&file.with_elements(&self.data, self.layout.row(client).start))?;
                     Ok(pending)
                 });
                 pending.collect()
@@ -73,7 +74,7 @@ impl BatchFile {
         let mut file = Pending::create(output)?;
         match self.format {
             Format::Safetensors { mut files } if is(Kind::Safetensors, output) && !files.is_empty() => {
-                file.write(&files.swap_remove(0).with_values(mean))?;
+                file.write(&files.swap_remove(0).with_mean(mean)?)?;
             }
             _ => {
                 file.write(&npy::header_of_vector(mean.len()))?;
@@ -99,7 +100,10 @@ impl BatchFile {
         if !self.layers.is_empty() && !vector.layers.is_empty() && !self.same_layers(&vector) {
             return wrong("tensors of other names or sizes".into(), "those of the inputs".into());
         }
-        Ok(vector.data)
+        match vector.data {
+            Elements::F32(values) => Ok(values),
+            Elements::Half(half, bits) => Ok(half.widened(&bits)),
+        }
     }
 
     fn same_layers(&self, other: &Self) -> bool {
@@ -180,7 +184,7 @@ pub(super) fn check_mean_output(inputs: &[PathBuf], path: &Path) -> Result<(), F
         Kind::Npy => "a name that ends in .npy",
         Kind::Safetensors => "a name that ends in .safetensors or .npy",
     };
-    if !is(Kind::Npy, path) && !(formats.contains("safetensors") && is(Kind::Safetensors, path)) {
+    if !(is(Kind::Npy, path) || formats.contains("safetensors") && is(Kind::Safetensors, path)) {
         return Err(Failure::Usage(format!(
             "got the output {}; expected {formats}; choose another -o",
             path.display()

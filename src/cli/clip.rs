@@ -17,7 +17,7 @@ use super::threshold::{self, SavedState};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// One .npy (float32; a row per client, or one client), or a .safetensors per client.
+    /// One .npy (float32 or float16; a row per client, or one client), or a .safetensors per client.
     #[arg(value_name = "IN", required = true)]
     inputs: Vec<PathBuf>,
     /// Where the clipped updates go: a file for .npy, a folder for .safetensors.
@@ -56,7 +56,7 @@ pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
     let mut saved = SavedState::load(state_file, &clipping.threshold, &batch.layout, clipping.granularity)?;
     let spinner = Spinner::start("clipping".into());
     let start = Instant::now();
-    let report = backend.run_with(&batch.layout, &mut batch.data, &clipping, &mut saved.state)?;
+    let report = batch.data.run_with(backend.as_ref(), &batch.layout, &clipping, &mut saved.state)?;
     let seconds = start.elapsed().as_secs_f64();
     drop(spinner);
 
@@ -89,7 +89,7 @@ fn table(args: &Args, batch: &BatchFile, clipping: &Clipping, report: &Report, s
     format!(
         "{}\n{}\nwritten to {}\n",
         rows_table(batch, clipping, report),
-        rows::rate(batch.layout.elements(), seconds),
+        rows::rate(batch.data.bytes_of(batch.layout.elements()), seconds),
         rows::printable(&args.output.display().to_string())
     )
 }

@@ -17,10 +17,10 @@ use super::{clip, npy, output};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// One .npy (float32; a row per client, or one client), or a .safetensors per client.
+    /// One .npy (float32 or float16; a row per client, or one client), or a .safetensors per client.
     #[arg(value_name = "IN", required = true)]
     inputs: Vec<PathBuf>,
-    /// Where the mean goes: an .npy of one row, or for .safetensors inputs one of those.
+    /// Where the mean goes: an .npy of one row, or for .safetensors inputs one of those; float32.
     #[arg(short, long, value_name = "OUT")]
     output: PathBuf,
     /// What each client weighs, for example its number of samples: an .npy of one number a client, in the order of
@@ -69,7 +69,7 @@ pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
     let spinner = Spinner::start("averaging".into());
     let start = Instant::now();
     let (mean, report) =
-        backend.run_mean_with(&batch.layout, &batch.data, &clipping, &weights, &mut saved.state)?;
+        batch.data.run_mean_with(backend.as_ref(), &batch.layout, &clipping, &weights, &mut saved.state)?;
     let seconds = start.elapsed().as_secs_f64();
     drop(spinner);
 
@@ -143,7 +143,7 @@ fn table(
     format!(
         "{}\nthe mean of {counted} with the weight {weight}\n{}\nwritten to {}\n",
         clip::rows_table(batch, clipping, report),
-        rows::rate(batch.layout.elements(), seconds),
+        rows::rate(batch.data.bytes_of(batch.layout.elements()), seconds),
         rows::printable(&args.output.display().to_string())
     )
 }

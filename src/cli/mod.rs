@@ -6,6 +6,7 @@ mod bench;
 mod clip;
 mod clipping;
 mod devices;
+mod elements;
 mod failure;
 mod mean;
 mod norms;

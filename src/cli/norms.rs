@@ -15,7 +15,7 @@ use super::rows::{self, finite};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// One .npy (float32; a row per client, or one client), or a .safetensors per client.
+    /// One .npy (float32 or float16; a row per client, or one client), or a .safetensors per client.
     #[arg(value_name = "IN", required = true)]
     inputs: Vec<PathBuf>,
     /// Print the norm of every layer (tensor) too.
@@ -57,7 +57,7 @@ pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
     let granularity = if args.per_layer { Granularity::Segment } else { Granularity::Row };
     let spinner = Spinner::start("computing norms".into());
     let start = Instant::now();
-    let norms = backend.norms(layout, &batch.data, &Clipping::default().granularity(granularity))?;
+    let norms = batch.data.norms(backend.as_ref(), layout, &Clipping::default().granularity(granularity))?;
     let seconds = start.elapsed().as_secs_f64();
     drop(spinner);
     let ran = backend.ran();
@@ -108,7 +108,7 @@ pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
         "{ran}\n{}, {}\n\n{text}\n{}\n",
         rows::count(layout.clients(), "client"),
         rows::count(layout.params(), "param"),
-        rows::rate(layout.elements(), seconds)
+        rows::rate(batch.data.bytes_of(layout.elements()), seconds)
     ))?;
     Ok(Outcome::Success)
 }

@@ -1,4 +1,4 @@
-//! NumPy's `.npy` format: float32, C order, one or two dimensions.
+//! NumPy's `.npy` format: float32 or float16, C order, one or two dimensions.
 //!
 //! The header is parsed here, strictly, because files may be hostile: no allocation that the file does
 //! not pay for, no recursion, no arithmetic that can wrap. Format:
@@ -8,8 +8,9 @@ use std::fs::{self, File};
 use std::io::{BufReader, Read};
 use std::path::Path;
 
-use byzclip::Layout;
+use byzclip::{Half, Layout};
 
+use super::elements::{Dtype, Elements};
 use super::failure::{Failure, excerpt};
 
 /// The longest header that is read; NumPy's is 128 bytes.
@@ -24,7 +25,7 @@ pub(super) struct Npy {
     pub header: Vec<u8>,
     /// `[clients, params]`; a vector is one client.
     pub layout: Layout,
-    pub data: Vec<f32>,
+    pub data: Elements,
 }
 
 /// Another copy of the file may be whole.
@@ -113,15 +114,16 @@ pub(super) fn read(path: &Path) -> Result<Npy, Failure> {
     let unreadable = |e: std::io::Error| Failure::unreadable(path, &e);
     let Opened { mut reader, length, header, described } = open(path)?;
 
-    match described.descr.as_str() {
-        "<f4" | "=f4" if cfg!(target_endian = "little") => {}
+    let dtype = match described.descr.as_str() {
+        "<f4" | "=f4" if cfg!(target_endian = "little") => Dtype::F32,
+        "<f2" | "=f2" if cfg!(target_endian = "little") => Dtype::Half(Half::F16),
         other => {
             return Err(wrong(
                 &format!("elements of type '{}'", excerpt(other)),
-                "'<f4' (float32, little-endian)",
+                "'<f4' or '<f2' (float32 or float16, little-endian)",
             ));
         }
-    }
+    };
     if described.fortran_order && described.shape.len() > 1 {
         return Err(wrong("Fortran order", "C order (a row per client, back to back)"));
     }
@@ -141,23 +143,26 @@ pub(super) fn read(path: &Path) -> Result<Npy, Failure> {
         let got = format!("the shape ({clients}, 0)");
         return Err(wrong(&got, &format!("at most {MOST_EMPTY_ROWS} clients without params")));
     }
-    let expected = header.bytes.len() as u64 + elements as u64 * 4;
+    let expected = header.bytes.len() as u64 + (elements * dtype.bytes()) as u64;
     check_length(path, length, expected, &format!("({clients}, {params})"))?;
     let layout = Layout::dense(clients, params)
         .map_err(|e| Failure::Failed(format!("{}, shape ({clients}, {params}): {e}", path.display())))?;
-    let data = read_elements(&mut reader, elements).map_err(unreadable)?;
+    let data = read_elements(&mut reader, elements, dtype).map_err(unreadable)?;
     Ok(Npy { header: header.bytes, layout, data })
 }
 
 /// The elements, in memory that is asked for and not taken for granted: a file may be sparse.
-fn read_elements(reader: &mut impl Read, elements: usize) -> std::io::Result<Vec<f32>> {
-    let mut data = Vec::new();
-    data.try_reserve_exact(elements)?;
-    let mut chunk = vec![0.0f32; elements.min(1 << 16)];
-    while data.len() < elements {
-        let part = &mut chunk[..(elements - data.len()).min(1 << 16)];
-        reader.read_exact(bytemuck::cast_slice_mut(part))?;
-        data.extend_from_slice(part);
+fn read_elements(reader: &mut impl Read, elements: usize, dtype: Dtype) -> std::io::Result<Elements> {
+    const CHUNK: usize = 256 << 10;
+    let mut data = Elements::new(dtype);
+    data.reserve(elements)?;
+    let mut left = elements * dtype.bytes();
+    let mut chunk = vec![0; left.min(CHUNK)];
+    while left > 0 {
+        let part = &mut chunk[..left.min(CHUNK)];
+        reader.read_exact(part)?;
+        data.extend_from_le(part)?;
+        left -= part.len();
     }
     Ok(data)
 }

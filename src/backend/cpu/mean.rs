@@ -5,20 +5,28 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::{SEQUENTIAL, TASK};
+use super::{SEQUENTIAL, TASK, half};
 use crate::aggregate::{Divisor, ExactMean, clipped, counts};
 use crate::batch::{Granularity, Layout};
 use crate::clip::{Clipping, Status};
+use crate::half::Half;
 use crate::numerics::{clamped, scaled, scaled_around};
 use crate::threshold::Decision;
 
 /// Coordinates that one task averages: their sums stay in a core's cache while the rows pass.
 const STRIP: usize = 1024;
 
+/// The elements of the rows.
+#[derive(Clone, Copy)]
+pub(super) enum Elements<'a> {
+    Single(&'a [f32]),
+    Half(Half, &'a [u16]),
+}
+
 /// What the mean is taken of.
 pub(super) struct MeanBatch<'a> {
     layout: &'a Layout,
-    data: &'a [f32],
+    data: Elements<'a>,
     clipping: &'a Clipping,
     decisions: &'a [Decision],
     /// The rows that count and weigh anything.
@@ -52,7 +60,7 @@ struct MeanSum {
 impl<'a> MeanBatch<'a> {
     pub(super) fn new(
         layout: &'a Layout,
-        data: &'a [f32],
+        data: Elements<'a>,
         clipping: &'a Clipping,
         decisions: &'a [Decision],
         weights: &[f32],
@@ -127,30 +135,53 @@ impl<'a> MeanBatch<'a> {
         self.rows.par_chunks(rows).map(of_rows).reduce(|| vec![MeanSum::default(); length], joined)
     }
 
-    fn values(&self, strip: &Strip<'_>, row: &MeanRow) -> (&[f32], &Decision) {
+    /// Where the elements of a row lie, and what was decided on them.
+    fn span(&self, strip: &Strip<'_>, row: &MeanRow) -> (Range<usize>, &Decision) {
         let span = row.spans.start + strip.span;
         let start = self.layout.span(self.granularity(), span).start;
-        let elements = start + strip.elements.start..start + strip.elements.end;
-        (&self.data[elements], &self.decisions[span])
+        (start + strip.elements.start..start + strip.elements.end, &self.decisions[span])
     }
 
-    /// Adds the terms of one row: a loop for each status, so that each is vectorised for itself.
+    /// Adds the terms of one row.
     fn add_row(&self, sums: &mut [MeanSum], strip: &Strip<'_>, row: &MeanRow) {
-        let (values, decision) = self.values(strip, row);
+        let (elements, decision) = self.span(strip, row);
+        match self.data {
+            Elements::Single(data) => self.add_values(sums, strip, &data[elements], decision, row.weight),
+            Elements::Half(..) if matches!(decision.status, Status::Zeroed | Status::Kept) => {}
+            Elements::Half(half, data) => {
+                let (mut bits, mut values) = ([0; STRIP], [0.0; STRIP]);
+                let (bits, values) = (&mut bits[..elements.len()], &mut values[..elements.len()]);
+                bits.copy_from_slice(&data[elements]);
+                half::apply(half, bits, decision, self.granularity());
+                half::widen(half, bits, values);
+                add_terms(sums, values.iter().copied(), row.weight);
+            }
+        }
+    }
+
+    /// A loop for each status, so that each is vectorised for itself.
+    fn add_values(
+        &self,
+        sums: &mut [MeanSum],
+        strip: &Strip<'_>,
+        values: &[f32],
+        decision: &Decision,
+        weight: f32,
+    ) {
         let (factor, bound) = (decision.factor, decision.bound);
         let values = values.iter().copied();
         match (decision.status, self.granularity()) {
             (Status::Zeroed | Status::Kept, _) => {}
-            (Status::Untouched | Status::OutOfScope, _) => add_terms(sums, values, row.weight),
+            (Status::Untouched | Status::OutOfScope, _) => add_terms(sums, values, weight),
             (Status::Clipped, Granularity::Coordinate) => {
-                add_terms(sums, values.map(|value| clamped(value, bound)), row.weight);
+                add_terms(sums, values.map(|value| clamped(value, bound)), weight);
             }
             (Status::Clipped, Granularity::Row | Granularity::Segment) => match strip.center {
-                None => add_terms(sums, values.map(|value| scaled(value, factor)), row.weight),
+                None => add_terms(sums, values.map(|value| scaled(value, factor)), weight),
                 Some(center) => {
                     let pairs = values.zip(center);
                     let moved = pairs.map(|(value, &center)| scaled_around(value, center, factor));
-                    add_terms(sums, moved, row.weight);
+                    add_terms(sums, moved, weight);
                 }
             },
         }
@@ -159,9 +190,16 @@ impl<'a> MeanBatch<'a> {
     fn exact(&self, strip: &Strip<'_>, i: usize) -> f32 {
         let mut sum = ExactMean::default();
         for row in &self.rows {
-            let (values, decision) = self.values(strip, row);
-            let center = strip.center.map(|center| center[i]);
-            sum.add(row.weight, clipped(values[i], center, decision, self.granularity()));
+            let (elements, decision) = self.span(strip, row);
+            let (at, granularity) = (elements.start + i, self.granularity());
+            let value = match self.data {
+                Elements::Single(data) => {
+                    let center = strip.center.map(|center| center[i]);
+                    clipped(data[at], center, decision, granularity)
+                }
+                Elements::Half(half, data) => half.clipped(data[at], decision, granularity),
+            };
+            sum.add(row.weight, value);
         }
         sum.over(&self.divisor)
     }

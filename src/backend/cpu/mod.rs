@@ -5,8 +5,11 @@
 //! - `squares.rs`, `simd.rs`: the vectors of this processor.
 //! - `apply.rs`: the clip stage on part of a span.
 //! - `mean.rs`: the mean of clipped rows.
+//! - `half.rs`, `f16c.rs`: rows in half precision.
 
 mod apply;
+mod f16c;
+mod half;
 mod mean;
 mod simd;
 mod squares;
@@ -17,13 +20,14 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use self::apply::apply;
-use self::mean::MeanBatch;
+use self::mean::{Elements, MeanBatch};
 use self::sum::{FastSum, Values};
-use super::{Backend, check_decisions, check_mean};
+use super::{Backend, check_decisions, check_mean, check_mean_half};
 use crate::aggregate::Weights;
 use crate::batch::{Granularity, Layout};
 use crate::clip::{Clipping, NonFinite};
 use crate::error::{Error, Result};
+use crate::half::Half;
 use crate::norms::{Norm, Norms};
 use crate::report::{BackendKind, Ran, Report, RowReport, row_of_one};
 use crate::threshold::{Decision, Source, State, decide_span};
@@ -164,7 +168,7 @@ fn rows_of_task(rows: usize, elements: usize) -> usize {
 }
 
 /// The rows of a batch, one after the other.
-fn rows_mut<'a>(layout: &'a Layout, data: &'a mut [f32]) -> impl Iterator<Item = &'a mut [f32]> {
+fn rows_mut<'a, T>(layout: &'a Layout, data: &'a mut [T]) -> impl Iterator<Item = &'a mut [T]> {
     let mut rest = data;
     let mut position = 0;
     (0..layout.clients()).map(move |row| {
@@ -321,6 +325,64 @@ impl Backend for Cpu {
         check_mean(layout, data, clipping, weights)?;
         check_decisions(layout, clipping.granularity, decisions)?;
         let weights = weights.of_rows(layout.clients())?;
+        let data = Elements::Single(data);
+        let batch = MeanBatch::new(layout, data, clipping, decisions, &weights, self.force_exact);
+        let mut mean = vec![0.0; layout.params()];
+        self.install(layout.elements(), || batch.mean(&mut mean));
+        Ok(mean)
+    }
+
+    fn norms_half(&self, layout: &Layout, half: Half, data: &[u16], clipping: &Clipping) -> Result<Norms> {
+        self.half_norms(layout, half, data, clipping)
+    }
+
+    fn clip_half(
+        &self,
+        layout: &Layout,
+        half: Half,
+        data: &mut [u16],
+        clipping: &Clipping,
+        decisions: &[Decision],
+    ) -> Result<()> {
+        self.half_clip(layout, half, data, clipping, decisions)
+    }
+
+    fn run_half_with(
+        &self,
+        layout: &Layout,
+        half: Half,
+        data: &mut [u16],
+        clipping: &Clipping,
+        state: &mut State,
+    ) -> Result<Report> {
+        crate::half::check(layout, data.len(), clipping)?;
+        let source = Source::new(&clipping.threshold, layout, clipping.granularity)?;
+        source.prepare(&mut state.clone())?;
+        match &source {
+            Source::Given(bounds)
+                if clipping.granularity != Granularity::Segment
+                    && clipping.non_finite != NonFinite::Error =>
+            {
+                let batch = Batch::new(layout, clipping)?;
+                Ok(Report { ran: self.ran(), rows: self.run_half_rows(&batch, half, data, bounds) })
+            }
+            _ => super::run_half_stages(self, layout, half, data, clipping, state),
+        }
+    }
+
+    fn mean_half(
+        &self,
+        layout: &Layout,
+        half: Half,
+        data: &[u16],
+        clipping: &Clipping,
+        decisions: &[Decision],
+        weights: &Weights,
+    ) -> Result<Vec<f32>> {
+        check_mean_half(layout, data, clipping, weights)?;
+        check_decisions(layout, clipping.granularity, decisions)?;
+        let weights = weights.of_rows(layout.clients())?;
+        let data = Elements::Half(half, data);
         let batch = MeanBatch::new(layout, data, clipping, decisions, &weights, self.force_exact);
         let mut mean = vec![0.0; layout.params()];
         self.install(layout.elements(), || batch.mean(&mut mean));

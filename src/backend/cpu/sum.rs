@@ -93,7 +93,7 @@ pub(super) struct FastSum {
 }
 
 impl FastSum {
-    fn of(values: Values<'_>) -> Self {
+    pub(super) fn of(values: Values<'_>) -> Self {
         if values.values.len() <= BLOCK {
             return Self { high: sum_of_squares(values.values, values.center), low: 0.0 };
         }

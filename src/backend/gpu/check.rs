@@ -5,6 +5,7 @@
 //! device sums a small batch once, against the exact sum on the host; one that fails takes exact sums
 //! only, slower and right, and the report says so.
 
+use super::kernels::Storage;
 use super::{Gpu, GpuContext, Session};
 use crate::backend::{Backend, Reference};
 use crate::batch::Layout;
@@ -46,7 +47,7 @@ fn norms_are_right(context: &GpuContext, fast: FastSums) -> Result<bool> {
     let layout = Layout::dense(ROWS, PARAMS)?;
     let data: Vec<f32> = (0..layout.len()).map(pseudo_random).collect();
 
-    let session = Session::new(&context, &layout, &Clipping::default())?;
+    let session = Session::new(&context, &layout, &Clipping::default(), Storage::Single)?;
     session.upload(&context, &data, &Scope::All)?;
     context.submit("checking the device", |encoder| session.plan.record_norms(encoder))?;
     let norms = session.plan.norms_blocking()?;

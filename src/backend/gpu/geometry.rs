@@ -5,6 +5,7 @@ use std::ops::Range;
 use bytemuck::{Pod, Zeroable};
 
 use super::Tuning;
+use super::kernels::Storage;
 use crate::batch::{Granularity, Layout};
 use crate::error::{Error, Result};
 
@@ -48,6 +49,13 @@ pub(crate) struct Window {
     pub tiles: Range<u64>,
 }
 
+impl Window {
+    /// Bytes of the data buffer: whole words, because a binding has no halves of one.
+    pub(crate) fn bytes(&self, storage: Storage) -> Range<u64> {
+        self.elements.start * storage.bytes()..(self.elements.end * storage.bytes()).next_multiple_of(4)
+    }
+}
+
 /// A batch as the kernels see it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Geometry {
@@ -67,6 +75,7 @@ pub(crate) struct Geometry {
     pub centered: bool,
     /// Whether every tile can be read and written four elements at a time.
     pub wide: bool,
+    pub storage: Storage,
 }
 
 /// Where the spans of a batch lie in the device's buffer.
@@ -108,6 +117,7 @@ impl Geometry {
         placement: &Placement,
         tuning: &Tuning,
         centered: bool,
+        storage: Storage,
     ) -> Result<Self> {
         let starts_aligned = placement.spans.iter().all(|span| span.start % 4 == 0 || span.is_empty());
         let ends_inside = placement
@@ -127,6 +137,7 @@ impl Geometry {
             columns: Vec::new(),
             centered,
             wide: tuning.wide && starts_aligned && ends_inside,
+            storage,
         };
         geometry.cut(layout, granularity, placement, tuning)?;
         if layout.check_alike().is_ok() {
@@ -200,7 +211,7 @@ impl Geometry {
 
     /// Appends a tile to the window that is being filled, or to a new one where it does not fit.
     fn push_tile(&mut self, span: u32, elements: Range<u64>, tuning: &Tuning) {
-        let alignment = tuning.offset_alignment / 4;
+        let alignment = tuning.offset_alignment / self.storage.bytes();
         let end = if self.wide { elements.end.next_multiple_of(4) } else { elements.end };
         let fits = self.windows.last().is_some_and(|w| end - w.elements.start <= tuning.window);
         if !fits {
@@ -262,7 +273,9 @@ mod tests {
             Layout::ragged(&[3, 3, 90, 91, 400]).unwrap(),
         ] {
             let placement = Placement::in_place(&layout, Granularity::Row, layout.len() as u64);
-            let geometry = Geometry::new(&layout, Granularity::Row, &placement, &tuning(), false).unwrap();
+            let geometry =
+                Geometry::new(&layout, Granularity::Row, &placement, &tuning(), false, Storage::Single)
+                    .unwrap();
             let mut covered = vec![0; layout.len()];
             for window in &geometry.windows {
                 assert_eq!(window.elements.start % 64, 0);
@@ -286,7 +299,9 @@ mod tests {
     fn rows_of_segments_own_the_slots_of_their_segments() {
         let layout = Layout::ragged_layered(&[vec![70, 0, 3], vec![], vec![64]]).unwrap();
         let placement = Placement::packed(&layout, Granularity::Segment);
-        let geometry = Geometry::new(&layout, Granularity::Segment, &placement, &tuning(), false).unwrap();
+        let geometry =
+            Geometry::new(&layout, Granularity::Segment, &placement, &tuning(), false, Storage::Single)
+                .unwrap();
         assert!(geometry.wide);
         assert_eq!(geometry.bounded, 4);
         let rows: Vec<_> =
@@ -301,7 +316,8 @@ mod tests {
         let layout = Layout::dense(1, crate::batch::MAX_ROW).unwrap();
         let placement = Placement::packed(&layout, Granularity::Row);
         let tuning = Tuning { window: 1 << 29, ..Tuning::portable() };
-        let geometry = Geometry::new(&layout, Granularity::Row, &placement, &tuning, false).unwrap();
+        let geometry =
+            Geometry::new(&layout, Granularity::Row, &placement, &tuning, false, Storage::Single).unwrap();
         assert!(geometry.slots <= TILES_PER_SPAN);
         assert_eq!(geometry.windows.len(), 4);
     }

@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 use super::Tuning;
 use super::device::guarded;
 use crate::error::Result;
+use crate::half::Half;
 
 /// What a kernel binds; the number is its `@binding` in every shader.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -184,29 +185,75 @@ pub(crate) const KERNELS: [Kernel; 9] = [
 /// The variants of the shaders that a device takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Variant {
-    /// Four elements at a time, or one.
+    /// Four elements at a time, or one (of halves two).
     pub wide: bool,
     pub subgroups: bool,
+    pub storage: Storage,
+}
+
+/// How elements are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Storage {
+    Single,
+    Half(Half),
+}
+
+impl Storage {
+    /// Bytes of an element.
+    pub(crate) const fn bytes(self) -> u64 {
+        match self {
+            Self::Single => 4,
+            Self::Half(_) => 2,
+        }
+    }
+
+    /// Sources of `load4` and `load1`, of `store4`, and of `scaled` and `cut`.
+    fn sources(self, wide: bool) -> [String; 3] {
+        match self {
+            Self::Single if wide => [
+                include_str!("../../../shaders/data_vec4.wgsl").into(),
+                include_str!("../../../shaders/store_vec4.wgsl").into(),
+                include_str!("../../../shaders/product.wgsl").into(),
+            ],
+            Self::Single => [
+                include_str!("../../../shaders/data_scalar.wgsl").into(),
+                include_str!("../../../shaders/store_scalar.wgsl").into(),
+                include_str!("../../../shaders/product.wgsl").into(),
+            ],
+            Self::Half(half) => {
+                let format = match half {
+                    Half::F16 => include_str!("../../../shaders/data_f16.wgsl"),
+                    Half::Bf16 => include_str!("../../../shaders/data_bf16.wgsl"),
+                };
+                let (access, store) = if wide {
+                    (
+                        include_str!("../../../shaders/half_wide.wgsl"),
+                        include_str!("../../../shaders/store_half_wide.wgsl"),
+                    )
+                } else {
+                    (
+                        include_str!("../../../shaders/half_words.wgsl"),
+                        include_str!("../../../shaders/store_half_words.wgsl"),
+                    )
+                };
+                [
+                    [format, access, include_str!("../../../shaders/data_half.wgsl")].join("\n"),
+                    [store, include_str!("../../../shaders/store_half.wgsl")].join("\n"),
+                    include_str!("../../../shaders/product_half.wgsl").into(),
+                ]
+            }
+        }
+    }
 }
 
 /// The whole source of the shader module of a file under `shaders/`.
 pub(crate) fn source(file: &str, variant: Variant) -> String {
-    let data = if variant.wide {
-        include_str!("../../../shaders/data_vec4.wgsl")
-    } else {
-        include_str!("../../../shaders/data_scalar.wgsl")
-    };
-    let store = if variant.wide {
-        include_str!("../../../shaders/store_vec4.wgsl")
-    } else {
-        include_str!("../../../shaders/store_scalar.wgsl")
-    };
+    let [data, store, product] = &variant.storage.sources(variant.wide);
     let reduce = if variant.subgroups {
         include_str!("../../../shaders/reduce_subgroup.wgsl")
     } else {
         include_str!("../../../shaders/reduce_shared.wgsl")
     };
-    let product = include_str!("../../../shaders/product.wgsl");
     let center = include_str!("../../../shaders/center.wgsl");
     let around = include_str!("../../../shaders/around.wgsl");
     let pairs = include_str!("../../../shaders/pairs.wgsl");
@@ -235,18 +282,31 @@ pub(crate) struct Pipeline {
 pub(crate) struct Form {
     pub wide: bool,
     pub centered: bool,
+    pub storage: Storage,
+}
+
+impl Form {
+    /// Its place among all.
+    fn index(self) -> usize {
+        let storage = match self.storage {
+            Storage::Single => 0,
+            Storage::Half(Half::F16) => 1,
+            Storage::Half(Half::Bf16) => 2,
+        };
+        usize::from(self.wide) + 2 * usize::from(self.centered) + 4 * storage
+    }
 }
 
 /// The pipelines of a device, made on first use.
 #[derive(Debug, Default)]
 pub(crate) struct Pipelines {
-    forms: [OnceLock<Vec<Pipeline>>; 4],
+    forms: [OnceLock<Vec<Pipeline>>; 12],
 }
 
 impl Pipelines {
     /// The pipelines in the order of the table.
     pub(crate) fn get(&self, device: &wgpu::Device, tuning: &Tuning, form: Form) -> Result<&[Pipeline]> {
-        let cell = &self.forms[usize::from(form.wide) + 2 * usize::from(form.centered)];
+        let cell = &self.forms[form.index()];
         if let Some(made) = cell.get() {
             return Ok(made);
         }
@@ -260,7 +320,7 @@ fn build(device: &wgpu::Device, tuning: &Tuning, form: Form) -> Vec<Pipeline> {
 }
 
 fn build_one(device: &wgpu::Device, kernel: &'static Kernel, form: Form, tuning: &Tuning) -> Pipeline {
-    let variant = Variant { wide: form.wide, subgroups: tuning.subgroups };
+    let variant = Variant { wide: form.wide, subgroups: tuning.subgroups, storage: form.storage };
     let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
         label: Some(kernel.file),
         source: wgpu::ShaderSource::Wgsl(source(kernel.file, variant).into()),
@@ -322,12 +382,16 @@ mod tests {
     use super::*;
     use crate::norms::Norm;
 
-    const VARIANTS: [Variant; 4] = [
-        Variant { wide: true, subgroups: false },
-        Variant { wide: true, subgroups: true },
-        Variant { wide: false, subgroups: false },
-        Variant { wide: false, subgroups: true },
-    ];
+    const STORAGES: [Storage; 3] = [Storage::Single, Storage::Half(Half::F16), Storage::Half(Half::Bf16)];
+
+    const PORTABLE: Variant = Variant { wide: true, subgroups: false, storage: Storage::Single };
+
+    fn variants() -> impl Iterator<Item = Variant> {
+        let ways = [(true, false), (true, true), (false, false), (false, true)];
+        STORAGES
+            .into_iter()
+            .flat_map(move |storage| ways.map(|(wide, subgroups)| Variant { wide, subgroups, storage }))
+    }
 
     fn parse(file: &str, variant: Variant) -> (naga::Module, naga::valid::ModuleInfo) {
         let text = source(file, variant);
@@ -366,7 +430,7 @@ mod tests {
     #[test]
     fn every_kernel_declares_in_the_table_what_its_shader_uses() {
         for kernel in &KERNELS {
-            for variant in VARIANTS {
+            for variant in variants() {
                 let (module, info) = parse(kernel.file, variant);
                 let table: Vec<_> =
                     kernel.bindings.iter().map(|&(resource, access)| (resource as u32, access)).collect();
@@ -378,7 +442,7 @@ mod tests {
     #[test]
     fn every_entry_point_is_in_the_table() {
         for file in ["norms", "exact", "threshold", "clip", "mean"] {
-            let (module, _) = parse(file, VARIANTS[0]);
+            let (module, _) = parse(file, PORTABLE);
             for entry in &module.entry_points {
                 assert!(
                     KERNELS.iter().any(|k| k.file == file && k.name == entry.name),
@@ -391,7 +455,7 @@ mod tests {
 
     #[test]
     fn structs_have_the_size_that_the_shaders_give_them() {
-        let (module, _) = parse("threshold", VARIANTS[0]);
+        let (module, _) = parse("threshold", PORTABLE);
         let mut layouter = naga::proc::Layouter::default();
         layouter.update(module.to_ctx()).unwrap();
         let size = |name: &str| {
@@ -409,7 +473,7 @@ mod tests {
     #[test]
     fn the_mean_has_the_hosts_constants_and_strips() {
         use super::super::mean::{CELLS, Strip, WEIGHT_CELLS, WEIGHT_ROWS};
-        let (module, _) = parse("mean", VARIANTS[0]);
+        let (module, _) = parse("mean", PORTABLE);
         let constant = |name: &str| {
             let (_, constant) =
                 module.constants.iter().find(|(_, c)| c.name.as_deref() == Some(name)).unwrap();
@@ -443,7 +507,7 @@ mod tests {
 
     #[test]
     fn fields_stand_where_the_shaders_expect_them() {
-        let (module, _) = parse("threshold", VARIANTS[0]);
+        let (module, _) = parse("threshold", PORTABLE);
         let offsets = |name: &str| {
             let (_, ty) = module.types.iter().find(|(_, ty)| ty.name.as_deref() == Some(name)).unwrap();
             let naga::TypeInner::Struct { members, .. } = &ty.inner else { panic!("{name} is not a struct") };
@@ -513,7 +577,7 @@ mod tests {
 
     #[test]
     fn the_shader_has_the_hosts_table_of_roots() {
-        let text = source("threshold", VARIANTS[0]);
+        let text = source("threshold", PORTABLE);
         let table: Vec<u32> = text
             .split("array<u32, 24>(")
             .nth(1)
@@ -532,9 +596,12 @@ mod tests {
     fn every_pipeline_builds_within_the_baseline_limits() {
         let (device, _queue) = wgpu::Device::noop(&wgpu::DeviceDescriptor::default());
         let pipelines = Pipelines::default();
-        for (wide, centered) in [(true, false), (false, false), (true, true), (false, true)] {
-            let made = pipelines.get(&device, &Tuning::portable(), Form { wide, centered }).unwrap();
-            assert_eq!(made.len(), KERNELS.len());
+        for storage in STORAGES {
+            for (wide, centered) in [(true, false), (false, false), (true, true), (false, true)] {
+                let form = Form { wide, centered, storage };
+                let made = pipelines.get(&device, &Tuning::portable(), form).unwrap();
+                assert_eq!(made.len(), KERNELS.len());
+            }
         }
     }
 }

@@ -56,7 +56,7 @@ pub(super) struct Source<'a> {
 
 impl Source<'_> {
     fn form(&self) -> Form {
-        Form { wide: self.geometry.wide, centered: self.centered }
+        Form { wide: self.geometry.wide, centered: self.centered, storage: self.geometry.storage }
     }
 }
 
@@ -322,9 +322,7 @@ impl Buffers {
         window: Option<&Window>,
     ) -> Option<wgpu::BufferBinding<'a>> {
         let (buffer, bytes) = match (resource, window) {
-            (Resource::Data, Some(window)) => {
-                (source.data, window.elements.start * 4..window.elements.end * 4)
-            }
+            (Resource::Data, Some(window)) => (source.data, window.bytes(source.geometry.storage)),
             (Resource::Tiles, Some(window)) => (source.tiles, window.tiles.start * 16..window.tiles.end * 16),
             (Resource::Strip, _) => {
                 let start = strip as u64 * STRIP_BYTES;

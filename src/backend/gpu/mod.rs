@@ -19,6 +19,8 @@ mod tuning;
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use bytemuck::Pod;
+
 #[doc(hidden)]
 pub use device::MAPS;
 pub use device::{adapters, choose_adapter, is_software, open};
@@ -32,14 +34,15 @@ pub use tuning::Tuning;
 
 use self::device::{LostReason, guarded, wait};
 use self::geometry::Placement;
-use self::kernels::Pipelines;
+use self::kernels::{Pipelines, Storage};
 use self::rules::Rules;
 use self::transfer::Transfer;
-use super::{Backend, check_decisions, check_mean};
+use super::{Backend, check_decisions, check_mean, check_mean_half};
 use crate::aggregate::Weights;
 use crate::batch::{Granularity, Layout};
 use crate::clip::{Clipping, Scope};
 use crate::error::{Error, Result};
+use crate::half::{self, Half};
 use crate::norms::Norms;
 use crate::report::{BackendKind, Ran, Report};
 use crate::threshold::{self, Decision, Source, State, Threshold};
@@ -81,6 +84,7 @@ pub(crate) struct GpuContext {
 struct Session {
     layout: Layout,
     granularity: Granularity,
+    storage: Storage,
     placement: Placement,
     buffer: wgpu::Buffer,
     plan: Plan,
@@ -172,22 +176,70 @@ impl Gpu {
     /// [`Error::Buffer`] or [`Error::DataTooShort`] where the buffer does not fit, those of
     /// [`Plan::set_clipping`], and errors of the device.
     pub fn plan(&self, layout: &Layout, clipping: &Clipping, buffer: &wgpu::Buffer) -> Result<Plan> {
+        self.plan_of(Storage::Single, layout, clipping, buffer)
+    }
+
+    /// The same for a buffer whose elements are stored as halves.
+    ///
+    /// Rows, and at segment granularity segments, have to begin at even elements, so that no two share a word of
+    /// 32 bits; those that begin at multiples of four are read and written fastest.
+    ///
+    /// # Errors
+    /// Those of [`Gpu::plan`]; [`Error::Layout`] where a row or segment begins at an odd element, and
+    /// [`Error::Setting`] where the clipping has a centre.
+    pub fn plan_half(
+        &self,
+        layout: &Layout,
+        half: Half,
+        clipping: &Clipping,
+        buffer: &wgpu::Buffer,
+    ) -> Result<Plan> {
+        // The kernels read whole words.
+        half::check(layout, (buffer.size() / 4 * 2) as usize, clipping)?;
+        let odd = |span: &usize| {
+            let span = layout.span(clipping.granularity, *span);
+            !span.is_empty() && span.start % 2 == 1
+        };
+        if let Some(span) = (0..layout.span_count(clipping.granularity)).find(odd) {
+            let start = layout.span(clipping.granularity, span).start;
+            return Err(Error::Layout {
+                got: format!("halves of a row or segment from element {start}"),
+                expected: "rows and segments of halves from even elements; pad them to an even stride",
+            });
+        }
+        self.plan_of(Storage::Half(half), layout, clipping, buffer)
+    }
+
+    fn plan_of(
+        &self,
+        storage: Storage,
+        layout: &Layout,
+        clipping: &Clipping,
+        buffer: &wgpu::Buffer,
+    ) -> Result<Plan> {
         if !buffer.usage().contains(wgpu::BufferUsages::STORAGE) {
             return Err(Error::Buffer {
                 got: format!("usage {:?}", buffer.usage()),
                 expected: "the usage STORAGE".into(),
             });
         }
-        let elements = buffer.size() / 4;
+        let elements = buffer.size() / 4 * 4 / storage.bytes();
         layout.check(elements as usize)?;
         let placement = Placement::in_place(layout, clipping.granularity, elements);
         self.ensure_checked()?;
-        Plan::new(&self.context, layout, clipping, &placement, buffer)
+        Plan::new(&self.context, layout, clipping, &placement, storage, buffer)
+    }
+
+    /// The storage of the session that is kept.
+    fn storage_of_session(&self) -> Storage {
+        let slot = self.session.lock().unwrap_or_else(PoisonError::into_inner);
+        slot.as_ref().map_or(Storage::Single, |session| session.storage)
     }
 
     /// Runs `work` with a session for this shape.
     fn with_session<T>(
         &self,
+        storage: Storage,
         layout: &Layout,
         clipping: &Clipping,
         work: impl FnOnce(&Session) -> Result<T>,
@@ -196,14 +248,15 @@ impl Gpu {
         let mut slot = self.session.lock().unwrap_or_else(PoisonError::into_inner);
         let rules = Rules::new(&Source::new(&clipping.threshold, layout, clipping.granularity)?)?;
         let fits = |s: &Session| {
-            s.layout == *layout && s.granularity == clipping.granularity && s.plan.serves(clipping, &rules)
+            let same = s.storage == storage && s.layout == *layout && s.granularity == clipping.granularity;
+            same && s.plan.serves(clipping, &rules)
         };
         match slot.as_mut().filter(|session| fits(session)) {
             Some(session) => session.plan.set_clipping(clipping)?,
             None => {
                 // The old buffer is freed before the new one is made.
                 *slot = None;
-                *slot = Some(Session::new(&self.context, layout, clipping)?);
+                *slot = Some(Session::new(&self.context, layout, clipping, storage)?);
             }
         }
         slot.as_ref().map_or(Err(Error::NotRecorded), work)
@@ -211,16 +264,17 @@ impl Gpu {
 }
 
 impl Session {
-    fn new(context: &GpuContext, layout: &Layout, clipping: &Clipping) -> Result<Self> {
+    fn new(context: &GpuContext, layout: &Layout, clipping: &Clipping, storage: Storage) -> Result<Self> {
         let placement = Placement::packed(layout, clipping.granularity);
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC;
-        let buffer = context.buffer("the batch", (placement.length * 4).max(16), usage)?;
-        let plan = Plan::new(context, layout, clipping, &placement, &buffer)?;
-        Ok(Self { layout: layout.clone(), granularity: clipping.granularity, placement, buffer, plan })
+        let buffer = context.buffer("the batch", (placement.length * storage.bytes()).max(16), usage)?;
+        let plan = Plan::new(context, layout, clipping, &placement, storage, &buffer)?;
+        let granularity = clipping.granularity;
+        Ok(Self { layout: layout.clone(), granularity, storage, placement, buffer, plan })
     }
 
     /// Uploads the rows in scope, runs `record`, and waits for norms and decisions.
-    fn upload(&self, context: &GpuContext, data: &[f32], scope: &Scope) -> Result<()> {
+    fn upload<T: Pod>(&self, context: &GpuContext, data: &[T], scope: &Scope) -> Result<()> {
         let mask = scope.mask(self.layout.clients())?;
         let mut in_scope = vec![false; self.placement.spans.len()];
         for (row, &chosen) in mask.iter().enumerate() {
@@ -230,7 +284,7 @@ impl Session {
             .upload(data, |span| in_scope[span])
     }
 
-    fn download(&self, context: &GpuContext, data: &mut [f32], decisions: &[Decision]) -> Result<()> {
+    fn download<T: Pod>(&self, context: &GpuContext, data: &mut [T], decisions: &[Decision]) -> Result<()> {
         self.transfer(context, &|span| self.layout.span(self.granularity, span))
             .download(data, |span| decisions[span].status.is_written())
     }
@@ -250,6 +304,107 @@ fn decided(clipping: &Clipping) -> Clipping {
     Clipping { granularity, center, ..Clipping::default() }
 }
 
+/// The stages for elements of any storage, behind the checks of the caller's values.
+impl Gpu {
+    fn norms_of<T: Pod>(
+        &self,
+        storage: Storage,
+        layout: &Layout,
+        data: &[T],
+        clipping: &Clipping,
+    ) -> Result<Norms> {
+        let stage = Clipping { threshold: Threshold::Fixed(f32::INFINITY), ..clipping.clone() };
+        self.with_session(storage, layout, &stage, |session| {
+            session.upload(&self.context, data, &clipping.scope)?;
+            self.context.submit("computing norms", |encoder| session.plan.record_norms(encoder))?;
+            session.plan.norms_blocking()
+        })
+    }
+
+    fn clip_of<T: Pod>(
+        &self,
+        storage: Storage,
+        layout: &Layout,
+        data: &mut [T],
+        clipping: &Clipping,
+        decisions: &[Decision],
+    ) -> Result<()> {
+        check_decisions(layout, clipping.granularity, decisions)?;
+        self.with_session(storage, layout, &decided(clipping), |session| {
+            session.upload(&self.context, data, &Scope::All)?;
+            session.plan.write_decisions(decisions)?;
+            self.context.submit("clipping", |encoder| session.plan.record_clip(encoder))?;
+            session.download(&self.context, data, decisions)
+        })
+    }
+
+    fn run_of<T: Pod>(
+        &self,
+        storage: Storage,
+        layout: &Layout,
+        data: &mut [T],
+        clipping: &Clipping,
+        state: &mut State,
+    ) -> Result<Report> {
+        self.with_session(storage, layout, clipping, |session| {
+            session.plan.set_state(state)?;
+            session.upload(&self.context, data, &clipping.scope)?;
+            self.context.submit("clipping", |encoder| session.plan.record(encoder))?;
+            let (norms, decisions) = session.plan.run_blocking()?;
+            let next = session.plan.state_blocking()?;
+            session.download(&self.context, data, &decisions)?;
+            *state = next;
+            Ok(Report::new(self.ran(), layout, clipping.granularity, &norms, &decisions))
+        })
+    }
+
+    fn mean_of<T: Pod>(
+        &self,
+        storage: Storage,
+        layout: &Layout,
+        data: &[T],
+        clipping: &Clipping,
+        decisions: &[Decision],
+        weights: &Weights,
+    ) -> Result<Vec<f32>> {
+        check_decisions(layout, clipping.granularity, decisions)?;
+        self.with_session(storage, layout, &decided(clipping), |session| {
+            let mean = session.plan.mean(weights)?;
+            session.upload(&self.context, data, &Scope::All)?;
+            session.plan.write_decisions(decisions)?;
+            self.context.submit("averaging", |encoder| mean.record(encoder))?;
+            mean.read_blocking()
+        })
+    }
+
+    fn run_mean_of<T: Pod>(
+        &self,
+        storage: Storage,
+        layout: &Layout,
+        data: &[T],
+        clipping: &Clipping,
+        weights: &Weights,
+        state: &mut State,
+    ) -> Result<(Vec<f32>, Report)> {
+        self.with_session(storage, layout, clipping, |session| {
+            let mean = session.plan.mean(weights)?;
+            session.plan.set_state(state)?;
+            // Rows out of scope are not clipped, but they count.
+            session.upload(&self.context, data, &Scope::All)?;
+            self.context.submit("averaging", |encoder| {
+                session.plan.record_norms(encoder);
+                session.plan.record_threshold(encoder);
+                mean.record(encoder);
+            })?;
+            let report = session.plan.report_blocking()?;
+            let next = session.plan.state_blocking()?;
+            let mean = mean.read_blocking()?;
+            *state = next;
+            Ok((mean, report))
+        })
+    }
+}
+
 impl Backend for Gpu {
     fn ran(&self) -> Ran {
         self.context.ran()
@@ -257,12 +412,7 @@ impl Backend for Gpu {
 
     fn norms(&self, layout: &Layout, data: &[f32], clipping: &Clipping) -> Result<Norms> {
         layout.check(data.len())?;
-        let stage = Clipping { threshold: Threshold::Fixed(f32::INFINITY), ..clipping.clone() };
-        self.with_session(layout, &stage, |session| {
-            session.upload(&self.context, data, &clipping.scope)?;
-            self.context.submit("computing norms", |encoder| session.plan.record_norms(encoder))?;
-            session.plan.norms_blocking()
-        })
+        self.norms_of(Storage::Single, layout, data, clipping)
     }
 
     fn threshold(
@@ -273,7 +423,9 @@ impl Backend for Gpu {
         state: &mut State,
     ) -> Result<Vec<Decision>> {
         threshold::checked_source(layout, norms, clipping)?;
-        self.with_session(layout, clipping, |session| {
+        // Norms have no storage: the session of the stage before serves this one too.
+        let storage = self.storage_of_session();
+        self.with_session(storage, layout, clipping, |session| {
             session.plan.write_norms(norms)?;
             session.plan.set_state(state)?;
             self.context.submit("deciding bounds", |encoder| session.plan.record_threshold(encoder))?;
@@ -291,13 +443,7 @@ impl Backend for Gpu {
         decisions: &[Decision],
     ) -> Result<()> {
         layout.check(data.len())?;
-        check_decisions(layout, clipping.granularity, decisions)?;
-        self.with_session(layout, &decided(clipping), |session| {
-            session.upload(&self.context, data, &Scope::All)?;
-            session.plan.write_decisions(decisions)?;
-            self.context.submit("clipping", |encoder| session.plan.record_clip(encoder))?;
-            session.download(&self.context, data, decisions)
-        })
+        self.clip_of(Storage::Single, layout, data, clipping, decisions)
     }
 
     fn run_with(
@@ -308,16 +454,7 @@ impl Backend for Gpu {
         state: &mut State,
     ) -> Result<Report> {
         layout.check(data.len())?;
-        self.with_session(layout, clipping, |session| {
-            session.plan.set_state(state)?;
-            session.upload(&self.context, data, &clipping.scope)?;
-            self.context.submit("clipping", |encoder| session.plan.record(encoder))?;
-            let (norms, decisions) = session.plan.run_blocking()?;
-            let next = session.plan.state_blocking()?;
-            session.download(&self.context, data, &decisions)?;
-            *state = next;
-            Ok(Report::new(self.ran(), layout, clipping.granularity, &norms, &decisions))
-        })
+        self.run_of(Storage::Single, layout, data, clipping, state)
     }
 
     fn mean(
@@ -329,14 +466,7 @@ impl Backend for Gpu {
         weights: &Weights,
     ) -> Result<Vec<f32>> {
         check_mean(layout, data, clipping, weights)?;
-        check_decisions(layout, clipping.granularity, decisions)?;
-        self.with_session(layout, &decided(clipping), |session| {
-            let mean = session.plan.mean(weights)?;
-            session.upload(&self.context, data, &Scope::All)?;
-            session.plan.write_decisions(decisions)?;
-            self.context.submit("averaging", |encoder| mean.record(encoder))?;
-            mean.read_blocking()
-        })
+        self.mean_of(Storage::Single, layout, data, clipping, decisions, weights)
     }
 
     fn run_mean_with(
@@ -348,22 +478,62 @@ impl Backend for Gpu {
         state: &mut State,
     ) -> Result<(Vec<f32>, Report)> {
         check_mean(layout, data, clipping, weights)?;
-        self.with_session(layout, clipping, |session| {
-            let mean = session.plan.mean(weights)?;
-            session.plan.set_state(state)?;
-            // Rows out of scope are not clipped, but they count.
-            session.upload(&self.context, data, &Scope::All)?;
-            self.context.submit("averaging", |encoder| {
-                session.plan.record_norms(encoder);
-                session.plan.record_threshold(encoder);
-                mean.record(encoder);
-            })?;
-            let report = session.plan.report_blocking()?;
-            let next = session.plan.state_blocking()?;
-            let mean = mean.read_blocking()?;
-            *state = next;
-            Ok((mean, report))
-        })
+        self.run_mean_of(Storage::Single, layout, data, clipping, weights, state)
+    }
+
+    fn norms_half(&self, layout: &Layout, half: Half, data: &[u16], clipping: &Clipping) -> Result<Norms> {
+        half::check(layout, data.len(), clipping)?;
+        self.norms_of(Storage::Half(half), layout, data, clipping)
+    }
+
+    fn clip_half(
+        &self,
+        layout: &Layout,
+        half: Half,
+        data: &mut [u16],
+        clipping: &Clipping,
+        decisions: &[Decision],
+    ) -> Result<()> {
+        half::check(layout, data.len(), clipping)?;
+        self.clip_of(Storage::Half(half), layout, data, clipping, decisions)
+    }
+
+    fn run_half_with(
+        &self,
+        layout: &Layout,
+        half: Half,
+        data: &mut [u16],
+        clipping: &Clipping,
+        state: &mut State,
+    ) -> Result<Report> {
+        half::check(layout, data.len(), clipping)?;
+        self.run_of(Storage::Half(half), layout, data, clipping, state)
+    }
+
+    fn mean_half(
+        &self,
+        layout: &Layout,
+        half: Half,
+        data: &[u16],
+        clipping: &Clipping,
+        decisions: &[Decision],
+        weights: &Weights,
+    ) -> Result<Vec<f32>> {
+        check_mean_half(layout, data, clipping, weights)?;
+        self.mean_of(Storage::Half(half), layout, data, clipping, decisions, weights)
+    }
+
+    fn run_mean_half_with(
+        &self,
+        layout: &Layout,
+        half: Half,
+        data: &[u16],
+        clipping: &Clipping,
+        weights: &Weights,
+        state: &mut State,
+    ) -> Result<(Vec<f32>, Report)> {
+        check_mean_half(layout, data, clipping, weights)?;
+        self.run_mean_of(Storage::Half(half), layout, data, clipping, weights, state)
     }
 }
 

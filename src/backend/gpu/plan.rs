@@ -8,7 +8,7 @@ use bytemuck::{Pod, Zeroable};
 use super::GpuContext;
 use super::device::{guarded, read_mapped};
 use super::geometry::{Geometry, Placement, Span, Window};
-use super::kernels::{Form, Grid, Pipeline, Resource};
+use super::kernels::{Form, Grid, Pipeline, Resource, Storage};
 use super::mean::MeanPlan;
 use super::rules::{Group, NO_GROUP, Rules};
 use crate::aggregate::Weights;
@@ -193,14 +193,15 @@ impl Plan {
         layout: &Layout,
         clipping: &Clipping,
         placement: &Placement,
+        storage: Storage,
         data: &wgpu::Buffer,
     ) -> Result<Self> {
         let context = context.clone();
         let tuning = &context.tuning;
         clipping.check_center(layout)?;
         let centered = clipping.center.is_some();
-        let geometry = Geometry::new(layout, clipping.granularity, placement, tuning, centered)?;
-        let form = Form { wide: geometry.wide, centered };
+        let geometry = Geometry::new(layout, clipping.granularity, placement, tuning, centered, storage)?;
+        let form = Form { wide: geometry.wide, centered, storage };
         let pipelines = context.pipelines.get(&context.device, tuning, form)?;
         let source = Source::new(&clipping.threshold, layout, clipping.granularity)?;
         let rules = Rules::new(&source)?;
@@ -723,7 +724,7 @@ fn steps(
                 pipeline: pipeline.pipeline.clone(),
                 bindings: bind(context, pipeline, |resource| {
                     let buffer = buffers.get(resource, data)?;
-                    Some(binding(buffer, resource, window.map(|i| &geometry.windows[i])))
+                    Some(binding(buffer, resource, window.map(|i| &geometry.windows[i]), geometry.storage))
                 }),
                 workgroups: folded(workgroups, limit),
             });
@@ -743,9 +744,10 @@ fn binding<'a>(
     buffer: &'a wgpu::Buffer,
     resource: Resource,
     window: Option<&Window>,
+    storage: Storage,
 ) -> wgpu::BufferBinding<'a> {
     let bytes = match (resource, window) {
-        (Resource::Data, Some(window)) => window.elements.start * 4..window.elements.end * 4,
+        (Resource::Data, Some(window)) => window.bytes(storage),
         (Resource::Tiles, Some(window)) => window.tiles.start * 16..window.tiles.end * 16,
         _ => 0..buffer.size(),
     };

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use bytemuck::Pod;
+
 use super::GpuContext;
 use super::device::{guarded, read_mapped};
 use super::geometry::Placement;
@@ -19,6 +21,12 @@ pub(super) struct Transfer<'a> {
     pub host: &'a dyn Fn(usize) -> Range<usize>,
 }
 
+/// Bytes of a run of elements: whole words, because copies are counted in those. Runs begin at multiples of four
+/// elements, and what is behind an odd half is padding.
+fn bytes_of<T>(run: &Range<u64>) -> u64 {
+    ((run.end - run.start) * size_of::<T>() as u64).next_multiple_of(4)
+}
+
 /// Elements of one span, at the same distance from its start on both sides.
 struct Part {
     host: Range<usize>,
@@ -27,17 +35,19 @@ struct Part {
 
 impl Transfer<'_> {
     /// Writes the chosen spans to the device.
-    pub(super) fn upload(&self, data: &[f32], chosen: impl Fn(usize) -> bool) -> Result<()> {
+    pub(super) fn upload<T: Pod>(&self, data: &[T], chosen: impl Fn(usize) -> bool) -> Result<()> {
+        let size_of_element = size_of::<T>() as u64;
         let queue = &self.context.queue;
         for (run, parts) in self.pieces(chosen) {
-            let Some(size) = wgpu::BufferSize::new((run.end - run.start) * 4) else { continue };
+            let Some(size) = wgpu::BufferSize::new(bytes_of::<T>(&run)) else { continue };
             let done = guarded(&self.context.device, "uploading the batch", || {
-                let Some(mut view) = queue.write_buffer_with(self.buffer, run.start * 4, size) else {
+                let Some(mut view) = queue.write_buffer_with(self.buffer, run.start * size_of_element, size)
+                else {
                     return;
                 };
                 for part in &parts {
-                    let offset = (part.device - run.start) as usize * 4;
-                    let bytes = bytemuck::cast_slice::<f32, u8>(&data[part.host.clone()]);
+                    let offset = (part.device - run.start) as usize * size_of::<T>();
+                    let bytes = bytemuck::cast_slice::<T, u8>(&data[part.host.clone()]);
                     view.slice(offset..offset + bytes.len()).copy_from_slice(bytes);
                 }
             });
@@ -47,19 +57,20 @@ impl Transfer<'_> {
     }
 
     /// Reads the chosen spans back.
-    pub(super) fn download(&self, data: &mut [f32], chosen: impl Fn(usize) -> bool) -> Result<()> {
+    pub(super) fn download<T: Pod>(&self, data: &mut [T], chosen: impl Fn(usize) -> bool) -> Result<()> {
+        let size_of_element = size_of::<T>() as u64;
         let pieces = self.pieces(chosen);
-        let Some(largest) = pieces.iter().map(|(run, _)| run.end - run.start).max() else { return Ok(()) };
-        let staging = self.context.staging("the way back", largest * 4)?;
+        let Some(largest) = pieces.iter().map(|(run, _)| bytes_of::<T>(run)).max() else { return Ok(()) };
+        let staging = self.context.staging("the way back", largest)?;
         for (run, parts) in &pieces {
-            let bytes = (run.end - run.start) * 4;
+            let bytes = bytes_of::<T>(run);
             self.context.submit("downloading the batch", |encoder| {
-                encoder.copy_buffer_to_buffer(self.buffer, run.start * 4, &staging, 0, bytes);
+                encoder.copy_buffer_to_buffer(self.buffer, run.start * size_of_element, &staging, 0, bytes);
             })?;
             let read = |bytes: &[u8]| {
                 for part in parts {
-                    let offset = (part.device - run.start) as usize * 4;
-                    let target = bytemuck::cast_slice_mut::<f32, u8>(&mut data[part.host.clone()]);
+                    let offset = (part.device - run.start) as usize * size_of::<T>();
+                    let target = bytemuck::cast_slice_mut::<T, u8>(&mut data[part.host.clone()]);
                     target.copy_from_slice(&bytes[offset..offset + target.len()]);
                 }
             };
