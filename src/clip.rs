@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::attack::AdversaryMode;
 use crate::batch::{Granularity, Layout};
 use crate::error::{Error, Result};
-use crate::threshold::Threshold;
+use crate::threshold::{Source, State, Threshold};
 
 /// Which rows may be clipped. Rows out of scope are neither read nor written.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -158,6 +158,18 @@ impl Clipping {
     pub fn around(mut self, center: impl Into<Arc<[f32]>>) -> Self {
         self.center = Some(center.into());
         self
+    }
+
+    /// Checks all that does not depend on the elements: settings of the threshold, scope, centre, and the state that
+    /// the next round begins with. Every stage checks what it uses; this is for callers who want to know before
+    /// they read a large batch.
+    ///
+    /// # Errors
+    /// Those that [`Backend::run_with`](crate::Backend::run_with) has for them.
+    pub fn check(&self, layout: &Layout, state: &State) -> Result<()> {
+        Source::new(&self.threshold, layout, self.granularity)?.prepare(&mut state.clone())?;
+        self.check_center(layout)?;
+        self.scope.mask(layout.clients()).map(drop)
     }
 
     /// Checks that the centre, where there is one, fits the rows.

@@ -66,7 +66,7 @@ pub use batch::{Granularity, Layout};
 pub use clip::{Clipping, NonFinite, Scope, Status};
 pub use error::{Error, Result};
 pub use half::Half;
-pub use norms::{Norm, NormClass, Norms};
+pub use norms::{Norm, NormClass, NormSum, Norms};
 pub use report::{BackendKind, Ran, Report, RowReport, SegmentReport};
 pub use threshold::{Adaptive, Decision, State, Threshold};
 #[cfg(feature = "gpu")]

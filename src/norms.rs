@@ -1,6 +1,10 @@
 //! Stage 1: the correctly rounded L2 norm of every row or segment.
 
 use bytemuck::{Pod, Zeroable};
+use rayon::prelude::*;
+
+use crate::batch::Granularity;
+use crate::numerics::ExactSum;
 
 /// How a rounded norm relates to the exact one, or why there is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -36,7 +40,8 @@ pub(crate) const INFINITY_BITS: u32 = 0x7f80_0000;
 
 impl Norm {
     pub(crate) const NON_FINITE: Self = Self { wide: 0, class: NormClass::NonFinite as u32 };
-    pub(crate) const OUT_OF_SCOPE: Self = Self { wide: 0, class: NormClass::OutOfScope as u32 };
+    /// What a row has that is out of scope.
+    pub const OUT_OF_SCOPE: Self = Self { wide: 0, class: NormClass::OutOfScope as u32 };
 
     pub(crate) const fn new(wide: u32, class: NormClass) -> Self {
         Self { wide, class: class as u32 }
@@ -102,10 +107,121 @@ pub struct Norms {
 impl Norms {
     /// The norms that bounds apply to: of the segments where there are any asked for, else of the rows.
     #[must_use]
-    pub fn spans(&self, granularity: crate::batch::Granularity) -> &[Norm] {
+    pub fn spans(&self, granularity: Granularity) -> &[Norm] {
         match granularity {
-            crate::batch::Granularity::Row | crate::batch::Granularity::Coordinate => &self.rows,
-            crate::batch::Granularity::Segment => &self.segments,
+            Granularity::Row | Granularity::Coordinate => &self.rows,
+            Granularity::Segment => &self.segments,
         }
+    }
+}
+
+/// The norm of a row or segment that comes in parts, for example from a file that does not fit in memory.
+///
+/// The parts are summed exactly, so the norm has the bits that a [`Backend`](crate::Backend) finds for the whole,
+/// whatever the parts and their order. Up to 2^31 elements.
+///
+/// # Examples
+/// ```
+/// use byzclip::{Granularity, NormSum};
+///
+/// let mut sum = NormSum::default();
+/// sum.add(&[3.0, 0.0]);
+/// sum.add(&[4.0]);
+/// assert_eq!(sum.norm(Granularity::Row).value(), 5.0);
+/// assert_eq!(sum.norm(Granularity::Coordinate).value(), 4.0);
+/// ```
+#[derive(Debug, Clone, Default)]
+pub struct NormSum {
+    squares: ExactSum,
+    /// The bits of the largest magnitude; beyond those of +inf for NaN.
+    largest: u32,
+}
+
+impl NormSum {
+    /// Adds elements, by the threads of the pool that this runs in. NaN and Inf make the whole not finite.
+    pub fn add(&mut self, values: &[f32]) {
+        self.add_parts(values.par_chunks(PART).map(|part| {
+            let largest = largest_bits(part);
+            let squares = if largest < INFINITY_BITS { ExactSum::of(part) } else { ExactSum::default() };
+            Self { squares, largest }
+        }));
+    }
+
+    /// Adds the differences of elements from a centre, which is finite and as long.
+    ///
+    /// The largest magnitude is that of the elements: bounds on coordinates have no centre.
+    pub fn add_differences(&mut self, values: &[f32], center: &[f32]) {
+        let parts = values.par_chunks(PART).zip(center.par_chunks(PART));
+        self.add_parts(parts.map(|(part, center)| {
+            let largest = largest_bits(part);
+            let finite = largest < INFINITY_BITS;
+            let squares = if finite { ExactSum::of_differences(part, center) } else { ExactSum::default() };
+            Self { squares, largest }
+        }));
+    }
+
+    fn add_parts(&mut self, parts: impl ParallelIterator<Item = Self>) {
+        let joined = |mut a: Self, b: Self| {
+            a.join(&b);
+            a
+        };
+        self.join(&parts.reduce(Self::default, joined));
+    }
+
+    /// Adds what another sum holds.
+    pub fn join(&mut self, other: &Self) {
+        self.squares.add(&other.squares);
+        self.largest = self.largest.max(other.largest);
+    }
+
+    /// The norm of everything that was added: the largest magnitude at coordinate granularity, else the L2 norm.
+    #[must_use]
+    pub fn norm(&self, granularity: Granularity) -> Norm {
+        match granularity {
+            _ if self.largest >= INFINITY_BITS => Norm::NON_FINITE,
+            Granularity::Coordinate => Norm::new(self.largest, NormClass::Exact),
+            Granularity::Row | Granularity::Segment => self.squares.norm(),
+        }
+    }
+}
+
+/// Elements that one task sums.
+const PART: usize = 1 << 16;
+
+fn largest_bits(values: &[f32]) -> u32 {
+    values.iter().fold(0, |largest, value| largest.max(value.to_bits() & 0x7fff_ffff))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_have_the_norm_of_the_whole() {
+        let values: Vec<f32> = (0..200_000).map(|i| (i as f32 * 0.37).sin() * 1e-3).collect();
+        let center: Vec<f32> = (0..200_000).map(|i| (i as f32 * 0.11).cos() * 1e-3).collect();
+        for cut in [0, 1, 65_536, 100_001] {
+            let (mut sum, mut differences) = (NormSum::default(), NormSum::default());
+            sum.add(&values[cut..]);
+            sum.add(&values[..cut]);
+            assert_eq!(sum.norm(Granularity::Row), ExactSum::of(&values).norm());
+            assert_eq!(sum.norm(Granularity::Coordinate).value(), 1e-3);
+            differences.add_differences(&values[..cut], &center[..cut]);
+            differences.add_differences(&values[cut..], &center[cut..]);
+            let whole = ExactSum::of_differences(&values, &center).norm();
+            assert_eq!(differences.norm(Granularity::Segment), whole);
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_makes_the_whole_so() {
+        for value in [f32::NAN, f32::NEG_INFINITY] {
+            let mut sum = NormSum::default();
+            sum.add(&[1.0, value]);
+            sum.add(&[2.0]);
+            assert_eq!(sum.norm(Granularity::Row).class(), NormClass::NonFinite);
+            assert_eq!(sum.norm(Granularity::Coordinate).class(), NormClass::NonFinite);
+        }
+        assert_eq!(NormSum::default().norm(Granularity::Row).value(), 0.0);
     }
 }

@@ -95,7 +95,12 @@ pub struct Report {
 }
 
 impl Report {
-    pub(crate) fn new(
+    /// The report of stages that were run one by one: `norms` and `decisions` are theirs, of this layout.
+    ///
+    /// # Panics
+    /// Where norms or decisions are of another layout.
+    #[must_use]
+    pub fn of_stages(
         ran: Ran,
         layout: &Layout,
         granularity: Granularity,

@@ -155,7 +155,7 @@ pub trait Backend: Send + Sync {
         let decisions = self.threshold(layout, &norms, clipping, &mut next)?;
         let mean = self.mean(layout, data, clipping, &decisions, weights)?;
         *state = next;
-        Ok((mean, Report::new(self.ran(), layout, clipping.granularity, &norms, &decisions)))
+        Ok((mean, Report::of_stages(self.ran(), layout, clipping.granularity, &norms, &decisions)))
     }
 
     /// Stage 1 on a batch in half precision: the norms of the widened values.
@@ -262,7 +262,7 @@ pub trait Backend: Send + Sync {
         let decisions = self.threshold(layout, &norms, clipping, &mut next)?;
         let mean = self.mean_half(layout, half, data, clipping, &decisions, weights)?;
         *state = next;
-        Ok((mean, Report::new(self.ran(), layout, clipping.granularity, &norms, &decisions)))
+        Ok((mean, Report::of_stages(self.ran(), layout, clipping.granularity, &norms, &decisions)))
     }
 }
 
@@ -280,7 +280,7 @@ fn run_stages<B: Backend + ?Sized>(
     let norms = backend.norms(layout, data, clipping)?;
     let decisions = backend.threshold(layout, &norms, clipping, state)?;
     backend.clip(layout, data, clipping, &decisions)?;
-    Ok(Report::new(backend.ran(), layout, clipping.granularity, &norms, &decisions))
+    Ok(Report::of_stages(backend.ran(), layout, clipping.granularity, &norms, &decisions))
 }
 
 /// The same on halves.
@@ -297,7 +297,7 @@ fn run_half_stages<B: Backend + ?Sized>(
     let norms = backend.norms_half(layout, half, data, clipping)?;
     let decisions = backend.threshold(layout, &norms, clipping, state)?;
     backend.clip_half(layout, half, data, clipping, &decisions)?;
-    Ok(Report::new(backend.ran(), layout, clipping.granularity, &norms, &decisions))
+    Ok(Report::of_stages(backend.ran(), layout, clipping.granularity, &norms, &decisions))
 }
 
 /// Checks what a mean of halves asks of the caller's values, before anything is computed.

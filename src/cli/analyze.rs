@@ -10,8 +10,9 @@ use serde::Serialize;
 
 use super::batch_file::BatchFile;
 use super::failure::{Failure, Outcome};
-use super::options::BackendArgs;
-use super::progress::Spinner;
+use super::options::{BackendArgs, WindowArgs};
+use super::progress::Progress;
+use super::stream::Stream;
 use super::{output, rows, threshold};
 
 #[derive(Debug, clap::Args)]
@@ -24,6 +25,8 @@ pub(super) struct Args {
     plot: Option<PathBuf>,
     #[command(flatten)]
     backend: BackendArgs,
+    #[command(flatten)]
+    window: WindowArgs,
 }
 
 /// The quantiles that are printed.
@@ -95,13 +98,13 @@ struct Share {
 }
 
 pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
+    let batch = BatchFile::open(&args.inputs)?;
     let backend = args.backend.open()?;
-    let spinner = Spinner::start("reading".into());
-    let batch = BatchFile::read(&args.inputs)?;
-    drop(spinner);
-    let spinner = Spinner::start("computing norms".into());
-    let norms = batch.data.norms(backend.as_ref(), &batch.layout, &Clipping::default())?;
-    drop(spinner);
+    let clipping = Clipping::default();
+    let progress = Progress::start(batch.bytes());
+    let norms = Stream::new(&batch, backend.as_ref(), &clipping, args.window.window).norms(&progress)?;
+    batch.check_unchanged()?;
+    drop(progress);
     let analysis = analyze(backend.as_ref(), &batch.layout, &norms)?;
     if let Some(path) = &args.plot {
         plot::write(path, &analysis)?;

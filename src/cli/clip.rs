@@ -6,13 +6,14 @@ use std::time::Instant;
 use byzclip::{Clipping, Granularity, Report, Status};
 use serde::Serialize;
 
-use super::batch_file::{self, BatchFile};
+use super::batch_file::{self, BatchFile, Output};
 use super::clipping::ClippingArgs;
 use super::failure::{Failure, Outcome};
-use super::options::BackendArgs;
+use super::options::{BackendArgs, WindowArgs};
 use super::output;
-use super::progress::Spinner;
+use super::progress::Progress;
 use super::rows::{self, ClippedRow, Factor};
+use super::stream::Stream;
 use super::threshold::{self, SavedState};
 
 #[derive(Debug, clap::Args)]
@@ -27,6 +28,8 @@ pub(super) struct Args {
     clipping: ClippingArgs,
     #[command(flatten)]
     backend: BackendArgs,
+    #[command(flatten)]
+    window: WindowArgs,
 }
 
 #[derive(Serialize)]
@@ -46,28 +49,25 @@ pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
     let clipping = args.clipping.without_center()?;
     batch_file::check_output(&args.inputs, &args.output)?;
     args.clipping.check_files(&args.inputs, &batch_file::targets(&args.inputs, &args.output))?;
-    let backend = args.backend.open()?;
-
-    let spinner = Spinner::start("reading".into());
-    let mut batch = BatchFile::read(&args.inputs)?;
+    let batch = BatchFile::open(&args.inputs)?;
     let clipping = args.clipping.with_center(clipping, &batch)?;
-    drop(spinner);
     let state_file = args.clipping.threshold.state.as_deref();
     let mut saved = SavedState::load(state_file, &clipping.threshold, &batch.layout, clipping.granularity)?;
-    let spinner = Spinner::start("clipping".into());
-    let start = Instant::now();
-    let report = batch.data.run_with(backend.as_ref(), &batch.layout, &clipping, &mut saved.state)?;
-    let seconds = start.elapsed().as_secs_f64();
-    drop(spinner);
+    clipping.check(&batch.layout, &saved.state)?;
+    let backend = args.backend.open()?;
 
-    // The report is made before the batch moves into its files, and printed once they are in place.
+    let stream = Stream::new(&batch, backend.as_ref(), &clipping, args.window.window);
+    let start = Instant::now();
+    let progress = Progress::start(stream.clip_bytes());
+    let mut files = Output::new(&args.output);
+    let report = stream.clip(&mut saved.state, &mut files, &progress)?;
+    let mut complete = files.finish(&batch)?;
+    complete.extend(saved.complete()?);
+    batch.check_unchanged()?;
+    output::finish(complete)?;
+    drop(progress);
+    let seconds = start.elapsed().as_secs_f64();
     let text = if json { None } else { Some(table(args, &batch, &clipping, &report, seconds)) };
-    let (layout, layers) = (batch.layout.clone(), batch.layers.clone());
-    let spinner = Spinner::start("writing".into());
-    let mut pending = batch.pending(&args.output)?;
-    pending.extend(saved.pending()?);
-    output::finish(pending)?;
-    drop(spinner);
     match text {
         Some(text) => output::print(&text)?,
         None => output::print_json(&Clip {
@@ -75,11 +75,11 @@ pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
             adapter: report.ran.adapter.as_deref(),
             why: &report.ran.why,
             threshold: threshold::name(&clipping.threshold),
-            clients: layout.clients(),
-            params: layout.params(),
+            clients: batch.layout.clients(),
+            params: batch.layout.params(),
             clipped: report.count(Status::Clipped),
             zeroed: report.count(Status::Zeroed),
-            rows: report.rows.iter().map(|row| ClippedRow::new(row, &layers)).collect(),
+            rows: report.rows.iter().map(|row| ClippedRow::new(row, &batch.layers)).collect(),
         })?,
     }
     Ok(Outcome::Success)
@@ -89,7 +89,7 @@ fn table(args: &Args, batch: &BatchFile, clipping: &Clipping, report: &Report, s
     format!(
         "{}\n{}\nwritten to {}\n",
         rows_table(batch, clipping, report),
-        rows::rate(batch.data.bytes_of(batch.layout.elements()), seconds),
+        rows::rate(batch.bytes(), seconds),
         rows::printable(&args.output.display().to_string())
     )
 }

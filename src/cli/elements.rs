@@ -1,9 +1,9 @@
 //! The elements of a batch, in the precision that its files store them in.
 
+use std::borrow::Cow;
 use std::fmt;
-use std::ops::Range;
 
-use byzclip::{Backend, Clipping, Half, Layout, Norms, Report, State, Weights};
+use byzclip::{Backend, Clipping, Decision, Half, Layout, Norms, Report, State, Weights};
 
 /// What an element is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,60 +48,35 @@ impl Elements {
         }
     }
 
-    /// Appends elements from their little-endian bytes; memory is asked for, and not taken for granted.
-    pub(super) fn extend_from_le(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+    /// The bytes of this many elements, to be filled; memory is asked for, and not taken for granted.
+    pub(super) fn bytes_mut(&mut self, elements: usize) -> std::io::Result<&mut [u8]> {
         match self {
             Self::F32(values) => {
-                let (elements, _) = bytes.as_chunks::<4>();
-                values.try_reserve(elements.len())?;
-                values.extend(elements.iter().map(|bytes| f32::from_le_bytes(*bytes)));
+                values.try_reserve_exact(elements.saturating_sub(values.len()))?;
+                values.resize(elements, 0.0);
+                Ok(bytemuck::cast_slice_mut(values))
             }
             Self::Half(_, bits) => {
-                let (elements, _) = bytes.as_chunks::<2>();
-                bits.try_reserve(elements.len())?;
-                bits.extend(elements.iter().map(|bytes| u16::from_le_bytes(*bytes)));
-            }
-        }
-        Ok(())
-    }
-
-    /// Makes room for this many elements and no more.
-    pub(super) fn reserve(&mut self, elements: usize) -> std::io::Result<()> {
-        match self {
-            Self::F32(values) => Ok(values.try_reserve_exact(elements)?),
-            Self::Half(_, bits) => Ok(bits.try_reserve_exact(elements)?),
-        }
-    }
-
-    /// Writes the little-endian bytes of elements over the old ones.
-    pub(super) fn write_le(&self, elements: Range<usize>, target: &mut [u8]) {
-        match self {
-            Self::F32(values) => {
-                let (target, _) = target.as_chunks_mut::<4>();
-                let pairs = target.iter_mut().zip(&values[elements]);
-                pairs.for_each(|(bytes, value)| *bytes = value.to_le_bytes());
-            }
-            Self::Half(_, bits) => {
-                let (target, _) = target.as_chunks_mut::<2>();
-                let pairs = target.iter_mut().zip(&bits[elements]);
-                pairs.for_each(|(bytes, half)| *bytes = half.to_le_bytes());
+                bits.try_reserve_exact(elements.saturating_sub(bits.len()))?;
+                bits.resize(elements, 0);
+                Ok(bytemuck::cast_slice_mut(bits))
             }
         }
     }
 
-    /// All elements as they lie in memory.
-    pub(super) fn as_bytes(&self) -> &[u8] {
+    /// All elements as they lie in memory, which is how files hold them on a little-endian machine.
+    pub(super) fn bytes(&self) -> &[u8] {
         match self {
             Self::F32(values) => bytemuck::cast_slice(values),
             Self::Half(_, bits) => bytemuck::cast_slice(bits),
         }
     }
 
-    /// Bytes that elements of this kind take.
-    pub(super) const fn bytes_of(&self, elements: usize) -> usize {
+    /// All elements as values.
+    pub(super) fn values(&self) -> Cow<'_, [f32]> {
         match self {
-            Self::F32(_) => elements * Dtype::F32.bytes(),
-            Self::Half(half, _) => elements * Dtype::Half(*half).bytes(),
+            Self::F32(values) => Cow::Borrowed(values),
+            Self::Half(half, bits) => Cow::Owned(half.widened(bits)),
         }
     }
 
@@ -142,6 +117,33 @@ impl Elements {
             Self::Half(half, bits) => {
                 backend.run_mean_half_with(layout, *half, bits, clipping, weights, state)
             }
+        }
+    }
+
+    pub(super) fn clip(
+        &mut self,
+        backend: &dyn Backend,
+        layout: &Layout,
+        clipping: &Clipping,
+        decisions: &[Decision],
+    ) -> byzclip::Result<()> {
+        match self {
+            Self::F32(values) => backend.clip(layout, values, clipping, decisions),
+            Self::Half(half, bits) => backend.clip_half(layout, *half, bits, clipping, decisions),
+        }
+    }
+
+    pub(super) fn mean(
+        &self,
+        backend: &dyn Backend,
+        layout: &Layout,
+        clipping: &Clipping,
+        decisions: &[Decision],
+        weights: &Weights,
+    ) -> byzclip::Result<Vec<f32>> {
+        match self {
+            Self::F32(values) => backend.mean(layout, values, clipping, decisions, weights),
+            Self::Half(half, bits) => backend.mean_half(layout, *half, bits, clipping, decisions, weights),
         }
     }
 }

@@ -9,9 +9,10 @@ use serde::Serialize;
 use super::batch_file::{self, BatchFile};
 use super::clipping::ClippingArgs;
 use super::failure::{Failure, Outcome};
-use super::options::BackendArgs;
-use super::progress::Spinner;
+use super::options::{BackendArgs, WindowArgs};
+use super::progress::Progress;
 use super::rows::{self, ClippedRow};
+use super::stream::Stream;
 use super::threshold::{self, SavedState};
 use super::{clip, npy, output};
 
@@ -31,6 +32,8 @@ pub(super) struct Args {
     clipping: ClippingArgs,
     #[command(flatten)]
     backend: BackendArgs,
+    #[command(flatten)]
+    window: WindowArgs,
 }
 
 #[derive(Serialize)]
@@ -54,32 +57,30 @@ pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
     batch_file::check_mean_output(&args.inputs, &args.output)?;
     let inputs: Vec<PathBuf> = args.inputs.iter().chain(&args.weights).cloned().collect();
     args.clipping.check_files(&inputs, std::slice::from_ref(&args.output))?;
-    let backend = args.backend.open()?;
-
-    let spinner = Spinner::start("reading".into());
-    let batch = BatchFile::read(&args.inputs)?;
+    let batch = BatchFile::open(&args.inputs)?;
     let clipping = args.clipping.with_center(clipping, &batch)?;
     let weights = match &args.weights {
         Some(path) => Weights::PerRow(read_weights(path, batch.layout.clients())?),
         None => Weights::Equal,
     };
-    drop(spinner);
     let state_file = args.clipping.threshold.state.as_deref();
     let mut saved = SavedState::load(state_file, &clipping.threshold, &batch.layout, clipping.granularity)?;
-    let spinner = Spinner::start("averaging".into());
-    let start = Instant::now();
-    let (mean, report) =
-        batch.data.run_mean_with(backend.as_ref(), &batch.layout, &clipping, &weights, &mut saved.state)?;
-    let seconds = start.elapsed().as_secs_f64();
-    drop(spinner);
+    clipping.check(&batch.layout, &saved.state)?;
+    let backend = args.backend.open()?;
 
+    let stream = Stream::new(&batch, backend.as_ref(), &clipping, args.window.window);
+    let start = Instant::now();
+    let progress = Progress::start(stream.mean_bytes());
+    let (mean, report) = stream.mean(&weights, &mut saved.state, &progress)?;
+    let mut complete = vec![batch.write_mean(&mean, &args.output)?];
+    complete.extend(saved.complete()?);
+    batch.check_unchanged()?;
+    output::finish(complete)?;
+    drop(progress);
+    let seconds = start.elapsed().as_secs_f64();
     let (counted, weight) = counted(&weights.of_rows(batch.layout.clients())?, &report);
     let text =
         if json { None } else { Some(table(args, &batch, &clipping, &report, (counted, weight), seconds)) };
-    let (layout, layers) = (batch.layout.clone(), batch.layers.clone());
-    let mut pending = vec![batch.pending_mean(&mean, &args.output)?];
-    pending.extend(saved.pending()?);
-    output::finish(pending)?;
     match text {
         Some(text) => output::print(&text)?,
         None => output::print_json(&Mean {
@@ -87,13 +88,13 @@ pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
             adapter: report.ran.adapter.as_deref(),
             why: &report.ran.why,
             threshold: threshold::name(&clipping.threshold),
-            clients: layout.clients(),
-            params: layout.params(),
+            clients: batch.layout.clients(),
+            params: batch.layout.params(),
             counted,
             weight,
             clipped: report.count(Status::Clipped),
             zeroed: report.count(Status::Zeroed),
-            rows: report.rows.iter().map(|row| ClippedRow::new(row, &layers)).collect(),
+            rows: report.rows.iter().map(|row| ClippedRow::new(row, &batch.layers)).collect(),
         })?,
     }
     Ok(Outcome::Success)
@@ -143,7 +144,7 @@ fn table(
     format!(
         "{}\nthe mean of {counted} with the weight {weight}\n{}\nwritten to {}\n",
         clip::rows_table(batch, clipping, report),
-        rows::rate(batch.data.bytes_of(batch.layout.elements()), seconds),
+        rows::rate(batch.bytes(), seconds),
         rows::printable(&args.output.display().to_string())
     )
 }

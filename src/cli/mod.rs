@@ -8,6 +8,7 @@ mod clipping;
 mod devices;
 mod elements;
 mod failure;
+mod input_file;
 mod mean;
 mod norms;
 mod npy;
@@ -16,6 +17,7 @@ mod output;
 mod progress;
 mod rows;
 mod safetensors;
+mod stream;
 mod threshold;
 mod train;
 mod verify;
@@ -62,6 +64,7 @@ enum Command {
 
 /// Runs the command and turns its outcome into an exit code: 0, 1 for failures, 2 for wrong usage.
 pub(crate) fn main() -> ExitCode {
+    output::clean_up_when_interrupted();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return not_parsed(&error),

@@ -8,10 +8,11 @@ use serde::Serialize;
 
 use super::batch_file::BatchFile;
 use super::failure::{Failure, Outcome};
-use super::options::BackendArgs;
+use super::options::{BackendArgs, WindowArgs};
 use super::output;
-use super::progress::Spinner;
+use super::progress::Progress;
 use super::rows::{self, finite};
+use super::stream::Stream;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -23,6 +24,8 @@ pub(super) struct Args {
     per_layer: bool,
     #[command(flatten)]
     backend: BackendArgs,
+    #[command(flatten)]
+    window: WindowArgs,
 }
 
 #[derive(Serialize)]
@@ -49,17 +52,17 @@ struct Segment<'a> {
 }
 
 pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
+    let batch = BatchFile::open(&args.inputs)?;
     let backend = args.backend.open()?;
-    let spinner = Spinner::start("reading".into());
-    let batch = BatchFile::read(&args.inputs)?;
-    drop(spinner);
     let layout = &batch.layout;
     let granularity = if args.per_layer { Granularity::Segment } else { Granularity::Row };
-    let spinner = Spinner::start("computing norms".into());
+    let clipping = Clipping::default().granularity(granularity);
     let start = Instant::now();
-    let norms = batch.data.norms(backend.as_ref(), layout, &Clipping::default().granularity(granularity))?;
+    let progress = Progress::start(batch.bytes());
+    let norms = Stream::new(&batch, backend.as_ref(), &clipping, args.window.window).norms(&progress)?;
+    batch.check_unchanged()?;
+    drop(progress);
     let seconds = start.elapsed().as_secs_f64();
-    drop(spinner);
     let ran = backend.ran();
 
     if json {
@@ -108,7 +111,7 @@ pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
         "{ran}\n{}, {}\n\n{text}\n{}\n",
         rows::count(layout.clients(), "client"),
         rows::count(layout.params(), "param"),
-        rows::rate(batch.data.bytes_of(layout.elements()), seconds)
+        rows::rate(batch.bytes(), seconds)
     ))?;
     Ok(Outcome::Success)
 }

@@ -4,14 +4,14 @@
 //! not pay for, no recursion, no arithmetic that can wrap. Format:
 //! <https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html>.
 
-use std::fs::{self, File};
 use std::io::{BufReader, Read};
 use std::path::Path;
 
 use byzclip::{Half, Layout};
 
-use super::elements::{Dtype, Elements};
+use super::elements::Dtype;
 use super::failure::{Failure, excerpt};
+use super::input_file::{self, InputFile};
 
 /// The longest header that is read; NumPy's is 128 bytes.
 const LONGEST_HEADER: usize = 64 << 10;
@@ -19,13 +19,12 @@ const LONGEST_HEADER: usize = 64 << 10;
 /// Rows without elements cost a file nothing and a report memory, so a small file may not ask for many.
 const MOST_EMPTY_ROWS: usize = 1 << 16;
 
-/// A file, read.
+/// A file whose header was read and found to describe a batch.
 pub(super) struct Npy {
-    /// Everything before the elements, byte for byte.
-    pub header: Vec<u8>,
+    pub file: InputFile,
     /// `[clients, params]`; a vector is one client.
     pub layout: Layout,
-    pub data: Elements,
+    pub dtype: Dtype,
 }
 
 /// Another copy of the file may be whole.
@@ -33,27 +32,21 @@ const AGAIN: &str = "copy the file again, or save it again with numpy.save";
 
 /// A file whose header was read.
 struct Opened {
-    reader: BufReader<File>,
-    length: u64,
+    reader: BufReader<std::fs::File>,
+    file: InputFile,
     header: RawHeader,
     described: Header,
 }
 
-fn open(path: &Path) -> Result<Opened, Failure> {
+fn open_header(path: &Path) -> Result<Opened, Failure> {
     let corrupt = |got: &str, expected: &str| Failure::content(path, got, expected, AGAIN);
-    let unreadable = |e: std::io::Error| Failure::unreadable(path, &e);
-    // Before it is opened: opening a pipe would wait for a writer.
-    let metadata = fs::metadata(path).map_err(unreadable)?;
-    if !metadata.is_file() {
-        let got = if metadata.is_dir() { "a folder" } else { "a device or pipe" };
-        return Err(Failure::content(path, got, "an .npy file", "pass the file itself"));
-    }
-    let mut reader = BufReader::new(File::open(path).map_err(unreadable)?);
+    let (file, reader) = input_file::open(path, "an .npy file")?;
+    let mut reader = BufReader::new(reader);
     let header =
         read_header(&mut reader).map_err(|got| corrupt(&got, "an .npy file of version 1, 2 or 3"))?;
     let described =
         Header::parse(&header.text).map_err(|got| corrupt(&got, "the header of an .npy array"))?;
-    Ok(Opened { reader, length: metadata.len(), header, described })
+    Ok(Opened { reader, file, header, described })
 }
 
 /// Checks that the file is as long as its header says.
@@ -71,7 +64,7 @@ fn check_length(path: &Path, length: u64, expected: u64, shape: &str) -> Result<
 pub(super) fn read_numbers(path: &Path) -> Result<Vec<f64>, Failure> {
     const SAVE: &str = "save a vector with numpy.save(path, numpy.asarray(list, \"<f4\"))";
     let wrong = |got: &str, expected: &str| Failure::content(path, got, expected, SAVE);
-    let mut file = open(path)?;
+    let mut file = open_header(path)?;
     let [count] = file.described.shape[..] else {
         let got = format!("an array of {} dimensions", file.described.shape.len());
         return Err(wrong(&got, "a vector, one number per client"));
@@ -91,7 +84,7 @@ pub(super) fn read_numbers(path: &Path) -> Result<Vec<f64>, Failure> {
     let bytes = count.checked_mul(decode.0).and_then(|bytes| bytes.checked_add(file.header.bytes.len()));
     let bytes = bytes
         .ok_or_else(|| wrong(&format!("the shape ({count},)"), "a shape that fits the address space"))?;
-    check_length(path, file.length, bytes as u64, &format!("({count},)"))?;
+    check_length(path, file.file.length, bytes as u64, &format!("({count},)"))?;
     let mut elements = Vec::new();
     file.reader.read_to_end(&mut elements).map_err(|e| Failure::unreadable(path, &e))?;
     Ok(elements.chunks_exact(decode.0).map(decode.1).collect())
@@ -108,11 +101,10 @@ pub(super) fn header_of_vector(elements: usize) -> Vec<u8> {
     bytes
 }
 
-pub(super) fn read(path: &Path) -> Result<Npy, Failure> {
+pub(super) fn open(path: &Path) -> Result<Npy, Failure> {
     const SAVE: &str = "save it with numpy.save(path, array.astype(\"<f4\", order=\"C\"))";
     let wrong = |got: &str, expected: &str| Failure::content(path, got, expected, SAVE);
-    let unreadable = |e: std::io::Error| Failure::unreadable(path, &e);
-    let Opened { mut reader, length, header, described } = open(path)?;
+    let Opened { mut file, header, described, .. } = open_header(path)?;
 
     let dtype = match described.descr.as_str() {
         "<f4" | "=f4" if cfg!(target_endian = "little") => Dtype::F32,
@@ -144,27 +136,12 @@ pub(super) fn read(path: &Path) -> Result<Npy, Failure> {
         return Err(wrong(&got, &format!("at most {MOST_EMPTY_ROWS} clients without params")));
     }
     let expected = header.bytes.len() as u64 + (elements * dtype.bytes()) as u64;
-    check_length(path, length, expected, &format!("({clients}, {params})"))?;
+    check_length(path, file.length, expected, &format!("({clients}, {params})"))?;
     let layout = Layout::dense(clients, params)
         .map_err(|e| Failure::Failed(format!("{}, shape ({clients}, {params}): {e}", path.display())))?;
-    let data = read_elements(&mut reader, elements, dtype).map_err(unreadable)?;
-    Ok(Npy { header: header.bytes, layout, data })
-}
-
-/// The elements, in memory that is asked for and not taken for granted: a file may be sparse.
-fn read_elements(reader: &mut impl Read, elements: usize, dtype: Dtype) -> std::io::Result<Elements> {
-    const CHUNK: usize = 256 << 10;
-    let mut data = Elements::new(dtype);
-    data.reserve(elements)?;
-    let mut left = elements * dtype.bytes();
-    let mut chunk = vec![0; left.min(CHUNK)];
-    while left > 0 {
-        let part = &mut chunk[..left.min(CHUNK)];
-        reader.read_exact(part)?;
-        data.extend_from_le(part)?;
-        left -= part.len();
-    }
-    Ok(data)
+    file.starts = vec![header.bytes.len() as u64];
+    file.head = header.bytes;
+    Ok(Npy { file, layout, dtype })
 }
 
 struct RawHeader {

@@ -7,6 +7,7 @@ use byzclip::bench::Subject;
 use byzclip::{Backend, NonFinite, Scope};
 
 use super::failure::Failure;
+use super::stream;
 
 /// Where to run.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -41,6 +42,31 @@ impl BackendArgs {
              leave one of them out"
         )))
     }
+}
+
+/// How much of a batch is in memory.
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct WindowArgs {
+    /// How much of a batch is read at a time, in bytes, or with K, M or G for 2^10, 2^20 or 2^30. Three windows are
+    /// in memory at once: one is read, one worked on, one written.
+    #[arg(long, value_name = "BYTES", default_value = stream::WINDOW, value_parser = parse_bytes)]
+    pub window: usize,
+}
+
+fn parse_bytes(text: &str) -> Result<usize, String> {
+    const EXPECTED: &str = "expected a number of bytes above 0, such as 64M";
+    let (digits, unit) = match text.strip_suffix(['K', 'M', 'G']) {
+        Some(digits) => (digits, &text[digits.len()..]),
+        None => (text, ""),
+    };
+    let shift = match unit {
+        "K" => 10,
+        "M" => 20,
+        "G" => 30,
+        _ => 0,
+    };
+    let bytes = digits.parse::<usize>().ok().filter(|bytes| *bytes > 0);
+    bytes.and_then(|bytes| bytes.checked_mul(1 << shift)).ok_or_else(|| EXPECTED.into())
 }
 
 fn parse_choice(text: &str) -> Result<Choice, String> {
@@ -123,6 +149,16 @@ mod tests {
         assert_eq!(parse_scope("rows:"), Ok(Scope::Rows(vec![])));
         for wrong in ["", "row:1", "rows:x", "rows:1,", "rows:5-3", "rows:-1", "rows:0-4294967295"] {
             assert!(parse_scope(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_bytes_or_have_a_unit() {
+        assert_eq!(parse_bytes("4096"), Ok(4096));
+        assert_eq!(parse_bytes("3K"), Ok(3 << 10));
+        assert_eq!(parse_bytes(stream::WINDOW), Ok(96 << 20));
+        for wrong in ["", "0", "M", "-1", "1.5M", "1k", "99999999999G"] {
+            assert!(parse_bytes(wrong).is_err(), "{wrong}");
         }
     }
 

@@ -1,11 +1,12 @@
 //! What a command leaves: text on stdout, files by way of a temporary one.
 
 use std::fs;
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use serde::Serialize;
-use tempfile::NamedTempFile;
+use tempfile::{NamedTempFile, TempPath};
 
 use super::failure::Failure;
 
@@ -29,9 +30,35 @@ pub(super) fn print_json(value: &impl Serialize) -> Result<(), Failure> {
     print(&text)
 }
 
+/// The temporary files that there may be, and the lock that a signal has to wait for.
+static TEMPORARY: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+/// Exit code of a process that a person interrupted: 128 and the number of SIGINT, as shells have it.
+const INTERRUPTED: i32 = 130;
+
+/// On Ctrl-C, SIGTERM or SIGHUP, removes what is not complete, and ends.
+pub(super) fn clean_up_when_interrupted() {
+    let clean_up = || {
+        let files = TEMPORARY.lock().unwrap_or_else(PoisonError::into_inner);
+        for file in files.iter() {
+            // Most have taken their place by now, or were removed.
+            drop(fs::remove_file(file));
+        }
+        std::process::exit(INTERRUPTED);
+    };
+    // Where no handler can be set, the system's own ends the process, and hidden files may stay.
+    drop(ctrlc::set_handler(clean_up));
+}
+
 /// A file that is complete or not there: written beside its place, then renamed.
 pub(super) struct Pending {
     file: NamedTempFile,
+    target: PathBuf,
+}
+
+/// A file that is written, and has not taken its place yet.
+pub(super) struct Complete {
+    file: TempPath,
     target: PathBuf,
 }
 
@@ -45,26 +72,33 @@ impl Pending {
         // Like any new file: readable as the umask allows, not for the owner alone.
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+        // Held until the file is listed, so that a signal finds it.
+        let mut temporary = TEMPORARY.lock().unwrap_or_else(PoisonError::into_inner);
         let file =
             builder.tempfile_in(folder(&target)).map_err(|e| Failure::unwritable(&target, &plain(e)))?;
+        temporary.push(file.path().to_owned());
         Ok(Self { file, target })
     }
 
-    pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), Failure> {
-        self.file.write_all(bytes).map_err(|e| Failure::unwritable(&self.target, &plain(e)))
+    pub(super) fn write_at(&mut self, start: u64, bytes: &[u8]) -> Result<(), Failure> {
+        let written = self.file.seek(SeekFrom::Start(start)).and_then(|_| self.file.write_all(bytes));
+        written.map_err(|e| Failure::unwritable(&self.target, &plain(e)))
     }
 
-    /// Puts the file in its place, over what was there.
-    pub(super) fn finish(self) -> Result<(), Failure> {
-        let sync = self.file.as_file().sync_all();
-        sync.and_then(|()| self.file.persist(&self.target).map(drop).map_err(|e| e.error))
-            .map_err(|e| Failure::unwritable(&self.target, &plain(e)))
+    /// Hands what was written to the disk and closes the file.
+    pub(super) fn complete(self) -> Result<Complete, Failure> {
+        let synced = self.file.as_file().sync_all();
+        synced.map_err(|e| Failure::unwritable(&self.target, &plain(e)))?;
+        Ok(Complete { file: self.file.into_temp_path(), target: self.target })
     }
 }
 
-/// Puts files in their places, all of which are complete by now.
-pub(super) fn finish(files: Vec<Pending>) -> Result<(), Failure> {
-    files.into_iter().try_for_each(Pending::finish)
+/// Puts files in their places, over what was there. All are complete by now, and a signal waits.
+pub(super) fn finish(files: Vec<Complete>) -> Result<(), Failure> {
+    let _signals = TEMPORARY.lock().unwrap_or_else(PoisonError::into_inner);
+    files.into_iter().try_for_each(|Complete { file, target }| {
+        file.persist(&target).map_err(|e| Failure::unwritable(&target, &plain(e.error)))
+    })
 }
 
 /// The system's own words, without the name of the temporary file.

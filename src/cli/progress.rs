@@ -4,38 +4,54 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::batch_file::BatchFile;
+use super::stream::Piece;
 
 /// Work shorter than this shows nothing.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Shows what is being done, and for how long, while it lives; only where stderr is a terminal.
-pub(super) struct Spinner {
+/// How far the reading of a batch has come, while it lives; only where stderr is a terminal.
+pub(super) struct Progress {
+    bar: ProgressBar,
     done: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Spinner {
-    pub(super) fn start(message: String) -> Self {
+impl Progress {
+    /// Of so many bytes, which may be those of several passes.
+    pub(super) fn start(bytes: u64) -> Self {
+        let bar = ProgressBar::with_draw_target(Some(bytes), ProgressDrawTarget::hidden());
+        let template =
+            "{msg} [{bar:30}] {decimal_bytes}/{decimal_total_bytes}, {decimal_bytes_per_sec}, {eta} left";
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style.progress_chars("=> "));
+        }
         let (done, stop) = channel::<()>();
+        let shown = bar.clone();
         let thread = std::thread::spawn(move || {
             if stop.recv_timeout(PATIENCE) != Err(RecvTimeoutError::Timeout) {
                 return;
             }
-            let bar = ProgressBar::new_spinner().with_message(message).with_elapsed(PATIENCE);
-            if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} ({elapsed})") {
-                bar.set_style(style);
-            }
+            shown.set_draw_target(ProgressDrawTarget::stderr());
             while stop.recv_timeout(Duration::from_millis(100)) == Err(RecvTimeoutError::Timeout) {
-                bar.tick();
+                shown.tick();
             }
-            bar.finish_and_clear();
+            shown.finish_and_clear();
         });
-        Self { done: Some(done), thread: Some(thread) }
+        Self { bar, done: Some(done), thread: Some(thread) }
+    }
+
+    /// A piece was worked on.
+    pub(super) fn advance(&self, what: &str, batch: &BatchFile, piece: &Piece) {
+        let rows = batch.layout.clients();
+        self.bar.set_message(format!("{what}, row {} of {rows}", piece.rows.end));
+        self.bar.inc((piece.elements() * batch.dtype.bytes()) as u64);
     }
 }
 
-impl Drop for Spinner {
+impl Drop for Progress {
     fn drop(&mut self) {
         self.done = None;
         if let Some(thread) = self.thread.take() {

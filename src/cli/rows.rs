@@ -144,7 +144,7 @@ pub(super) fn count(number: usize, thing: &str) -> String {
 }
 
 /// How long the work took, and what it moved a second where there is enough of it to tell.
-pub(super) fn rate(bytes: usize, seconds: f64) -> String {
+pub(super) fn rate(bytes: u64, seconds: f64) -> String {
     let bytes = bytes as f64;
     let time = if seconds < 1.0 { format!("{:.2} ms", seconds * 1e3) } else { format!("{seconds:.2} s") };
     if bytes < 1e6 { time } else { format!("{time}, {:.2} GB/s of input", bytes / seconds / 1e9) }

@@ -1,94 +1,91 @@
 //! `.safetensors` files, one per client: tensors are layers, in name order.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::io::Read;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use byzclip::{Half, Layout};
-use safetensors::tensor::{TensorInfo, TensorView};
-use safetensors::{SafeTensorError, SafeTensors};
+use byzclip::Half;
+use safetensors::SafeTensorError;
+use safetensors::tensor::{Metadata, TensorInfo, TensorView};
 
-use super::elements::{Dtype, Elements};
+use super::elements::Dtype;
 use super::failure::{Failure, excerpt};
+use super::input_file::{self, InputFile};
 
-/// One client's file.
-pub(super) struct ClientFile {
-    pub path: PathBuf,
-    /// The whole file; clipped values are written over the old ones, so that names, metadata and the
-    /// order of the tensors stay as they are.
-    bytes: Vec<u8>,
-    /// The bytes of each layer, in name order.
-    layers: Vec<Range<usize>>,
-}
-
-/// All clients, read.
+/// All clients, their headers read and found to describe the same model.
 pub(super) struct Clients {
-    pub files: Vec<ClientFile>,
+    pub files: Vec<InputFile>,
     pub names: Vec<String>,
-    pub layout: Layout,
-    pub data: Elements,
+    /// The number of elements of each layer.
+    pub widths: Vec<usize>,
+    pub dtype: Dtype,
 }
+
+/// The longest header that the format's own crate reads, with the eight bytes of its length.
+const LONGEST_HEADER: u64 = 100_000_000 + 8;
 
 /// A tensor as its file describes it.
 struct Tensor {
     dtype: Dtype,
     shape: Vec<usize>,
+    /// Its place behind the header.
     bytes: Range<usize>,
 }
 
-pub(super) fn read(paths: &[PathBuf]) -> Result<Clients, Failure> {
+pub(super) fn open(paths: &[PathBuf]) -> Result<Clients, Failure> {
     let mut files = Vec::with_capacity(paths.len());
     let mut first: Option<BTreeMap<String, Tensor>> = None;
-    let mut data = Elements::new(Dtype::F32);
     for path in paths {
-        let (bytes, tensors) = read_file(path)?;
-        match &first {
-            Some(first) => compare(path, &tensors, &paths[0], first)?,
-            None => data = Elements::new(dtype_of(&tensors)),
+        let (mut file, tensors) = open_one(path)?;
+        if let Some(first) = &first {
+            compare(path, &tensors, &paths[0], first)?;
         }
-        let layers: Vec<_> = tensors.values().map(|tensor| tensor.bytes.clone()).collect();
-        for layer in &layers {
-            data.extend_from_le(&bytes[layer.clone()]).map_err(|e| Failure::unreadable(path, &e))?;
-        }
-        files.push(ClientFile { path: path.clone(), bytes, layers });
+        let data = file.head.len() as u64;
+        file.starts = tensors.values().map(|tensor| data + tensor.bytes.start as u64).collect();
+        files.push(file);
         first.get_or_insert(tensors);
     }
     let first = first.unwrap_or_default();
-    let lengths: Vec<usize> = first.values().map(Tensor::elements).collect();
-    let layout = Layout::dense(files.len(), lengths.iter().sum())?.layered(&lengths)?;
-    Ok(Clients { files, names: first.into_keys().collect(), layout, data })
+    let (widths, dtype) = (first.values().map(Tensor::elements).collect(), dtype_of(&first));
+    Ok(Clients { files, names: first.into_keys().collect(), widths, dtype })
 }
 
-fn read_file(path: &Path) -> Result<(Vec<u8>, BTreeMap<String, Tensor>), Failure> {
+fn open_one(path: &Path) -> Result<(InputFile, BTreeMap<String, Tensor>), Failure> {
     const AGAIN: &str = "copy or save the file again";
+    let (mut file, mut reader) = input_file::open(path, "a .safetensors file")?;
     let unreadable = |e: std::io::Error| Failure::unreadable(path, &e);
-    let metadata = fs::metadata(path).map_err(unreadable)?;
-    if !metadata.is_file() {
-        let got = if metadata.is_dir() { "a folder" } else { "a device or pipe" };
-        return Err(Failure::content(path, got, "a .safetensors file", "pass the file itself"));
+    let corrupt = |got: &str| {
+        let got = format!("\"{}\" in {} bytes", excerpt(got), file.length);
+        Failure::content(path, &got, "a whole safetensors file", AGAIN)
+    };
+    let mut head = vec![0; file.length.min(8) as usize];
+    reader.read_exact(&mut head).map_err(unreadable)?;
+    if let Some(&length) = head.first_chunk::<8>() {
+        let whole = u64::from_le_bytes(length).saturating_add(8).min(file.length).min(LONGEST_HEADER);
+        head.resize(whole as usize, 0);
+        reader.read_exact(&mut head[8..]).map_err(unreadable)?;
     }
-    let bytes = fs::read(path).map_err(unreadable)?;
+    let metadata = parse(&head).map_err(|e| corrupt(&e))?;
+    if (head.len() + metadata.data_len()) as u64 != file.length {
+        return Err(corrupt(&SafeTensorError::MetadataIncompleteBuffer.to_string()));
+    }
+    file.head = head;
     let tensors = {
-        let parsed = SafeTensors::deserialize(&bytes).map_err(|e| {
-            let got = format!("\"{}\" in {} bytes", excerpt(&e.to_string()), bytes.len());
-            Failure::content(path, &got, "a whole safetensors file", AGAIN)
-        })?;
         let mut tensors = BTreeMap::new();
-        for (name, view) in parsed.iter() {
-            let dtype = match view.dtype() {
+        for (name, info) in metadata.tensors() {
+            let dtype = match info.dtype {
                 safetensors::Dtype::F32 => Dtype::F32,
                 safetensors::Dtype::F16 => Dtype::Half(Half::F16),
                 safetensors::Dtype::BF16 => Dtype::Half(Half::Bf16),
                 other => {
-                    let got = format!("tensor '{}' of type {other:?}", excerpt(name));
+                    let got = format!("tensor '{}' of type {other:?}", excerpt(&name));
                     let remedy = "convert it to float32 or leave it out";
                     return Err(Failure::content(path, &got, "F32, F16 or BF16 in every tensor", remedy));
                 }
             };
-            let start = view.data().as_ptr() as usize - bytes.as_ptr() as usize;
-            let bytes = start..start + view.data().len();
-            tensors.insert(name.to_owned(), Tensor { dtype, shape: view.shape().to_vec(), bytes });
+            let bytes = info.data_offsets.0..info.data_offsets.1;
+            tensors.insert(name, Tensor { dtype, shape: info.shape.clone(), bytes });
         }
         tensors
     };
@@ -98,7 +95,22 @@ fn read_file(path: &Path) -> Result<(Vec<u8>, BTreeMap<String, Tensor>), Failure
         let expected = format!("{dtype}, the type of the first tensor, in all of them");
         return Err(Failure::content(path, &got, &expected, "convert all tensors to one type"));
     }
-    Ok((bytes, tensors))
+    Ok((file, tensors))
+}
+
+/// What a header says; the crate's own reader of headers wants the whole file.
+fn parse(head: &[u8]) -> Result<Metadata, String> {
+    let Some((length, text)) = head.split_first_chunk::<8>() else {
+        return Err(SafeTensorError::HeaderTooSmall.to_string());
+    };
+    let length = u64::from_le_bytes(*length);
+    if length > LONGEST_HEADER - 8 {
+        return Err(SafeTensorError::HeaderTooLarge.to_string());
+    }
+    if length != text.len() as u64 {
+        return Err(SafeTensorError::InvalidHeaderLength.to_string());
+    }
+    serde_json::from_slice(text).map_err(|e| SafeTensorError::InvalidHeaderDeserialization(e).to_string())
 }
 
 /// The type of the tensors of a file, which is that of the first.
@@ -151,32 +163,18 @@ fn compare(
     }
 }
 
-impl ClientFile {
-    /// The file with the elements from `first` on, as many as it has, in the place of the old ones.
-    pub(super) fn with_elements(mut self, data: &Elements, first: usize) -> Vec<u8> {
-        let mut start = first;
-        for layer in &self.layers {
-            let end = start + layer.len() / data.bytes_of(1);
-            data.write_le(start..end, &mut self.bytes[layer.clone()]);
-            start = end;
-        }
-        self.bytes
+/// A file with the tensors of this one, of `f32` with these values.
+pub(super) fn of_values(file: &InputFile, values: &[f32]) -> Result<Vec<u8>, Failure> {
+    let failed = |e: String| Failure::Failed(format!("{}: {e}", file.path.display()));
+    let header = parse(&file.head).map_err(failed)?;
+    let bytes: &[u8] = bytemuck::cast_slice(values);
+    let described: BTreeMap<String, &TensorInfo> = header.tensors().into_iter().collect();
+    let (mut start, mut tensors) = (0, BTreeMap::new());
+    for (name, tensor) in described {
+        let end = start + tensor.shape.iter().product::<usize>() * Dtype::F32.bytes();
+        let view = TensorView::new(safetensors::Dtype::F32, tensor.shape.clone(), &bytes[start..end]);
+        tensors.insert(name, view.map_err(|e| failed(e.to_string()))?);
+        start = end;
     }
-
-    /// A file like this one, of `f32` with one value per element.
-    pub(super) fn with_mean(self, mean: &[f32]) -> Result<Vec<u8>, Failure> {
-        let failed = |e: SafeTensorError| Failure::Failed(format!("{}: {e}", self.path.display()));
-        let (_, header) = SafeTensors::read_metadata(&self.bytes).map_err(failed)?;
-        let bytes: &[u8] = bytemuck::cast_slice(mean);
-        let mut start = 0;
-        let mut tensors = BTreeMap::new();
-        let described: BTreeMap<String, &TensorInfo> = header.tensors().into_iter().collect();
-        for (name, tensor) in described {
-            let end = start + tensor.shape.iter().product::<usize>() * Dtype::F32.bytes();
-            let view = TensorView::new(safetensors::Dtype::F32, tensor.shape.clone(), &bytes[start..end]);
-            tensors.insert(name, view.map_err(failed)?);
-            start = end;
-        }
-        safetensors::serialize(tensors, header.metadata().clone()).map_err(failed)
-    }
+    safetensors::serialize(tensors, header.metadata().clone()).map_err(|e| failed(e.to_string()))
 }

@@ -8,7 +8,7 @@ use byzclip::{Granularity, Layout, Threshold};
 use serde::{Deserialize, Serialize};
 
 use super::failure::Failure;
-use super::output::Pending;
+use super::output::{Complete, Pending};
 use super::{options, rows};
 
 /// How bounds are found.
@@ -241,15 +241,15 @@ impl<'a> SavedState<'a> {
     }
 
     /// The state that the run left, written and ready to take its place, if a file was named.
-    pub(super) fn pending(self) -> Result<Option<Pending>, Failure> {
+    pub(super) fn complete(self) -> Result<Option<Complete>, Failure> {
         let Some(path) = self.path else { return Ok(None) };
         let file = StateFile { words: self.state.words().to_vec(), ..self.described };
         let mut text = serde_json::to_vec(&file)
             .map_err(|e| Failure::Failed(format!("cannot write the state: got \"{e}\"; report this")))?;
         text.push(b'\n');
         let mut pending = Pending::create(path)?;
-        pending.write(&text)?;
-        Ok(Some(pending))
+        pending.write_at(0, &text)?;
+        Ok(Some(pending.complete()?))
     }
 }
 

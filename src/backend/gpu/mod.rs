@@ -354,7 +354,7 @@ impl Gpu {
             let next = session.plan.state_blocking()?;
             session.download(&self.context, data, &decisions)?;
             *state = next;
-            Ok(Report::new(self.ran(), layout, clipping.granularity, &norms, &decisions))
+            Ok(Report::of_stages(self.ran(), layout, clipping.granularity, &norms, &decisions))
         })
     }
 

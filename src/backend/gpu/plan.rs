@@ -460,7 +460,7 @@ impl Plan {
 
     fn to_report(&self, run: Run) -> Result<Report> {
         let (norms, decisions) = (self.check_norms(&run)?, self.check_decisions(&run)?);
-        Ok(Report::new(self.context.ran(), &self.layout, self.granularity, norms, decisions))
+        Ok(Report::of_stages(self.context.ran(), &self.layout, self.granularity, norms, decisions))
     }
 
     /// What is on the device now.

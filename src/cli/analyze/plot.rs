@@ -6,7 +6,7 @@ use plotters::prelude::*;
 
 use super::{Analysis, Bin};
 use crate::cli::failure::Failure;
-use crate::cli::output::Pending;
+use crate::cli::output::{self, Pending};
 
 /// Draws the norms on a logarithmic axis, and the recommended bound as a line.
 pub(super) fn write(path: &Path, analysis: &Analysis) -> Result<(), Failure> {
@@ -18,8 +18,8 @@ pub(super) fn write(path: &Path, analysis: &Analysis) -> Result<(), Failure> {
         ))
     })?;
     let mut file = Pending::create(path)?;
-    file.write(svg.as_bytes())?;
-    file.finish()
+    file.write_at(0, svg.as_bytes())?;
+    output::finish(vec![file.complete()?])
 }
 
 fn draw(svg: &mut String, analysis: &Analysis) -> Result<(), Box<dyn std::error::Error>> {

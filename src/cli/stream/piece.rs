@@ -1,0 +1,114 @@
+//! Pieces of a batch: runs of whole rows, or the same columns of some rows.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use byzclip::{Clipping, Decision, Granularity, Layout, Scope};
+
+use crate::cli::batch_file::BatchFile;
+use crate::cli::failure::Failure;
+
+/// A rectangle of a batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::cli) struct Piece {
+    pub rows: Range<usize>,
+    pub columns: Range<usize>,
+}
+
+impl Piece {
+    /// All of a batch.
+    pub(in crate::cli) fn whole(batch: &BatchFile) -> Self {
+        Self { rows: 0..batch.layout.clients(), columns: 0..batch.layout.params() }
+    }
+
+    /// A batch in file order: as many whole rows at a time as a window holds, or parts of rows that it does not
+    /// hold. At least one piece, so that a batch without rows is worked on too.
+    pub(super) fn by_rows(batch: &BatchFile, window: usize) -> Vec<Self> {
+        let Self { rows, columns } = Self::whole(batch);
+        if columns.len() <= window {
+            let height = window.checked_div(columns.len()).unwrap_or(rows.len()).max(1);
+            let pieces: Vec<Self> =
+                parts(&rows, height).map(|rows| Self { rows, columns: columns.clone() }).collect();
+            return if pieces.is_empty() { vec![Self { rows, columns }] } else { pieces };
+        }
+        rows.flat_map(|row| parts(&columns, window).map(move |columns| Self { rows: row..row + 1, columns }))
+            .collect()
+    }
+
+    /// A batch by columns: as many of all rows at a time as a window holds.
+    pub(super) fn by_columns(batch: &BatchFile, window: usize) -> Vec<Self> {
+        let Self { rows, columns } = Self::whole(batch);
+        let width = (window / rows.len().max(1)).max(1);
+        parts(&columns, width).map(|columns| Self { rows: rows.clone(), columns }).collect()
+    }
+
+    /// The number of its elements.
+    pub(in crate::cli) fn elements(&self) -> usize {
+        self.rows.len() * self.columns.len()
+    }
+
+    /// Whether it has every column.
+    pub(in crate::cli) fn is_full(&self, batch: &BatchFile) -> bool {
+        self.columns == (0..batch.layout.params())
+    }
+
+    /// The layers that it has elements of, each with those columns of it.
+    pub(in crate::cli) fn layers(&self, batch: &BatchFile) -> Vec<(usize, Range<usize>)> {
+        let mut end = 0;
+        let columns = batch.widths.iter().map(|width| {
+            end += width;
+            (end - width).max(self.columns.start)..end.min(self.columns.end)
+        });
+        let columns = columns.enumerate();
+        if self.is_full(batch) {
+            return columns.collect();
+        }
+        columns.filter(|(_, columns)| !columns.is_empty()).collect()
+    }
+
+    /// Its layout in memory, where it lies alone.
+    pub(super) fn layout(&self, batch: &BatchFile) -> Result<Layout, Failure> {
+        let layout = Layout::dense(self.rows.len(), self.columns.len())?;
+        if batch.layers.is_empty() {
+            return Ok(layout);
+        }
+        let lengths: Vec<usize> = self.layers(batch).into_iter().map(|(_, columns)| columns.len()).collect();
+        Ok(layout.layered(&lengths)?)
+    }
+
+    /// The same clipping for its rows and columns alone; the threshold stays as it is.
+    pub(super) fn clipping(&self, batch: &BatchFile, clipping: &Clipping) -> Result<Clipping, Failure> {
+        let scope = match &clipping.scope {
+            Scope::All => Scope::All,
+            scope => Scope::Mask(scope.mask(batch.layout.clients())?[self.rows.clone()].to_vec()),
+        };
+        let center = match &clipping.center {
+            Some(center) if !self.is_full(batch) => Some(Arc::from(&center[self.columns.clone()])),
+            center => center.clone(),
+        };
+        Ok(Clipping { scope, center, ..clipping.clone() })
+    }
+
+    /// What was decided on the rows or layers that it has elements of.
+    pub(super) fn decisions(
+        &self,
+        batch: &BatchFile,
+        granularity: Granularity,
+        all: &[Decision],
+    ) -> Vec<Decision> {
+        if granularity != Granularity::Segment || batch.layers.is_empty() {
+            return all[self.rows.clone()].to_vec();
+        }
+        let layers = self.layers(batch);
+        let of_row = |row| batch.layout.spans_of(granularity, row).start;
+        let spans =
+            self.rows.clone().flat_map(|row| layers.iter().map(move |(layer, _)| of_row(row) + layer));
+        spans.map(|span| all[span]).collect()
+    }
+}
+
+/// A range in parts of this length, the last one shorter.
+fn parts(range: &Range<usize>, length: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+    let Range { start, end } = *range;
+    (start..end).step_by(length).map(move |first| first..end.min(first + length))
+}

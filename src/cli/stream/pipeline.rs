@@ -1,0 +1,70 @@
+//! A pass over a batch: reading, computing and writing at the same time, each a piece ahead of the next.
+
+use std::sync::mpsc::sync_channel;
+use std::thread;
+
+use super::piece::Piece;
+use crate::cli::batch_file::{BatchFile, Output};
+use crate::cli::elements::Elements;
+use crate::cli::failure::Failure;
+use crate::cli::progress::Progress;
+
+/// Pieces in memory: one that is read, one that is worked on, one that is written.
+const BUFFERS: usize = 3;
+
+/// Works on every piece in turn, and writes each where there is an output; `what` is done, the progress says.
+pub(super) fn pass(
+    what: &str,
+    batch: &BatchFile,
+    pieces: &[Piece],
+    output: Option<&mut Output>,
+    progress: &Progress,
+    mut work: impl FnMut(&Piece, &mut Elements) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let (empty, to_fill) = sync_channel(BUFFERS);
+    let (filled, to_work_on) = sync_channel(BUFFERS);
+    let (finished, to_write) = sync_channel::<(&Piece, Elements)>(BUFFERS);
+    for _ in 0..BUFFERS.min(pieces.len()) {
+        // The channel has room for all of them, and its other end is here.
+        drop(empty.send(Elements::new(batch.dtype)));
+    }
+    thread::scope(|scope| {
+        // Where another thread has failed, its end of a channel is gone: that is the sign to stop.
+        scope.spawn(move || {
+            for piece in pieces {
+                let Ok(mut elements) = to_fill.recv() else { return };
+                let read = batch.read(piece, &mut elements).map(|()| elements);
+                let failed = read.is_err();
+                if filled.send(read).is_err() || failed {
+                    return;
+                }
+            }
+        });
+        let writer = scope.spawn(move || {
+            let mut output = output;
+            for (piece, elements) in to_write {
+                if let Some(output) = &mut output {
+                    output.write(batch, piece, &elements)?;
+                }
+                drop(empty.send(elements));
+            }
+            Ok(())
+        });
+        let mut work_on_all = || {
+            for piece in pieces {
+                let Ok(read) = to_work_on.recv() else { break };
+                let mut elements = read?;
+                work(piece, &mut elements)?;
+                progress.advance(what, batch, piece);
+                if finished.send((piece, elements)).is_err() {
+                    break;
+                }
+            }
+            Ok(())
+        };
+        let worked = work_on_all();
+        drop((finished, to_work_on));
+        let written = writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        worked.and(written)
+    })
+}
