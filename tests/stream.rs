@@ -1,0 +1,253 @@
+//! Batches in windows: whatever a window holds, the files and reports are those of the whole batch.
+#![cfg(feature = "cli")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+#[cfg(feature = "gpu")]
+mod common;
+#[path = "common/cli.rs"]
+#[allow(dead_code, unreachable_pub)]
+mod fixtures;
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use self::fixtures::{bytes, byzclip, contents, fails, json_of, npy, npy_header, safetensors};
+
+const CLIENTS: usize = 23;
+const PARAMS: usize = 97;
+
+/// Updates of all kinds: honest, boosted, zero, tiny, huge, and one that is not finite.
+fn updates() -> Vec<f32> {
+    let mut data: Vec<f32> =
+        (0..CLIENTS * PARAMS).map(|i| ((i * 7919 % 1013) as f32 - 506.0) * 2e-4).collect();
+    let scales = [(2, 40.0), (5, 0.0), (6, 1e-30), (9, 1e37), (11, 3.0), (22, 77.7)];
+    for (row, scale) in scales {
+        data[row * PARAMS..(row + 1) * PARAMS].iter_mut().for_each(|value| *value *= scale);
+    }
+    data[14 * PARAMS + 96] = f32::NAN;
+    data
+}
+
+/// The batch in every format, the centre and the weights.
+fn folder() -> TempDir {
+    let folder = TempDir::new().unwrap();
+    let data = updates();
+    let write = |name: &str, bytes: &[u8]| fs::write(folder.path().join(name), bytes).unwrap();
+    write("u.npy", &npy(&format!("({CLIENTS}, {PARAMS})"), &data));
+    write("center.npy", &npy(&format!("({PARAMS},)"), &data[3 * PARAMS..4 * PARAMS]));
+    write("w.npy", &npy(&format!("({CLIENTS},)"), &(0..CLIENTS).map(|i| (i % 5) as f32).collect::<Vec<_>>()));
+    let halves: Vec<u8> =
+        data.iter().flat_map(|value| byzclip::Half::F16.truncate(*value).to_le_bytes()).collect();
+    let header = format!("{{'descr': '<f2', 'fortran_order': False, 'shape': ({CLIENTS}, {PARAMS}), }}");
+    write("h.npy", &[npy_header(&header), halves].concat());
+    for client in 0..CLIENTS {
+        // In an order that is not that of their names, and with a layer that has no elements.
+        let row = bytes(&data[client * PARAMS..(client + 1) * PARAMS]);
+        let tensors: [(&str, &str, &[usize], &[u8]); 4] = [
+            ("w", "F32", &[8, 11], &row[..352]),
+            ("b", "F32", &[4], &row[352..368]),
+            ("none", "F32", &[0], &[]),
+            ("a", "F32", &[5], &row[368..]),
+        ];
+        write(
+            &format!("{client:02}.safetensors"),
+            &safetensors(&tensors, &json!({"client": client.to_string()})),
+        );
+    }
+    folder
+}
+
+fn clients() -> Vec<String> {
+    (0..CLIENTS).map(|client| format!("{client:02}.safetensors")).collect()
+}
+
+/// Bytes that windows have: several rows, one, a part of one, one element.
+const WINDOWS: [&str; 5] = ["4K", "1000", "388", "100", "4"];
+
+/// Runs a command with whole batches and with every window, and holds the reports and files against each other.
+#[track_caller]
+fn same_in_windows(
+    folder: &Path,
+    (backend, windows): (&[&str], &[&str]),
+    arguments: &[&str],
+    output: Option<&str>,
+) -> Value {
+    let result = |report: &Value| {
+        let mut report = report.clone();
+        report.as_object_mut().unwrap().retain(|key, _| key != "state");
+        report
+    };
+    let clean = || {
+        for name in ["s.json", "out", "out.npy", "out.safetensors"] {
+            let path = folder.join(name);
+            if path.is_dir() { fs::remove_dir_all(path).unwrap() } else { drop(fs::remove_file(path)) }
+        }
+    };
+    let run = |window: Option<&str>| {
+        clean();
+        let mut all = [arguments, backend].concat();
+        all.extend(output.map(|_| "-o").into_iter().chain(output));
+        all.extend(window.map(|_| "--window").into_iter().chain(window));
+        if all.contains(&"--state") {
+            // Once before, so that a state that was left is gone on with.
+            json_of(folder, &all);
+        }
+        (result(&json_of(folder, &all)), contents(folder))
+    };
+    let (want, files) = run(None);
+    for window in windows {
+        let (got, in_windows) = run(Some(*window));
+        assert_eq!(got, want, "{arguments:?} --window {window}");
+        for (path, content) in &files {
+            let other = in_windows.iter().find(|(other, _)| other == path).map(|(_, content)| content);
+            assert!(other == Some(content), "{arguments:?} --window {window}: {}", path.display());
+        }
+        assert_eq!(in_windows.len(), files.len(), "{arguments:?} --window {window}");
+    }
+    clean();
+    want
+}
+
+const THRESHOLDS: [&[&str]; 8] = [
+    &["--max-norm", "0.8"],
+    &["--threshold", "median:1.5"],
+    &["--threshold", "quantile:0.6"],
+    &["--threshold", "adaptive:c0=1,target=0.5,rate=0.3", "--state", "s.json"],
+    &["--threshold", "history:window=3,factor=1", "--state", "s.json"],
+    &["--threshold", "arc:f=4"],
+    &["--max-norm", "0.8", "--scope", "rows:0-4,9,14,22"],
+    &["--threshold", "median:1", "--non-finite", "keep"],
+];
+
+fn holds_on(backend: &[&str], windows: &[&str], thresholds: &[&[&str]]) {
+    let folder = folder();
+    let (folder, clients) = (folder.path(), clients());
+    let clients: Vec<&str> = clients.iter().map(String::as_str).collect();
+    let with = |command: &str, inputs: &[&str], more: &[&str]| -> Vec<String> {
+        [&[command][..], inputs, more].concat().iter().map(ToString::to_string).collect()
+    };
+    let check = |arguments: Vec<String>, output| {
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        same_in_windows(folder, (backend, windows), &arguments, output)
+    };
+    for (turn, &threshold) in thresholds.iter().enumerate() {
+        let report = check(with("clip", &["u.npy"], threshold), Some("out.npy"));
+        assert!(report["clipped"].as_u64() > Some(0), "{threshold:?}: {report}");
+        let layered = [threshold, &["--per-layer"]].concat();
+        check(with("clip", &clients, &layered), Some("out"));
+        let centered = [threshold, &["--center", "center.npy"]].concat();
+        let weighted = [threshold, &["--weights", "w.npy"]].concat();
+        match turn % 2 {
+            0 => check(with("clip", &["u.npy"], &centered), Some("out.npy")),
+            _ => check(with("mean", &["u.npy"], &centered), Some("out.npy")),
+        };
+        check(with("mean", &["u.npy"], &weighted), Some("out.npy"));
+        check(with("mean", &clients, &layered), Some("out.safetensors"));
+        check(with("clip", &["h.npy"], threshold), Some("out.npy"));
+    }
+    for split in ["--per-layer=split-equal", "--per-layer=split-by-size"] {
+        check(with("clip", &clients, &["--max-norm", "0.8", split]), Some("out"));
+    }
+    for command in ["clip", "mean"] {
+        check(with(command, &["u.npy"], &["--per-coordinate", "0.05"]), Some("out.npy"));
+    }
+    check(with("mean", &["h.npy"], &["--threshold", "median:1"]), Some("out.npy"));
+    check(with("norms", &["u.npy"], &[]), None);
+    check(with("norms", &clients, &["--per-layer"]), None);
+    check(with("analyze", &["u.npy"], &[]), None);
+}
+
+#[test]
+fn windows_change_nothing_on_the_cpu() {
+    holds_on(&["--backend", "cpu"], &WINDOWS, &THRESHOLDS);
+}
+
+#[cfg(feature = "gpu")]
+#[test]
+fn windows_change_nothing_on_a_gpu() {
+    if let Some(adapter) = common::gpu::adapter() {
+        // A process and its device cost most of this: two windows, and a threshold of each kind.
+        holds_on(&["--adapter", &adapter.get_info().name], &["1000", "100"], &THRESHOLDS[..2]);
+    }
+}
+
+#[test]
+fn batches_without_rows_or_elements_are_written_whole() {
+    let folder = TempDir::new().unwrap();
+    let folder = folder.path();
+    for shape in ["(0, 5)", "(3, 0)", "(0,)", "(0, 0)"] {
+        fs::write(folder.join("u.npy"), npy(shape, &[])).unwrap();
+        for threshold in [&["--max-norm", "1"][..], &["--threshold", "median"]] {
+            let arguments = [&["clip", "u.npy", "-o", "out.npy", "--window", "1"], threshold].concat();
+            json_of(folder, &arguments);
+            assert_eq!(fs::read(folder.join("out.npy")).unwrap(), npy(shape, &[]), "{shape}");
+            json_of(folder, &[&["mean", "u.npy", "-o", "mean.npy", "--window", "1"], threshold].concat());
+        }
+    }
+}
+
+#[test]
+fn a_refused_row_in_a_late_window_is_named_by_its_number_and_nothing_is_written() {
+    let folder = folder();
+    let clients = clients();
+    let clients: Vec<&str> = clients.iter().map(String::as_str).collect();
+    let refuse = ["--max-norm", "1", "--non-finite", "error", "--window", "400"];
+    fails(folder.path(), &[&["clip", "u.npy", "-o", "out.npy"], &refuse[..]].concat(), 1, &["row 14"]);
+    fails(folder.path(), &[&["clip"], &clients[..], &["-o", "out"], &refuse].concat(), 1, &["row 14"]);
+    let by_median = ["--threshold", "median", "--non-finite", "error", "--window", "100"];
+    fails(folder.path(), &[&["clip", "u.npy", "-o", "out.npy"], &by_median[..]].concat(), 1, &["row 14"]);
+}
+
+#[test]
+fn windows_are_numbers_of_bytes() {
+    let folder = folder();
+    for window in ["0", "-1", "x", "1T"] {
+        let arguments = ["norms", "u.npy", "--window", window];
+        let output = byzclip(folder.path(), &arguments);
+        assert_eq!(output.status.code(), Some(2), "{window}");
+    }
+}
+
+/// A signal while the output is written: neither the output nor a temporary file stays.
+#[cfg(unix)]
+#[test]
+fn an_interrupted_run_leaves_nothing() {
+    use std::process::{Command, Stdio};
+    use std::time::{Duration, Instant};
+    let folder = TempDir::new().unwrap();
+    // Sparse, and much to do one element at a time.
+    let file = fs::File::create(folder.path().join("u.npy")).unwrap();
+    let header = npy_header("{'descr': '<f4', 'fortran_order': False, 'shape': (64, 1000000), }");
+    std::io::Write::write_all(&mut &file, &header).unwrap();
+    file.set_len(header.len() as u64 + 256_000_000).unwrap();
+    for signal in ["INT", "TERM"] {
+        let before = contents_names(folder.path());
+        let mut child = Command::new(env!("CARGO_BIN_EXE_byzclip"))
+            .current_dir(folder.path())
+            .args(["clip", "u.npy", "-o", "out.npy", "--max-norm", "1", "--backend", "reference"])
+            .args(["--window", "4M"])
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let start = Instant::now();
+        while contents_names(folder.path()) == before {
+            assert!(start.elapsed() < Duration::from_secs(60), "nothing was written");
+            assert!(child.try_wait().unwrap().is_none(), "it ended before it was interrupted");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let id = child.id().to_string();
+        assert!(Command::new("kill").args(["-s", signal, &id]).status().unwrap().success());
+        assert_eq!(child.wait().unwrap().code(), Some(130), "{signal}");
+        assert_eq!(contents_names(folder.path()), before, "{signal}");
+    }
+}
+
+#[cfg(unix)]
+fn contents_names(folder: &Path) -> Vec<std::ffi::OsString> {
+    let mut names: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    names
+}
