@@ -2,7 +2,7 @@
 //!
 //! Every backend gives the same bits; they differ in speed and in where they run.
 
-mod cpu;
+pub(crate) mod cpu;
 #[cfg(feature = "gpu")]
 pub mod gpu;
 mod reference;

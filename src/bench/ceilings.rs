@@ -7,6 +7,7 @@ use rayon::prelude::*;
 use super::cases::{Batch, Case, Shape, Traffic, copy};
 use super::measure::{Place, Record, Times, timed};
 use super::plain::scale;
+use crate::backend::cpu::simd::{Kernel, vectorised};
 use crate::error::{Error, Result};
 
 /// Elements of a task.
@@ -37,6 +38,15 @@ impl Ceilings {
         let twice = if shape.params as u64 * 4 <= cache { 0 } else { traffic.scaled };
         (traffic.only_read + twice) as f64 * per_byte(&self.read)
             + traffic.scaled as f64 * per_byte(&self.scale)
+    }
+
+    /// Both measurements as one: what limits a case is the best that either saw.
+    #[must_use]
+    pub(super) fn joined(mut self, later: Self) -> Self {
+        self.read.join(later.read);
+        self.copy.join(later.copy);
+        self.scale.join(later.scale);
+        self
     }
 
     /// A record for each ceiling.
@@ -87,8 +97,37 @@ pub fn measure(batch: &mut Batch, runs: usize) -> Result<Ceilings> {
 
 /// The sum of all bits: integers, so that no order of additions holds the loop up.
 fn sum_of_bits(values: &[f32]) -> u32 {
-    let part = |part: &[f32]| part.iter().fold(0u32, |sum, value| sum.wrapping_add(value.to_bits()));
-    values.par_chunks(TASK).map(part).reduce(|| 0, u32::wrapping_add)
+    values.par_chunks(TASK).map(|part| vectorised(Bits(part))).reduce(|| 0, u32::wrapping_add)
+}
+
+struct Bits<'a>(&'a [f32]);
+
+impl Kernel for Bits<'_> {
+    type Output = u32;
+
+    #[inline(always)]
+    fn run<const FUSED: bool>(self) -> u32 {
+        // Independent sums, so that loads do not wait for additions.
+        const LANES: usize = 64;
+        let mut sums = [0u32; LANES];
+        let (groups, rest) = self.0.as_chunks::<LANES>();
+        for group in groups {
+            for (sum, value) in sums.iter_mut().zip(group) {
+                *sum = sum.wrapping_add(value.to_bits());
+            }
+        }
+        for (sum, value) in sums.iter_mut().zip(rest) {
+            *sum = sum.wrapping_add(value.to_bits());
+        }
+        let mut width = LANES / 2;
+        while width > 0 {
+            for i in 0..width {
+                sums[i] = sums[i].wrapping_add(sums[i + width]);
+            }
+            width /= 2;
+        }
+        sums[0]
+    }
 }
 
 pub(super) fn check(loops: &str, method: &'static str, right: bool) -> Result<()> {

@@ -32,6 +32,11 @@ impl Samples {
         self.ascending.insert(place, seconds);
     }
 
+    /// Adds the runs of another measurement.
+    pub(super) fn join(&mut self, other: Self) {
+        other.ascending.into_iter().for_each(|seconds| self.push(seconds));
+    }
+
     /// How many runs there are.
     #[must_use]
     pub fn count(&self) -> usize {
@@ -74,6 +79,13 @@ pub struct Times {
 }
 
 impl Times {
+    /// Adds the runs of another measurement.
+    pub(super) fn join(&mut self, other: Self) {
+        self.wall.join(other.wall);
+        self.device.join(other.device);
+        self.submit.join(other.submit);
+    }
+
     /// Adds a run on the host, but for round 0, which verifies and warms up.
     pub(crate) fn push_after_first(&mut self, round: usize, seconds: f64) {
         if round > 0 {

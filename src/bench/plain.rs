@@ -4,12 +4,13 @@
 use rayon::prelude::*;
 
 use super::cases::{Case, MAX_NORM, Shape};
+use crate::backend::cpu::simd::{Kernel, vectorised};
 
 /// Elements of a task, as the CPU backend has them: a part of a long row that stays in a core's cache.
 const TASK: usize = 1 << 16;
 
 /// Independent sums, for SIMD and to hide the latency of addition.
-const LANES: usize = 32;
+const LANES: usize = 64;
 
 /// Rows that one task takes at least where they are short.
 const AT_LEAST: usize = 1 << 15;
@@ -51,9 +52,22 @@ fn rows_of_task(shape: Shape) -> usize {
 }
 
 fn sum_of_squares(values: &[f32]) -> f32 {
-    if values.len() <= TASK { lanes(values) } else { values.par_chunks(TASK).map(lanes).sum() }
+    let sum = |part| vectorised(Squares(part));
+    if values.len() <= TASK { sum(values) } else { values.par_chunks(TASK).map(sum).sum() }
 }
 
+struct Squares<'a>(&'a [f32]);
+
+impl Kernel for Squares<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run<const FUSED: bool>(self) -> f32 {
+        lanes(self.0)
+    }
+}
+
+#[inline(always)]
 fn lanes(values: &[f32]) -> f32 {
     let mut lanes = [0.0f32; LANES];
     let (groups, rest) = values.as_chunks::<LANES>();
@@ -77,8 +91,19 @@ fn lanes(values: &[f32]) -> f32 {
 
 /// Multiplies in place; also the ceiling of what the clip stage may take.
 pub(crate) fn scale(values: &mut [f32], factor: f32) {
-    let scale = |part: &mut [f32]| part.iter_mut().for_each(|value| *value *= factor);
+    let scale = |part: &mut [f32]| vectorised(Scaled(part, factor));
     if values.len() <= TASK { scale(values) } else { values.par_chunks_mut(TASK).for_each(scale) }
+}
+
+struct Scaled<'a>(&'a mut [f32], f32);
+
+impl Kernel for Scaled<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<const FUSED: bool>(self) {
+        self.0.iter_mut().for_each(|value| *value *= self.1);
+    }
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ mod apply;
 mod f16c;
 mod half;
 mod mean;
-mod simd;
+pub(crate) mod simd;
 mod squares;
 mod sum;
 

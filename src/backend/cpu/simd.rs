@@ -2,7 +2,7 @@
 
 /// A loop that is worth compiling for each kind of vectors. `run` and all that it calls are `#[inline(always)]`: what
 /// is not inlined keeps the vectors of the baseline.
-pub(super) trait Kernel {
+pub(crate) trait Kernel {
     type Output;
 
     /// With `FUSED` a multiplication and an addition may be one instruction; that may change no result.
@@ -14,7 +14,7 @@ pub(super) trait Kernel {
 /// The baseline of x86-64 has two `f64` to a vector: sums of squares took three times as long as reading the
 /// memory with those, and hardly longer with eight.
 #[inline]
-pub(super) fn vectorised<K: Kernel>(kernel: K) -> K::Output {
+pub(crate) fn vectorised<K: Kernel>(kernel: K) -> K::Output {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::is_x86_feature_detected;
