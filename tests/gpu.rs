@@ -149,6 +149,29 @@ fn every_strategy_gives_the_bits_of_the_reference() {
     }
 }
 
+/// Batches of several pieces, with runs that lie alone, near each other and far apart.
+#[test]
+fn host_batches_travel_in_pieces_and_nothing_between_their_rows_is_touched() {
+    let Some(gpu) = gpu() else { return };
+    let layouts = [
+        Layout::strided(90_000, 97, 101).unwrap(),
+        // Rows longer than a piece, and a short one between them.
+        Layout::ragged(&[1, 4_300_000, 4_300_013, 13_000_001]).unwrap(),
+    ];
+    for (layout, every) in layouts.iter().flat_map(|layout| [1, 3, 4000].map(|every| (layout, every))) {
+        let scope = Scope::Rows((0..layout.clients()).step_by(every).collect());
+        let clipping = Clipping::fixed(1.5).scope(scope);
+        let before = updates(layout);
+        let (mut on_gpu, mut on_cpu) = (before.clone(), before);
+        let got = gpu.run(layout, &mut on_gpu, &clipping).unwrap();
+        let want = byzclip::Cpu::new().unwrap().run(layout, &mut on_cpu, &clipping).unwrap();
+        assert!(want.count(Status::Clipped) > 0);
+        assert!(rows(&got) == rows(&want), "one of {every} rows");
+        let differs = on_gpu.iter().zip(&on_cpu).position(|(a, b)| a.to_bits() != b.to_bits());
+        assert_eq!(differs, None, "one of {every} rows");
+    }
+}
+
 #[test]
 fn a_batch_beyond_one_binding_is_split_in_windows() {
     let Some(gpu) = gpu() else { return };

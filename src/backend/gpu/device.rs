@@ -145,10 +145,14 @@ fn one_line(error: &wgpu::Error) -> String {
     error.to_string().split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// Waits until the device has done everything submitted so far.
-pub(crate) fn wait(device: &wgpu::Device, during: &'static str) -> Result<()> {
+/// Waits until the device has done a submission, or everything submitted so far.
+pub(crate) fn wait(
+    device: &wgpu::Device,
+    submission_index: Option<wgpu::SubmissionIndex>,
+    during: &'static str,
+) -> Result<()> {
     device
-        .poll(wgpu::PollType::wait_indefinitely())
+        .poll(wgpu::PollType::Wait { submission_index, timeout: None })
         .map(|_| ())
         .map_err(|e| Error::Gpu { during, message: e.to_string() })
 }
@@ -164,11 +168,37 @@ pub(crate) async fn read_mapped<T>(
     during: &'static str,
     read: impl FnOnce(&[u8]) -> T,
 ) -> Result<T> {
-    let failed = |message: String| Error::Gpu { during, message };
     MAPS.fetch_add(1, Ordering::Relaxed);
-    let slice = buffer.slice(..bytes);
+    let map = map(buffer, bytes, wgpu::MapMode::Read, during).await?;
+    let view = buffer.slice(..bytes).get_mapped_range();
+    let result = read(&view.map_err(|e| Error::Gpu { during, message: e.to_string() })?);
+    drop(map);
+    Ok(result)
+}
+
+/// Maps a buffer for writing and lets `write` fill its bytes; resolves once the device is polled.
+pub(crate) async fn write_mapped(
+    buffer: &wgpu::Buffer,
+    bytes: u64,
+    during: &'static str,
+    write: impl FnOnce(wgpu::BufferViewMut),
+) -> Result<()> {
+    let map = map(buffer, bytes, wgpu::MapMode::Write, during).await?;
+    let view = buffer.slice(..bytes).get_mapped_range_mut();
+    write(view.map_err(|e| Error::Gpu { during, message: e.to_string() })?);
+    drop(map);
+    Ok(())
+}
+
+async fn map<'a>(
+    buffer: &'a wgpu::Buffer,
+    bytes: u64,
+    mode: wgpu::MapMode,
+    during: &'static str,
+) -> Result<Requested<'a>> {
+    let failed = |message: String| Error::Gpu { during, message };
     let (sender, receiver) = futures_intrusive::channel::shared::oneshot_channel();
-    slice.map_async(wgpu::MapMode::Read, move |result| {
+    buffer.slice(..bytes).map_async(mode, move |result| {
         // The receiver is gone where the caller dropped the future: nobody is left to tell.
         drop(sender.send(result));
     });
@@ -179,12 +209,7 @@ pub(crate) async fn read_mapped<T>(
         .ok_or_else(|| failed("the map was dropped".into()))
         .and_then(|mapped| mapped.map_err(|e| failed(e.to_string())));
     requested.stands = mapped.is_ok();
-    mapped?;
-    let view = slice.get_mapped_range().map_err(|e| failed(e.to_string()))?;
-    let result = read(&view);
-    drop(view);
-    drop(requested);
-    Ok(result)
+    mapped.map(|()| requested)
 }
 
 /// A map that was asked for. It is taken back when this goes, also where the caller drops the future

@@ -586,12 +586,24 @@ impl GpuContext {
         mapped: impl Future<Output = Result<T>>,
         during: &'static str,
     ) -> Result<T> {
+        self.wait_for_submission(mapped, None, during)
+    }
+
+    /// The same for a map of what a submission writes: later ones go on meanwhile.
+    pub(crate) fn wait_for_submission<T>(
+        &self,
+        mapped: impl Future<Output = Result<T>>,
+        submission: Option<wgpu::SubmissionIndex>,
+        during: &'static str,
+    ) -> Result<T> {
         let mut mapped = std::pin::pin!(mapped);
         // The first poll of the future asks for the map; only then is there something to wait for.
         let waker = std::task::Waker::noop();
         let done = match mapped.as_mut().poll(&mut std::task::Context::from_waker(waker)) {
             std::task::Poll::Ready(done) => done,
-            std::task::Poll::Pending => wait(&self.device, during).and_then(|()| pollster::block_on(mapped)),
+            std::task::Poll::Pending => {
+                wait(&self.device, submission, during).and_then(|()| pollster::block_on(mapped))
+            }
         };
         done.map_err(|e| self.lost.explain(e))
     }

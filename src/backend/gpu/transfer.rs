@@ -1,16 +1,21 @@
 //! Batches in host memory on their way to the device and back.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 
 use bytemuck::Pod;
 
 use super::GpuContext;
-use super::device::{guarded, read_mapped};
+use super::device::{guarded, read_mapped, write_mapped};
 use super::geometry::Placement;
 use crate::error::Result;
 
-/// Bytes of a piece: large enough that a copy's start does not show, small beside the batch.
-const PIECE: u64 = 32 << 20;
+/// Bytes of a piece: large enough that a copy's start does not show, small beside the batch. Two are under way at a
+/// time, so that the host packs or unpacks one while the device copies the other.
+const PIECE: u64 = 16 << 20;
+
+/// Bytes between two spans that are read back with them: cheaper than another copy.
+const GAP: u64 = 4 << 10;
 
 /// Copies the elements of some spans between host and device.
 pub(super) struct Transfer<'a> {
@@ -21,86 +26,170 @@ pub(super) struct Transfer<'a> {
     pub host: &'a dyn Fn(usize) -> Range<usize>,
 }
 
-/// Bytes of a run of elements: whole words, because copies are counted in those. Runs begin at multiples of four
-/// elements, and what is behind an odd half is padding.
-fn bytes_of<T>(run: &Range<u64>) -> u64 {
-    ((run.end - run.start) * size_of::<T>() as u64).next_multiple_of(4)
-}
-
-/// Elements of one span, at the same distance from its start on both sides.
+/// Elements of one span, on the host and in a piece.
 struct Part {
     host: Range<usize>,
-    device: u64,
+    /// In elements from the start of the piece.
+    at: u64,
 }
+
+/// Elements that lie together on the device.
+struct Run {
+    device: Range<u64>,
+    /// In elements from the start of the piece.
+    at: u64,
+}
+
+/// Runs that travel together.
+#[derive(Default)]
+struct Piece {
+    runs: Vec<Run>,
+    parts: Vec<Part>,
+    /// Elements of all runs, each at a multiple of four.
+    length: u64,
+}
+
+impl Run {
+    /// Its bytes: whole words, because copies are counted in those. Runs begin at multiples of four elements, and what
+    /// is behind an odd half is padding.
+    fn bytes<T>(&self) -> u64 {
+        ((self.device.end - self.device.start) * size_of::<T>() as u64).next_multiple_of(4)
+    }
+}
+
+/// A buffer, and an offset in bytes.
+type Place<'a> = (&'a wgpu::Buffer, u64);
 
 impl Transfer<'_> {
     /// Writes the chosen spans to the device.
     pub(super) fn upload<T: Pod>(&self, data: &[T], chosen: impl Fn(usize) -> bool) -> Result<()> {
-        let size_of_element = size_of::<T>() as u64;
-        let queue = &self.context.queue;
-        for (run, parts) in self.pieces(chosen) {
-            let Some(size) = wgpu::BufferSize::new(bytes_of::<T>(&run)) else { continue };
-            let done = guarded(&self.context.device, "uploading the batch", || {
-                let Some(mut view) = queue.write_buffer_with(self.buffer, run.start * size_of_element, size)
-                else {
-                    return;
-                };
-                for part in &parts {
-                    let offset = (part.device - run.start) as usize * size_of::<T>();
-                    let bytes = bytemuck::cast_slice::<T, u8>(&data[part.host.clone()]);
-                    view.slice(offset..offset + bytes.len()).copy_from_slice(bytes);
+        const DURING: &str = "uploading the batch";
+        let size = size_of::<T>() as u64;
+        // Up to three elements of padding between two spans may be overwritten, and no more.
+        let pieces = self.pieces(chosen, size, 4);
+        let Some(largest) = pieces.iter().map(|piece| piece.length).max() else { return Ok(()) };
+        let usage = wgpu::BufferUsages::MAP_WRITE | wgpu::BufferUsages::COPY_SRC;
+        let mut under_way = VecDeque::new();
+        for piece in &pieces {
+            // What a buffer held before has to be copied first; other pieces go on meanwhile.
+            let free = if under_way.len() == 2 { under_way.pop_front() } else { None };
+            let (staging, copied) = match free {
+                Some((staging, copied)) => (staging, Some(copied)),
+                None => (self.context.buffer("the way there", largest * size, usage)?, None),
+            };
+            let fill = |mut bytes: wgpu::BufferViewMut| {
+                for part in &piece.parts {
+                    let values = bytemuck::cast_slice::<T, u8>(&data[part.host.clone()]);
+                    let offset = part.at as usize * size_of::<T>();
+                    bytes.slice(offset..offset + values.len()).copy_from_slice(values);
                 }
-            });
-            done.map_err(|e| self.context.lost.explain(e))?;
+            };
+            let mapped = write_mapped(&staging, piece.bytes::<T>(), DURING, fill);
+            self.context.wait_for_submission(mapped, copied, DURING)?;
+            let submitted = self.submit_copies::<T>(piece, DURING, |run| {
+                ((&staging, run.at * size), (self.buffer, run.device.start * size))
+            })?;
+            under_way.push_back((staging, submitted));
         }
         Ok(())
     }
 
     /// Reads the chosen spans back.
     pub(super) fn download<T: Pod>(&self, data: &mut [T], chosen: impl Fn(usize) -> bool) -> Result<()> {
-        let size_of_element = size_of::<T>() as u64;
-        let pieces = self.pieces(chosen);
-        let Some(largest) = pieces.iter().map(|(run, _)| bytes_of::<T>(run)).max() else { return Ok(()) };
-        let staging = self.context.staging("the way back", largest)?;
-        for (run, parts) in &pieces {
-            let bytes = bytes_of::<T>(run);
-            self.context.submit("downloading the batch", |encoder| {
-                encoder.copy_buffer_to_buffer(self.buffer, run.start * size_of_element, &staging, 0, bytes);
-            })?;
+        const DURING: &str = "downloading the batch";
+        let size = size_of::<T>() as u64;
+        let pieces = self.pieces(chosen, size, GAP / size);
+        let Some(largest) = pieces.iter().map(|piece| piece.length).max() else { return Ok(()) };
+        let two = pieces.len().min(2);
+        let staging: Vec<_> =
+            (0..two).map(|_| self.context.staging("the way back", largest * size)).collect::<Result<_>>()?;
+        let back = |run: &Run, staging| ((self.buffer, run.device.start * size), (staging, run.at * size));
+        let mut next = self.submit_copies::<T>(&pieces[0], DURING, |run| back(run, &staging[0]))?;
+        for (i, piece) in pieces.iter().enumerate() {
+            let copied = match pieces.get(i + 1) {
+                Some(after) => {
+                    let submitted =
+                        self.submit_copies::<T>(after, DURING, |run| back(run, &staging[(i + 1) % two]))?;
+                    std::mem::replace(&mut next, submitted)
+                }
+                None => next.clone(),
+            };
             let read = |bytes: &[u8]| {
-                for part in parts {
-                    let offset = (part.device - run.start) as usize * size_of::<T>();
+                for part in &piece.parts {
+                    let offset = part.at as usize * size_of::<T>();
                     let target = bytemuck::cast_slice_mut::<T, u8>(&mut data[part.host.clone()]);
                     target.copy_from_slice(&bytes[offset..offset + target.len()]);
                 }
             };
-            let mapped = read_mapped(&staging, bytes, "downloading the batch", read);
-            self.context.wait_for(mapped, "downloading the batch")?;
+            let mapped = read_mapped(&staging[i % two], piece.bytes::<T>(), DURING, read);
+            self.context.wait_for_submission(mapped, Some(copied), DURING)?;
         }
         Ok(())
     }
 
-    /// The chosen spans in runs of the device's buffer, each at most a piece long.
-    fn pieces(&self, chosen: impl Fn(usize) -> bool) -> Vec<(Range<u64>, Vec<Part>)> {
-        let mut pieces: Vec<(Range<u64>, Vec<Part>)> = Vec::new();
+    /// Copies the runs of a piece, each between the places that `ends` names: a buffer and an offset in bytes.
+    fn submit_copies<'b, T>(
+        &self,
+        piece: &Piece,
+        during: &'static str,
+        ends: impl Fn(&Run) -> (Place<'b>, Place<'b>),
+    ) -> Result<wgpu::SubmissionIndex> {
+        let device = &self.context.device;
+        let submitted = guarded(device, during, || {
+            let mut encoder =
+                device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some(during) });
+            for run in &piece.runs {
+                let ((from, start), (to, offset)) = ends(run);
+                encoder.copy_buffer_to_buffer(from, start, to, offset, run.bytes::<T>());
+            }
+            self.context.queue.submit([encoder.finish()])
+        });
+        submitted.map_err(|e| self.context.lost.explain(e))
+    }
+
+    /// The chosen spans in pieces. Spans with less than `gap` elements between them are one run.
+    fn pieces(&self, chosen: impl Fn(usize) -> bool, size: u64, gap: u64) -> Vec<Piece> {
+        let most = PIECE / size;
+        let mut pieces: Vec<Piece> = Vec::new();
         for (index, span) in self.placement.spans.iter().enumerate().filter(|(index, _)| chosen(*index)) {
             let host = (self.host)(index);
             let mut start = span.start;
             while start < span.end {
-                let end = (start + PIECE / 4).min(span.end);
+                let end = (start + most).min(span.end);
                 let from = host.start + (start - span.start) as usize;
-                let part = Part { host: from..from + (end - start) as usize, device: start };
-                match pieces.last_mut() {
-                    // Up to three elements of padding between two spans may be overwritten.
-                    Some((run, parts)) if start - run.end < 4 && end - run.start <= PIECE / 4 => {
-                        run.end = end;
-                        parts.push(part);
-                    }
-                    _ => pieces.push((start..end, vec![part])),
+                let host = from..from + (end - start) as usize;
+                // A whole span, or as much as a piece holds: one that is nearly full takes no part of it.
+                if pieces.last().is_none_or(|piece| piece.length + gap + (end - start) > most) {
+                    pieces.push(Piece::default());
+                }
+                if let Some(piece) = pieces.last_mut() {
+                    piece.push(start..end, host, gap);
                 }
                 start = end;
             }
         }
         pieces
+    }
+}
+
+impl Piece {
+    /// The bytes of all runs, in whole words.
+    fn bytes<T>(&self) -> u64 {
+        (self.length * size_of::<T>() as u64).next_multiple_of(4)
+    }
+
+    fn push(&mut self, device: Range<u64>, host: Range<usize>, gap: u64) {
+        let at = match self.runs.last_mut() {
+            Some(run) if device.start - run.device.end < gap => {
+                run.device.end = device.end;
+                run.at + (device.start - run.device.start)
+            }
+            _ => {
+                self.runs.push(Run { device: device.clone(), at: self.length });
+                self.length
+            }
+        };
+        self.parts.push(Part { host, at });
+        self.length = (at + (device.end - device.start)).next_multiple_of(4);
     }
 }

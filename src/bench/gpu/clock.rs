@@ -77,7 +77,7 @@ impl Clock {
             stamp(&mut encoder, 1);
             queue.submit([encoder.finish()]);
             let submit = start.elapsed();
-            let waited = wait_for_device(device, what);
+            let waited = wait_for_device(device, None, what);
             (submit.as_secs_f64(), start.elapsed().as_secs_f64(), waited)
         })?;
         waited?;

@@ -34,7 +34,7 @@ impl Memory {
                 context.queue.write_buffer(&self.original, offset, bytemuck::cast_slice(values));
                 // Pieces leave one by one, so that staging memory is used again.
                 context.queue.submit([]);
-                wait_for_device(&context.device, "uploading the batch")
+                wait_for_device(&context.device, None, "uploading the batch")
             })??;
         }
         self.restore_all(context)
@@ -63,7 +63,7 @@ impl Memory {
 
     pub(super) fn restore_all(&self, context: &GpuContext) -> Result<()> {
         context.submit("restoring the batch", |encoder| self.record_copy(encoder))?;
-        wait_for_device(&context.device, "restoring the batch")
+        wait_for_device(&context.device, None, "restoring the batch")
     }
 
     /// Restores the rows that the case writes, and waits.
@@ -79,7 +79,7 @@ impl Memory {
                 encoder.copy_buffer_to_buffer(&self.original, start, &self.work, start, bytes);
             }
         })?;
-        wait_for_device(&context.device, "restoring the batch")
+        wait_for_device(&context.device, None, "restoring the batch")
     }
 }
 
