@@ -20,7 +20,7 @@ use byzclip::bench::expected::Expected;
 use clap::Parser;
 use serde_json::{Map, Value, json};
 
-use peer::{Failure, Peer, measure, version};
+use peer::{Failure, Offers, Peer, measure, version};
 
 /// Runs that a median is taken of at least.
 const RUNS: u32 = 9;
@@ -110,22 +110,22 @@ fn run(args: &Args) -> Result<(), Failure> {
 
 /// The peers that can run here, and why the others cannot.
 fn available() -> (Vec<Box<dyn Peer>>, Map<String, Value>) {
-    let families: [(&str, Found); 3] = [
+    let families: [fn() -> Offers; 3] = [
         #[cfg(feature = "ndarray")]
-        ("ndarray", with_ndarray::peers),
+        with_ndarray::peers,
         #[cfg(not(feature = "ndarray"))]
-        ("ndarray", || vec![("ndarray", Err("not built; add --features ndarray".into()))]),
+        || vec![("ndarray", Err("not built; add --features ndarray".into()))],
         #[cfg(feature = "candle")]
-        ("candle", with_candle::peers),
+        with_candle::peers,
         #[cfg(not(feature = "candle"))]
-        ("candle", || vec![("candle", Err("not built; add --features candle".into()))]),
+        || vec![("candle", Err("not built; add --features candle".into()))],
         #[cfg(feature = "burn")]
-        ("burn", with_burn::peers),
+        with_burn::peers,
         #[cfg(not(feature = "burn"))]
-        ("burn", || vec![("burn", Err("not built; add --features burn".into()))]),
+        || vec![("burn", Err("not built; add --features burn".into()))],
     ];
     let (mut peers, mut skipped) = (Vec::new(), Map::new());
-    for (name, found) in families.iter().flat_map(|(_, found)| found()) {
+    for (name, found) in families.iter().flat_map(|found| found()) {
         match found {
             Ok(peer) => peers.push(peer),
             Err(why) => {
@@ -136,9 +136,6 @@ fn available() -> (Vec<Box<dyn Peer>>, Map<String, Value>) {
     }
     (peers, skipped)
 }
-
-/// What a module offers: a name each, with a peer or the reason why there is none.
-type Found = fn() -> Vec<(&'static str, Result<Box<dyn Peer>, Failure>)>;
 
 fn emit(line: &Value) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();

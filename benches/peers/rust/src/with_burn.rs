@@ -7,7 +7,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use byzclip::bench::cases::{Batch, MAX_NORM, Stage};
 use byzclip::bench::measure::Place;
 
-use crate::peer::{Failure, Peer, host};
+use crate::peer::{Failure, Offers, Peer, host};
 
 struct Burn {
     library: &'static str,
@@ -18,7 +18,7 @@ struct Burn {
     result: Option<Tensor<2>>,
 }
 
-pub(crate) fn peers() -> Vec<(&'static str, Result<Box<dyn Peer>, Failure>)> {
+pub(crate) fn peers() -> Offers {
     vec![("burn ndarray", ndarray()), ("burn flex", flex()), ("burn wgpu", wgpu())]
 }
 

@@ -6,7 +6,7 @@ use byzclip::bench::cases::{Batch, MAX_NORM, Stage};
 use byzclip::bench::measure::Place;
 use candle_core::{Device, Tensor};
 
-use crate::peer::{Failure, Peer, host};
+use crate::peer::{Failure, Offers, Peer, host};
 
 struct Candle {
     place: Place,
@@ -14,7 +14,7 @@ struct Candle {
     result: Option<Tensor>,
 }
 
-pub(crate) fn peers() -> Vec<(&'static str, Result<Box<dyn Peer>, Failure>)> {
+pub(crate) fn peers() -> Offers {
     let peer = || -> Result<Box<dyn Peer>, Failure> {
         Ok(Box::new(Candle { place: host(false)?, rows: None, result: None }))
     };

@@ -7,7 +7,7 @@ use byzclip::bench::measure::Place;
 use ndarray::parallel::prelude::*;
 use ndarray::{ArrayView1, ArrayView2, ArrayViewMut1, ArrayViewMut2, Axis};
 
-use crate::peer::{Failure, Peer, host};
+use crate::peer::{Failure, Offers, Peer, host};
 
 /// How the rows are gone through.
 #[derive(Clone, Copy, PartialEq)]
@@ -23,7 +23,7 @@ struct Ndarray {
     norms: Vec<f32>,
 }
 
-pub(crate) fn peers() -> Vec<(&'static str, Result<Box<dyn Peer>, Failure>)> {
+pub(crate) fn peers() -> Offers {
     let peer = |way| -> Result<Box<dyn Peer>, Failure> {
         Ok(Box::new(Ndarray { way, place: host(way != Way::Rayon)?, norms: Vec::new() }))
     };
