@@ -231,7 +231,7 @@ class TorchClipGradNorm(TorchRows):
 def torch_peers(cuda):
     try:
         import torch
-    except ImportError as error:
+    except (ImportError, OSError) as error:
         raise Missing(f"{error}; pip install torch") from error
     if cuda and not torch.cuda.is_available():
         raise Missing("torch finds no CUDA device")
@@ -321,7 +321,7 @@ def jax_device(cuda):
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     try:
         import jax
-    except ImportError as error:
+    except (ImportError, OSError) as error:
         raise Missing(f"{error}; pip install jax") from error
     try:
         return jax, jax.devices("cuda" if cuda else "cpu")[0]
@@ -338,7 +338,7 @@ def optax_peers(cuda):
     jax, device = jax_device(cuda)
     try:
         import optax
-    except ImportError as error:
+    except (ImportError, OSError) as error:
         raise Missing(f"{error}; pip install optax") from error
     return [Optax(optax, jax, device)]
 
@@ -405,7 +405,7 @@ class CupyReduction(CupyNorm):
 def cupy_peers():
     try:
         import cupy
-    except ImportError as error:
+    except (ImportError, OSError) as error:
         raise Missing(f"{error}; pip install cupy-cuda13x, or the one for your CUDA") from error
     try:
         if cupy.cuda.runtime.getDeviceCount() == 0:
