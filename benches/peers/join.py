@@ -91,12 +91,12 @@ def row(record_key, ours, peers):
     clients, params, _, _, method, _ = record_key
     shown = lambda record: f"{record['gb_per_s']:.1f}" if record else "–"
     best = next(iter(right(peers)), None)
-    every = [f"{name(peer)} {shown(peer) if peer['verified'] else 'WRONG'}" for peer in peers]
+    every = [f"`{name(peer)}` {shown(peer) if peer['verified'] else 'WRONG'}" for peer in peers]
     return [
         f"{clients:,} × {params:,}",
         case(record_key),
         method,
-        name(best) if best else "–",
+        f"`{name(best)}`" if best else "–",
         ", ".join(every) or "–",
         shown(ours),
         shown(best),
@@ -128,11 +128,11 @@ def report(headers, records):
         )
     parts.append("")
     means = sorted((geometric_mean(values), peer, len(values)) for peer, values in by_peer.items())
-    rows = [[peer, str(count), f"{mean:.2f}"] for mean, peer, count in means]
+    rows = [[f"`{peer}`", str(count), f"{mean:.2f}"] for mean, peer, count in means]
     parts.append(table(["peer", "cases", "ours / peer, geometric mean"], rows, words=1))
 
     notes = [
-        f"- WRONG: {name(peer)} on {k[0]} × {k[1]}, {case(k)}: {peer.get('error', 'not verified')}"
+        f"- WRONG: `{name(peer)}` on {k[0]} × {k[1]}, {case(k)}: {peer.get('error', 'not verified')}"
         for k, (_, peers) in joined.items()
         for peer in peers
         if not peer["verified"]
@@ -142,7 +142,7 @@ def report(headers, records):
     for header in headers:
         if "load" in header:
             notes.append(f"- {header['date']}, commit {header['commit'][:12]}, load before the run {header['load']:.2f}")
-        versions = (f"{what} {version}" for what, version in header.get("versions", {}).items())
+        versions = (f"`{what}` {version}" for what, version in header.get("versions", {}).items())
         notes += [f"- versions: {'; '.join(versions)}"] if header.get("versions") else []
     return "\n".join([*parts, "", *notes]).rstrip()
 

@@ -81,7 +81,7 @@ def on_threads(threads):
 class NumpyNorm(Peer):
     """The obvious code: norms along an axis, and a product with a column of factors."""
 
-    library = "numpy linalg.norm, *="
+    library = "numpy linalg.norm + multiply"
     version = np.__version__
     device = on_threads(1)
 
@@ -96,7 +96,7 @@ class NumpyNorm(Peer):
 class NumpyVecdot(NumpyNorm):
     """No temporary of the batch's size, and only rows above the bound are written."""
 
-    library = "numpy vecdot, rows *="
+    library = "numpy vecdot + rows"
 
     def norms(self):
         return np.sqrt(np.vecdot(self.batch.work, self.batch.work))
@@ -168,7 +168,7 @@ class Torch(Peer):
 class TorchVectorNorm(Torch):
     """Norms along a dimension, and a product with a column of clamped factors: all rows are written."""
 
-    library = "torch vector_norm, mul_"
+    library = "torch vector_norm + mul_"
 
     def norms(self):
         return self.torch.linalg.vector_norm(self.work, dim=1)
@@ -198,7 +198,7 @@ class TorchRows(Torch):
 class TorchForeach(TorchRows):
     """One call for all rows, twice; the factors come to the host in between."""
 
-    library = "torch _foreach_norm, _foreach_mul_"
+    library = "torch _foreach_norm + _foreach_mul_"
 
     def norms(self):
         return self.torch.stack(self.torch._foreach_norm(self.rows))
@@ -294,7 +294,7 @@ class Jax(Peer):
 class JaxDonated(Jax):
     """The result takes the argument's memory."""
 
-    library = "jax jit, donated"
+    library = "jax jit donated"
     stages = ("clip",)
     donate = True
 
@@ -302,7 +302,7 @@ class JaxDonated(Jax):
 class Optax(Jax):
     """The usual transformation, over rows by vmap; divides by the norm, then multiplies."""
 
-    library = "optax clip_by_global_norm, vmap"
+    library = "optax clip_by_global_norm vmap"
     stages = ("clip",)
     donate = True
 
@@ -349,7 +349,7 @@ def optax_peers(cuda):
 class CupyNorm(Peer):
     """The obvious code: norms along an axis, and a product with a column of factors."""
 
-    library = "cupy linalg.norm, *="
+    library = "cupy linalg.norm + multiply"
     backend, method = "cuda", "device"
 
     def __init__(self, cupy):
@@ -392,7 +392,7 @@ class CupyNorm(Peer):
 class CupyReduction(CupyNorm):
     """The norm as one kernel: no temporary of the batch's size."""
 
-    library = "cupy ReductionKernel, *="
+    library = "cupy ReductionKernel + multiply"
 
     def __init__(self, cupy):
         super().__init__(cupy)

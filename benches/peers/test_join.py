@@ -47,12 +47,12 @@ class Join(unittest.TestCase):
 
     def test_ours_is_above_one_where_it_is_faster(self):
         page = join.report([], [record("byzclip", 30.0), record("peer", 20.0)])
-        self.assertIn("| peer | peer 20.0 | 30.0 | 20.0 | 1.50 |", page)
+        self.assertIn("| `peer` | `peer` 20.0 | 30.0 | 20.0 | 1.50 |", page)
 
     def test_a_wrong_result_is_never_the_best_and_is_listed(self):
         page = join.report([], [record("byzclip", 10.0), wrong("broken"), record("peer", 5.0)])
-        self.assertIn("| peer | peer 5.0, broken WRONG | 10.0 | 5.0 | 2.00 |", page)
-        self.assertIn("- WRONG: broken on 64 × 100000, clip 20 %: row 3: got 1.0; expected 2.0", page)
+        self.assertIn("| `peer` | `peer` 5.0, `broken` WRONG | 10.0 | 5.0 | 2.00 |", page)
+        self.assertIn("- WRONG: `broken` on 64 × 100000, clip 20 %: row 3: got 1.0; expected 2.0", page)
 
     def test_where_all_peers_are_wrong_there_is_no_ratio(self):
         with self.assertRaisesRegex(join.Bad, "no case that byzclip and a peer both have"):
@@ -89,7 +89,7 @@ class Join(unittest.TestCase):
     def test_on_a_device_the_gpu_is_ours_and_the_backend_is_in_the_name(self):
         gpu = {"method": "device", "device": "A GPU"}
         page = join.report([], [record("byzclip", 90.0, backend="gpu", **gpu), record("torch", 60.0, backend="cuda", **gpu)])
-        self.assertIn("| torch (cuda) | torch (cuda) 60.0 | 90.0 | 60.0 | 1.50 |", page)
+        self.assertIn("| `torch (cuda)` | `torch (cuda)` 60.0 | 90.0 | 60.0 | 1.50 |", page)
 
     def test_a_record_that_is_there_twice_is_refused(self):
         for twice in ("byzclip", "peer"):
@@ -107,8 +107,8 @@ class Join(unittest.TestCase):
         ]
         page = join.report([], records)
         self.assertIn("over 2 cases, data on the host: **2.00** (least 0.50, greatest 8.00)", page)
-        self.assertIn("| a | 2 | 2.00 |", page)
-        self.assertIn("| b | 1 | 2.00 |", page)
+        self.assertIn("| `a` | 2 | 2.00 |", page)
+        self.assertIn("| `b` | 1 | 2.00 |", page)
 
     def test_what_was_skipped_and_which_versions_ran_is_told(self):
         headers = [
@@ -117,7 +117,7 @@ class Join(unittest.TestCase):
         ]
         page = join.report(headers, [record("byzclip", 10.0), record("peer", 5.0)])
         self.assertIn("- skipped: cupy cuda: No module named 'cupy'", page)
-        self.assertIn("- versions: peer 1.2", page)
+        self.assertIn("- versions: `peer` 1.2", page)
         self.assertIn("- 2026-11-23, commit 0123456789ab, load before the run 0.25", page)
 
 

@@ -26,11 +26,11 @@ pub(crate) fn peers() -> Offers {
 fn ndarray() -> Result<Box<dyn Peer>, Failure> {
     #[allow(deprecated)]
     let device = Device::ndarray();
-    Ok(peer("burn ndarray: square, sum_dim, *", "host", host(false)?, device))
+    Ok(peer("burn ndarray", "host", host(false)?, device))
 }
 
 fn flex() -> Result<Box<dyn Peer>, Failure> {
-    Ok(peer("burn flex: square, sum_dim, *", "host", host(false)?, Device::flex()))
+    Ok(peer("burn flex", "host", host(false)?, Device::flex()))
 }
 
 /// Burn's own variable for the adapter that it takes; with `Cpu`, a software one.
@@ -48,7 +48,7 @@ fn wgpu() -> Result<Box<dyn Peer>, Failure> {
     }
     let driver = format!("{} {}", info.driver, info.driver_info);
     let place = Place { backend: "wgpu", device: info.name, driver: Some(driver.trim().to_owned()) };
-    Ok(peer("burn wgpu: square, sum_dim, *", "device", place, device))
+    Ok(peer("burn wgpu", "device", place, device))
 }
 
 fn peer(library: &'static str, method: &'static str, place: Place, device: Device) -> Box<dyn Peer> {

@@ -23,7 +23,7 @@ pub(crate) fn peers() -> Offers {
 
 impl Peer for Candle {
     fn library(&self) -> &'static str {
-        "candle sqr, sum, broadcast_mul"
+        "candle broadcast_mul"
     }
 
     fn package(&self) -> &'static str {

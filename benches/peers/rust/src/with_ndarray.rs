@@ -33,9 +33,9 @@ pub(crate) fn peers() -> Offers {
 impl Peer for Ndarray {
     fn library(&self) -> &'static str {
         match self.way {
-            Way::Arrays => "ndarray sum_axis, *=",
-            Way::Rows => "ndarray dot, rows *=",
-            Way::Rayon => "ndarray rayon dot, rows *=",
+            Way::Arrays => "ndarray sum_axis",
+            Way::Rows => "ndarray dot by rows",
+            Way::Rayon => "ndarray dot by rows rayon",
         }
     }
 
