@@ -144,7 +144,7 @@ def report(headers, records):
             notes.append(f"- {header['date']}, commit {header['commit'][:12]}, load before the run {header['load']:.2f}")
         versions = (f"`{what}` {version}" for what, version in header.get("versions", {}).items())
         notes += [f"- versions: {'; '.join(versions)}"] if header.get("versions") else []
-    return "\n".join([*parts, "", *notes]).rstrip()
+    return "\n".join([*parts, "", *dict.fromkeys(notes)]).rstrip()
 
 
 def main():

@@ -75,7 +75,11 @@ def on_threads(threads):
     return f"{processor()} x {threads} thread{'' if threads == 1 else 's'}"
 
 
-# NumPy: one thread, whatever the machine has.
+def every_thread():
+    return len(os.sched_getaffinity(0))
+
+
+# NumPy: one thread, but for what it leaves to a BLAS.
 
 
 class NumpyNorm(Peer):
@@ -97,6 +101,8 @@ class NumpyVecdot(NumpyNorm):
     """No temporary of the batch's size, and only rows above the bound are written."""
 
     library = "numpy vecdot + rows"
+    # The dot product is the BLAS's, which takes more threads for long rows.
+    device = on_threads(every_thread())
 
     def norms(self):
         return np.sqrt(np.vecdot(self.batch.work, self.batch.work))
@@ -252,7 +258,7 @@ class Jax(Peer):
         self.jax, self.jnp, self.place = jax, jax.numpy, device
         self.version = jax.__version__
         if device.platform == "cpu":
-            self.device = on_threads(len(os.sched_getaffinity(0)))
+            self.device = on_threads(every_thread())
         else:
             self.backend, self.method, self.device = "cuda", "device", device.device_kind
         self.compiled = {
