@@ -1,0 +1,160 @@
+#!/usr/bin/env python3
+"""Joins what benches/peers/run wrote into one markdown table: ours, the best peer and all peers on every case.
+
+    benches/peers/join.py FILE...
+
+Records meet where shape, case, place of the data and processor or adapter are the same. A ratio is ours by theirs in
+GB/s of medians: above 1 ours is faster. Wrong results are listed and not compared.
+"""
+import json
+import math
+import pathlib
+import sys
+
+HEADER, RECORD = "byzclip-peers-1", "byzclip-bench-1"
+
+
+class Bad(Exception):
+    """Files that cannot be joined."""
+
+
+def read(paths):
+    """The headers and the records of files."""
+    headers, records = [], []
+    for path in paths:
+        try:
+            text = pathlib.Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise Bad(f"cannot read {path}: got {error}; expected a file of benches/peers/run") from error
+        for number, line in enumerate(text.splitlines(), 1):
+            try:
+                found = json.loads(line)
+                {HEADER: headers, RECORD: records}[found["format"]].append(found)
+            except (ValueError, KeyError, TypeError) as error:
+                raise Bad(f"{path}, line {number}: got {line[:60]!r}; expected {HEADER} or {RECORD}") from error
+    return headers, records
+
+
+def key(record):
+    """What has to be the same for a comparison; threads may differ, since some libraries have one."""
+    machine = record["device"].partition(" x ")[0] if record["method"] == "host" else record["device"]
+    return (*(record[field] for field in ("clients", "params", "case", "clipped", "method")), machine)
+
+
+def name(record):
+    return record["library"] + (f" ({record['backend']})" if record["method"] != "host" else "")
+
+
+def join(records):
+    """For each key, in order of appearance: our record or None, and the peers', fastest first, wrong ones last."""
+    rows = {}
+    for record in records:
+        # Rows out of scope are ours alone, ceilings and `plain` are no peers.
+        if record["scope"] != 1 or record["case"] == "ceiling" or record["library"] == "plain":
+            continue
+        of_key = rows.setdefault(key(record), {})
+        if name(record) in of_key:
+            raise Bad(f"got {name(record)} twice for {key(record)}; expected one run; join fewer files")
+        of_key[name(record)] = record
+    joined = {}
+    for of_key, found in rows.items():
+        ours = found.pop("byzclip", None) or found.pop("byzclip (gpu)", None)
+        peers = sorted(found.values(), key=lambda r: (not r["verified"], -(r["gb_per_s"] or 0)))
+        joined[of_key] = (ours, peers)
+    return joined
+
+
+def right(peers):
+    return [peer for peer in peers if peer["verified"]]
+
+
+def ratio(ours, peer):
+    return ours["gb_per_s"] / peer["gb_per_s"]
+
+
+def geometric_mean(values):
+    return math.exp(sum(map(math.log, values)) / len(values))
+
+
+def case(record_key):
+    _, _, stage, clipped, _, _ = record_key
+    return stage if clipped is None else f"{stage} {clipped * 100:g} %"
+
+
+def table(heads, rows, words):
+    """A markdown table of which the first columns are words and the others figures."""
+    lines = [heads, ["---"] * words + ["---:"] * (len(heads) - words), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def row(record_key, ours, peers):
+    clients, params, _, _, method, _ = record_key
+    shown = lambda record: f"{record['gb_per_s']:.1f}" if record else "–"
+    best = next(iter(right(peers)), None)
+    every = [f"`{name(peer)}` {shown(peer) if peer['verified'] else 'WRONG'}" for peer in peers]
+    return [
+        f"{clients:,} × {params:,}",
+        case(record_key),
+        method,
+        f"`{name(best)}`" if best else "–",
+        ", ".join(every) or "–",
+        shown(ours),
+        shown(best),
+        f"{ratio(ours, best):.2f}" if ours and best else "–",
+    ]
+
+
+def report(headers, records):
+    """The whole page."""
+    joined = join(records)
+    compared = {k: (ours, right(peers)) for k, (ours, peers) in joined.items() if ours and right(peers)}
+    if not compared:
+        raise Bad("got no case that byzclip and a peer both have; expected some; see what benches/peers/run skipped")
+    devices = dict.fromkeys(ours["device"] for ours, _ in joined.values() if ours)
+    parts = [f"byzclip on {', '.join(devices)}; GB/s of medians, for the bytes that one pass needs\n"]
+    heads = ["clients × params", "case", "data", "best peer", "all peers", "ours", "best peer", "ours / best"]
+    parts.append(table(heads, [row(k, *found) for k, found in joined.items()], words=5))
+
+    ratios, by_peer = {}, {}
+    for (*_, method, _), (ours, peers) in compared.items():
+        ratios.setdefault(method, []).append(ratio(ours, peers[0]))
+        for peer in peers:
+            by_peer.setdefault(name(peer), []).append(ratio(ours, peer))
+    parts.append("")
+    for method, values in ratios.items():
+        parts.append(
+            f"Geometric mean of ours / best over {len(values)} cases, data on the {method}: "
+            f"**{geometric_mean(values):.2f}** (least {min(values):.2f}, greatest {max(values):.2f})"
+        )
+    parts.append("")
+    means = sorted((geometric_mean(values), peer, len(values)) for peer, values in by_peer.items())
+    rows = [[f"`{peer}`", str(count), f"{mean:.2f}"] for mean, peer, count in means]
+    parts.append(table(["peer", "cases", "ours / peer, geometric mean"], rows, words=1))
+
+    notes = [
+        f"- WRONG: `{name(peer)}` on {k[0]} × {k[1]}, {case(k)}: {peer.get('error', 'not verified')}"
+        for k, (_, peers) in joined.items()
+        for peer in peers
+        if not peer["verified"]
+    ]
+    for header in headers:
+        notes += [f"- skipped: {what}: {why}" for what, why in header.get("skipped", {}).items()]
+    for header in headers:
+        if "load" in header:
+            notes.append(f"- {header['date']}, commit {header['commit'][:12]}, load before the run {header['load']:.2f}")
+        versions = (f"`{what}` {version}" for what, version in header.get("versions", {}).items())
+        notes += [f"- versions: {'; '.join(versions)}"] if header.get("versions") else []
+    return "\n".join([*parts, "", *dict.fromkeys(notes)]).rstrip()
+
+
+def main():
+    if len(sys.argv) < 2:
+        sys.exit("join.py: got no file; expected benches/peers/join.py FILE...")
+    try:
+        print(report(*read(sys.argv[1:])))
+    except Bad as error:
+        sys.exit(f"join.py: {error}")
+
+
+if __name__ == "__main__":
+    main()

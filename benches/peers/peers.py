@@ -1,0 +1,147 @@
+#!/usr/bin/env python3
+"""Times what people clip with in Python on the cases of `byzclip bench`: a header, then one line of JSON a case.
+
+    benches/peers/peers.py [--shape NxD]... [--clipped 0,0.2,1] [--runs N] [--library TEXT]... [--inject-fault]
+
+A result is held against float64 before it is timed, and the last timed one again. One that is wrong becomes a line with
+`verified: false` and `error`, and exit code 1. A library that cannot run here is named on stderr and in the header.
+"""
+import argparse
+import datetime
+import gc
+import json
+import platform
+import sys
+
+import cases
+import libraries
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", action="append", type=shape, metavar="NxD", help="again for more shapes")
+    parser.add_argument("--clipped", type=shares, default=[0.0, 0.2, 1.0], help="shares of rows that are clipped")
+    parser.add_argument("--runs", type=runs, default=cases.RUNS, help=f"runs of each case, at least {cases.RUNS}")
+    parser.add_argument("--library", action="append", default=[], help="only those whose name contains this")
+    parser.add_argument("--inject-fault", action="store_true", help="spoil every result: the check has to find it")
+    return parser.parse_args()
+
+
+def shape(text):
+    try:
+        return cases.Shape.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def shares(text):
+    try:
+        found = [float(share) for share in text.split(",")]
+    except ValueError:
+        found = [-1.0]
+    if not all(0 <= share <= 1 for share in found):
+        raise argparse.ArgumentTypeError(f"got {text!r}; expected shares from 0 to 1 such as 0,0.2,1")
+    return found
+
+
+def runs(text):
+    if not text.isdecimal() or int(text) < cases.RUNS:
+        raise argparse.ArgumentTypeError(f"got {text!r}; expected {cases.RUNS} or more: a median of fewer says little")
+    return int(text)
+
+
+def say(message):
+    print(f"peers.py: {message}", file=sys.stderr, flush=True)
+
+
+def emit(line):
+    print(json.dumps(line), flush=True)
+
+
+def available(wanted):
+    """The peers that can run here, and why the others cannot."""
+    peers, skipped = [], {}
+    for family, found in libraries.FAMILIES.items():
+        try:
+            peers += found()
+        except libraries.Missing as why:
+            skipped[family] = str(why)
+            say(f"SKIPPED {family}: {why}")
+    if wanted:
+        peers = [peer for peer in peers if any(text in peer.library for text in wanted)]
+    return peers, skipped
+
+
+def measure(peer, batch, count, inject):
+    """The record of a peer on a batch that is filled; of an error where there are no right results."""
+    try:
+        return samples(peer, batch, count, inject)
+    except (RuntimeError, MemoryError) as error:
+        # Such as a device without memory for the shape.
+        return failed(peer, batch, f"got {type(error).__name__}: {error}")
+    finally:
+        peer.unload()
+
+
+def failed(peer, batch, error):
+    """A record without times: those of a wrong result say nothing."""
+    return cases.record(peer, batch, [], []) | {"verified": False, "error": error}
+
+
+def samples(peer, batch, count, inject):
+    wall, device = [], []
+    peer.load(batch)
+    # The first round verifies and warms up; it is not counted. The last one is verified again.
+    for number in range(count + 1):
+        result, seconds, on_device = peer.timed()
+        if number in (0, count):
+            got = peer.values(result)
+            wrong = batch.check(batch.spoiled(got) if inject else got)
+            if wrong:
+                return failed(peer, batch, wrong)
+            del got
+        del result
+        peer.restore()
+        if number > 0:
+            wall.append(seconds)
+            device += [on_device] if on_device is not None else []
+    return cases.record(peer, batch, wall, device)
+
+
+def main():
+    options = arguments()
+    peers, skipped = available(options.library)
+    if not peers:
+        sys.exit("peers.py: got no library to time; expected one; install one, or see --library")
+    emit({
+        "format": "byzclip-peers-1",
+        "program": "peers.py",
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "python": platform.python_version(),
+        "versions": {peer.library: peer.version for peer in peers},
+        "skipped": skipped,
+    })
+    records = []
+    # A collection in the middle of a run would be timed with it.
+    gc.disable()
+    for shape in options.shape or cases.SHAPES:
+        batch = cases.Batch(shape)
+        for case in cases.cases(options.clipped):
+            batch.fill(case)
+            for peer in (peer for peer in peers if case.stage in peer.stages):
+                record = measure(peer, batch, options.runs, options.inject_fault)
+                gc.collect()
+                emit(record)
+                records.append(record)
+                verdict = record.get("error") or f"{record['gb_per_s']:.2f} GB/s"
+                say(f"{shape}, {case}, {peer.library} ({peer.backend}): {verdict}")
+
+    wrong = sum(not record["verified"] for record in records)
+    if options.inject_fault:
+        sys.exit(f"peers.py: every result was spoiled; the check found {wrong} of {len(records)}")
+    if wrong:
+        sys.exit(f"peers.py: got {wrong} wrong results; expected none; see the lines with an error")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,228 @@
+//! What a library has to do, and how it is measured.
+
+use std::borrow::Cow;
+use std::panic::{self, AssertUnwindSafe};
+
+use byzclip::bench::cases::{Batch, Case, Shape, Stage};
+use byzclip::bench::expected::Expected;
+use byzclip::bench::measure::{FORMAT, Place, Record, Samples, timed};
+use byzclip::{Cpu, Error, Reference};
+use serde_json::Value;
+
+pub(crate) type Failure = Box<dyn std::error::Error>;
+
+/// One way to do the cases with one library.
+pub(crate) trait Peer {
+    /// The name in the tables.
+    fn library(&self) -> &'static str;
+
+    /// The package whose version is reported.
+    fn package(&self) -> &'static str;
+
+    fn place(&self) -> &Place;
+
+    /// `host` or `device`: where the data is before and after.
+    fn method(&self) -> &'static str {
+        "host"
+    }
+
+    /// Takes the data of a case; not timed.
+    fn load(&mut self, _batch: &Batch) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    /// Computes norms or a clip, to its end. In place on `batch.work`, or keeps the result.
+    fn run(&mut self, stage: Stage, batch: &mut Batch) -> Result<(), Failure>;
+
+    /// What the last run gave: norms, or all values; not timed.
+    fn result<'a>(&'a self, stage: Stage, batch: &'a Batch) -> Result<Cow<'a, [f32]>, Failure>;
+
+    /// Lets go of the last result; not timed.
+    fn discard(&mut self);
+}
+
+/// What a module offers: a name each, with a peer or the reason why there is none.
+pub(crate) type Offers = Vec<(&'static str, Result<Box<dyn Peer>, Failure>)>;
+
+/// The processor with its threads that a library may use.
+pub(crate) fn host(one_thread: bool) -> Result<Place, Failure> {
+    let place = if one_thread { Place::host(&Reference) } else { Place::host(&Cpu::new()?) };
+    Ok(Place { backend: "cpu", ..place })
+}
+
+/// How far a right result may be from the exact one, relatively: a sum of n terms in `f32` errs by about √n of 2^-24 where
+/// roundings are independent. Four times that and eight roundings more; `cases.py` has the same.
+fn error(shape: Shape) -> f32 {
+    ((4.0 * (shape.params as f64).sqrt() + 8.0) / f64::from(1 << 24)) as f32
+}
+
+/// The line of a peer on a batch that is filled; without times where its results are wrong or it fails.
+pub(crate) fn measure(
+    peer: &mut dyn Peer,
+    batch: &mut Batch,
+    case: &Case,
+    expected: &Expected,
+    runs: usize,
+    inject_fault: bool,
+) -> Result<Value, Failure> {
+    // Some libraries panic where a device has no memory for the shape; the others are to be measured all the same.
+    let tried =
+        panic::catch_unwind(AssertUnwindSafe(|| samples(peer, batch, case, expected, runs, inject_fault)));
+    let (samples, error) =
+        match tried.unwrap_or_else(|_| Err("got a panic; expected a result; see stderr".into())) {
+            Ok(samples) => (samples, None),
+            Err(error) => (Samples::default(), Some(error)),
+        };
+    peer.discard();
+    batch.restore_all();
+    // NaN becomes null.
+    let mut line = serde_json::to_value(record(peer, batch.shape, case, &samples)?)?;
+    if let Some(error) = error {
+        line["verified"] = false.into();
+        line["error"] = error.to_string().into();
+    }
+    Ok(line)
+}
+
+fn samples(
+    peer: &mut dyn Peer,
+    batch: &mut Batch,
+    case: &Case,
+    expected: &Expected,
+    runs: usize,
+    inject_fault: bool,
+) -> Result<Samples, Failure> {
+    let mut samples = Samples::default();
+    peer.load(batch)?;
+    // The first round verifies and warms up; it is not counted. The last one is verified again.
+    for round in 0..=runs {
+        let (done, seconds) = timed(|| peer.run(case.stage, batch));
+        done?;
+        if round == 0 || round == runs {
+            let mut got = peer.result(case.stage, batch)?;
+            if inject_fault {
+                spoil(got.to_mut(), batch.shape, case);
+            }
+            check(peer.library(), batch, case, expected, &got)?;
+        }
+        peer.discard();
+        batch.restore(case);
+        if round > 0 {
+            samples.push(seconds);
+        }
+    }
+    Ok(samples)
+}
+
+/// Makes one value wrong by four times the tolerance; in a clipped row where there is one, because only there a
+/// tolerance holds.
+fn spoil(got: &mut [f32], shape: Shape, case: &Case) {
+    let row = (0..shape.clients).find(|&row| case.writes(row)).unwrap_or(0);
+    got[row * shape.params] *= 1.0 + 4.0 * error(shape);
+}
+
+fn check(library: &str, batch: &Batch, case: &Case, expected: &Expected, got: &[f32]) -> Result<(), Error> {
+    let found = match case.stage {
+        Stage::Norms => expected.check_plain(got, error(batch.shape)),
+        Stage::Clip => expected.check_plain_values(batch, got, error(batch.shape)),
+    };
+    found.map_err(|error| match error {
+        Error::Mismatch { stage, row, got, expected, .. } => {
+            Error::Mismatch { backend: library.to_owned(), stage, row, got, expected }
+        }
+        other => other,
+    })
+}
+
+fn record(peer: &dyn Peer, shape: Shape, case: &Case, samples: &Samples) -> Result<Record, Failure> {
+    let place = peer.place();
+    let bytes = case.traffic(shape).one_pass();
+    Ok(Record {
+        format: FORMAT,
+        library: peer.library(),
+        version: version(peer.package())?,
+        method: peer.method(),
+        backend: place.backend,
+        device: place.device.clone(),
+        driver: place.driver.clone(),
+        clients: shape.clients,
+        params: shape.params,
+        dtype: "f32",
+        case: if case.stage == Stage::Norms { "norms" } else { "clip" },
+        clipped: (case.stage == Stage::Clip).then_some(case.clipped),
+        scope: case.scope,
+        runs: samples.count(),
+        median_s: samples.median(),
+        min_s: samples.min(),
+        max_s: samples.max(),
+        bytes,
+        gb_per_s: bytes as f64 / samples.median() / 1e9,
+        share: None,
+        device_median_s: None,
+        submit_median_s: None,
+        verified: true,
+    })
+}
+
+/// The version of a package that was built, from the lock file.
+pub(crate) fn version(package: &str) -> Result<&'static str, Failure> {
+    const LOCK: &str = include_str!("../Cargo.lock");
+    let blocks = || LOCK.split("[[package]]\n");
+    // Where there are two of a name, this package's dependencies tell which one is ours.
+    let ours = blocks().find(|block| block.starts_with("name = \"byzclip-peers\"")).unwrap_or_default();
+    let told =
+        ours.lines().find_map(|line| line.trim().strip_prefix(&format!("\"{package} "))?.strip_suffix("\","));
+    let locked = || {
+        let block = blocks().find(|block| block.starts_with(&format!("name = \"{package}\"\n")))?;
+        block.lines().nth(1)?.strip_prefix("version = \"")?.strip_suffix('"')
+    };
+    told.or_else(locked).ok_or_else(|| format!("got no package {package} in Cargo.lock; expected it").into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_spoiled_result_is_found() {
+        let mut batch = Batch::new("30x2000".parse().unwrap()).unwrap();
+        for case in [Case::norms(), Case::clip(0.0), Case::clip(0.2), Case::clip(1.0)] {
+            batch.fill(&case);
+            let expected = Expected::of(&batch, &case).unwrap();
+            let right: Vec<f32> = match case.stage {
+                Stage::Norms => expected.decisions().iter().map(|decision| decision.norm.value()).collect(),
+                Stage::Clip => {
+                    let factor = |i: usize| expected.decisions()[i / 2000].factor;
+                    batch
+                        .original
+                        .iter()
+                        .enumerate()
+                        .map(|(i, v)| (f64::from(*v) * factor(i)) as f32)
+                        .collect()
+                }
+            };
+            check("right", &batch, &case, &expected, &right).unwrap();
+            let mut wrong = right;
+            spoil(&mut wrong, batch.shape, &case);
+            assert!(check("wrong", &batch, &case, &expected, &wrong).is_err(), "{case}");
+        }
+    }
+
+    /// `test_cases.py` holds the same number, so the libraries of both languages clip the same data.
+    #[test]
+    fn the_data_is_that_of_the_other_package() {
+        let mut batch = Batch::new("30x2000".parse().unwrap()).unwrap();
+        batch.fill(&Case::clip(0.2));
+        let sum: u64 =
+            batch.original.iter().enumerate().map(|(i, v)| i as u64 * u64::from(v.to_bits())).sum();
+        assert_eq!(sum, 3_774_631_624_712_788_950);
+    }
+
+    #[test]
+    fn versions_are_those_that_are_built() {
+        assert!(version("byzclip").is_ok());
+        #[cfg(feature = "ndarray")]
+        assert!(version("ndarray").unwrap().starts_with("0.17."));
+        assert!(version("no-such-package").is_err());
+    }
+}
