@@ -132,7 +132,9 @@ fn records_have_every_field_and_their_figures_agree() {
                 (record["format"].as_str(), record["verified"].as_bool()),
                 (Some("byzclip-bench-1"), Some(true))
             );
-            assert_eq!((number("runs"), record["dtype"].as_str()), (9.0, Some("f32")));
+            // Ceilings are measured before the cases and behind them.
+            let runs = if record["case"] == "ceiling" { 18.0 } else { 9.0 };
+            assert_eq!((number("runs"), record["dtype"].as_str()), (runs, Some("f32")));
             assert!(0.0 < number("min_s") && number("min_s") <= number("median_s"), "{record}");
             assert!(number("median_s") <= number("max_s"), "{record}");
             let rate = number("bytes") / number("median_s") / 1e9;

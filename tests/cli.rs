@@ -901,7 +901,9 @@ fn auto_says_why_and_takes_what_devices_names() {
     let auto = json(folder.path(), &["devices"])["auto"].clone();
     let norms = json(folder.path(), &["norms", "in.npy"]);
     assert_eq!((&norms["backend"], &norms["adapter"]), (&auto["backend"], &auto["adapter"]));
-    assert_eq!(norms["why"], auto["why"]);
+    // Where there was a trial, its figures are those of this call.
+    let words = |why: &Value| why.as_str().unwrap().replace(|c: char| c.is_ascii_digit() || c == '.', "");
+    assert_eq!(words(&norms["why"]), words(&auto["why"]));
 }
 
 #[test]

@@ -57,24 +57,28 @@ pub enum Subject {
     Host(Box<dyn Backend>),
     /// A GPU, over host memory and over its own.
     #[cfg(feature = "gpu")]
-    Gpu(Box<Gpu>, Ran),
+    Gpu(Box<Gpu>),
 }
 
 impl Subject {
-    /// The backend that was asked for, as [`select`] chooses it.
+    /// The backend that was asked for; `auto` is a hardware GPU if there is one, in whose own memory is much to measure,
+    /// else the CPU.
     ///
     /// # Errors
     /// Those of [`select`].
     pub fn open(choice: Choice, adapter: Option<&str>) -> Result<Self> {
-        let backend = select(choice, adapter)?;
         #[cfg(feature = "gpu")]
-        if backend.ran().backend == crate::BackendKind::Gpu {
-            let ran = backend.ran();
-            drop(backend);
-            // By the same rule, so the same adapter.
-            return Ok(Self::Gpu(Box::new(Gpu::open(adapter)?), ran));
+        if choice == Choice::Gpu || adapter.is_some() && choice == Choice::Auto {
+            let gpu = Gpu::open(adapter)?;
+            return Ok(Self::Gpu(Box::new(gpu)));
         }
-        Ok(Self::Host(backend))
+        #[cfg(feature = "gpu")]
+        if choice == Choice::Auto
+            && let Ok(gpu) = Gpu::open(None)
+        {
+            return Ok(Self::Gpu(Box::new(gpu.because("auto: the first hardware GPU".into()))));
+        }
+        Ok(Self::Host(select(choice, adapter)?))
     }
 
     /// Which backend this is, on what, and why.
@@ -83,7 +87,7 @@ impl Subject {
         match self {
             Self::Host(backend) => backend.ran(),
             #[cfg(feature = "gpu")]
-            Self::Gpu(_, ran) => ran.clone(),
+            Self::Gpu(gpu) => gpu.ran(),
         }
     }
 
@@ -114,7 +118,7 @@ impl Subject {
         match self {
             Self::Host(backend) => measure_host(backend.as_ref(), shape, settings, fault, begins),
             #[cfg(feature = "gpu")]
-            Self::Gpu(gpu, _) => measure_gpu(gpu, shape, settings, fault, begins),
+            Self::Gpu(gpu) => measure_gpu(gpu, shape, settings, fault, begins),
         }
     }
 }
