@@ -98,6 +98,8 @@ const STATUS_OUT_OF_SCOPE: u32 = 3u;
 const KEPT: u32 = 4u;
 // Known to the shaders and the readback only: clipped, coordinate by coordinate.
 const CUT: u32 = 5u;
+// Not finite, under the policy that makes that an error.
+const REFUSED: u32 = 6u;
 
 const POLICY_ZERO: u32 = 0u;
 const POLICY_ERROR: u32 = 1u;

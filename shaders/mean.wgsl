@@ -22,6 +22,7 @@ struct Strip {
 @group(0) @binding(1) var<storage, read> data: array<Element>;
 @group(0) @binding(2) var<storage, read> tiles: array<Tile>;
 @group(0) @binding(7) var<storage, read> decisions: array<Decision>;
+@group(0) @binding(8) var<storage, read> run: array<u32>;
 @group(0) @binding(13) var<uniform> strip: Strip;
 @group(0) @binding(14) var<storage, read> weights: array<u32>;
 @group(0) @binding(15) var<storage, read_write> weight_sum: array<atomic<u32>>;
@@ -34,8 +35,9 @@ struct Strip {
 const CELLS: u32 = 38u;
 // 2^28 weights below 2^128, in units of 2^-149, make 305 bits.
 const WEIGHT_CELLS: u32 = 20u;
-// Behind them: 1 once the weights are summed.
+// Behind them: 1 once the weights are summed; 2^32 - 1 less the first row that is refused, or 0.
 const SUMMED: u32 = WEIGHT_CELLS;
+const REFUSAL: u32 = WEIGHT_CELLS + 1u;
 // Rows whose weights one workgroup sums: 2^14 pieces of 16 bits fit a cell, and as many workgroups' limbs.
 const WEIGHT_ROWS: u32 = 16384u;
 
@@ -58,7 +60,11 @@ fn mean_weights(
     let first = linear(workgroup, workgroups) * WEIGHT_ROWS;
     let end = min(strip.clients, first + WEIGHT_ROWS);
     for (var row = first + local; row < end; row += WORKGROUP) {
-        if enters(decisions[row * strip.spans_per_row].status) {
+        let status = decisions[row * strip.spans_per_row].status;
+        if status == REFUSED {
+            atomicMax(&weight_sum[REFUSAL], 0xffffffffu - row);
+        }
+        if enters(status) {
             let position = exponent_of(weights[row]);
             let pieces = shl64(vec2<u32>(mantissa_of(weights[row]), 0u), position % 16u);
             let limb = position / 16u;
@@ -75,7 +81,10 @@ fn mean_weights(
             atomicAdd(&weight_sum[i], carry & 0xffffu);
             carry >>= 16u;
         }
-        atomicStore(&weight_sum[SUMMED], 1u);
+        // Decisions that no run made are of nothing.
+        if run[RUN_DECISIONS] != 0u {
+            atomicStore(&weight_sum[SUMMED], 1u);
+        }
     }
 }
 
@@ -125,7 +134,7 @@ fn mean(
     }
     pass_carries(&sum);
     if row == strip.clients {
-        means[coordinate] = mean_of(&sum);
+        means[coordinate] = mean_of(&sum, coordinate);
         return;
     }
     for (var i = 0u; i < CELLS; i++) {
@@ -133,9 +142,9 @@ fn mean(
     }
 }
 
-// Rows that are zeroed, or kept with NaN or Inf, do not count.
+// Rows that are zeroed, refused, or kept with NaN or Inf, do not count.
 fn enters(status: u32) -> bool {
-    return status != ZEROED && status != KEPT;
+    return status != ZEROED && status != KEPT && status != REFUSED;
 }
 
 // The bits that the clip stage would write.
@@ -179,8 +188,16 @@ fn pass_carries(sum: ptr<function, Cells>) {
     (*sum)[CELLS - 1u] += carry;
 }
 
-// The sum over the sum of the weights; +0 where either is 0.
-fn mean_of(sum: ptr<function, Cells>) -> u32 {
+// The sum over the sum of the weights. Where nothing weighs anything, no run decided, or a row is refused, what
+// changes nothing: the centre, or +0 without one.
+fn mean_of(sum: ptr<function, Cells>, coordinate: u32) -> u32 {
+    var neutral = 0u;
+    if CENTERED {
+        neutral = columns[strip.tiles_per_row + coordinate];
+    }
+    if atomicLoad(&weight_sum[SUMMED]) == 0u || atomicLoad(&weight_sum[REFUSAL]) != 0u {
+        return neutral;
+    }
     var divisor: Weight;
     var carry = 0u;
     for (var i = 0u; i < WEIGHT_CELLS; i++) {
@@ -195,7 +212,10 @@ fn mean_of(sum: ptr<function, Cells>) -> u32 {
     }
     let length = sum_length(sum);
     let divisor_length = weight_length(&divisor);
-    if length == 0u || divisor_length == 0u {
+    if divisor_length == 0u {
+        return neutral;
+    }
+    if length == 0u {
         return 0u;
     }
     return sign | quotient(sum, length, &divisor, divisor_length);

@@ -289,8 +289,8 @@ fn threshold_spans(
     if row_kind == OUT_OF_SCOPE {
         status = STATUS_OUT_OF_SCOPE;
     } else if params.non_finite == POLICY_ERROR && run[RUN_NON_FINITE] != 0u {
-        // The run fails when its report is read: until then no row is written.
-        status = UNTOUCHED;
+        // The run fails when its report is read: until then no row is written, and no mean is taken.
+        status = select(UNTOUCHED, REFUSED, row_kind == NON_FINITE);
     } else if row_kind == NON_FINITE {
         if params.non_finite == POLICY_KEEP {
             status = KEPT;
@@ -301,7 +301,9 @@ fn threshold_spans(
     } else if exceeds(norm, bound) && params.coordinates != 0u {
         status = CUT;
     } else if exceeds(norm, bound) {
-        factor = factor_of(bound, norm.wide);
+        // A subnormal norm may have been rounded down by much of itself.
+        let above = norm.wide < 0x800000u && norm.kind == ABOVE;
+        factor = factor_of(bound, norm.wide + select(0u, 1u, above));
         status = CLIPPED;
     }
     decisions[index] = Decision(norm, factor.mantissa, factor.exponent, bound, status);

@@ -180,8 +180,8 @@ impl Clipping {
             return invalid("bounds on coordinates".into(), "bounds on rows or segments");
         }
         layout.check_alike()?;
-        if layout.clients() > 0 && center.len() != layout.row(0).len() {
-            let got = format!("{} elements for rows of {}", center.len(), layout.row(0).len());
+        if center.len() != layout.params() {
+            let got = format!("{} elements for rows of {}", center.len(), layout.params());
             return invalid(got, "as many elements as a row has");
         }
         match center.iter().position(|value| !value.is_finite()) {

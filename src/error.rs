@@ -61,7 +61,9 @@ pub enum Error {
         expected: usize,
     },
     /// A row listed in a scope does not exist.
-    #[error("row out of range: got row {row}; expected rows 0 to {}; correct the scope", .clients.saturating_sub(1))]
+    #[error(
+        "row out of range: got row {row}; expected one of {clients} rows, counted from 0; correct the scope"
+    )]
     RowOutOfRange {
         /// The row.
         row: usize,
@@ -157,7 +159,7 @@ pub enum Error {
         /// The system's words.
         message: String,
     },
-    /// A setting of an attack or a training run is out of its range.
+    /// A setting, for example of a threshold, a centre or a training run, is out of its range.
     #[error("invalid setting {name}: got {got}; expected {expected}; correct it")]
     Setting {
         /// The setting's name.

@@ -225,8 +225,8 @@ fn certify_root(sum: f64, quality: u32) -> Option<Norm> {
 /// The quotient of bound and rounded norm has 26 bits here, and 8 of its units are taken off: at least
 /// 2^-23 of it. The exact norm is at most `1 + 2^-24` times the rounded one, and a product rounds up by
 /// at most as much again; `(1 - 2^-23) · (1 + 2^-24)² < 1`, so the clipped row's exact norm is at most
-/// `bound`. (A subnormal norm may be rounded by more, but then every product is subnormal and becomes
-/// zero.) What is lost, two truncations included, is below 12 · 2^-25: far less than 2^-20.
+/// `bound`. A subnormal norm may have been rounded down by more, by up to half its last unit: then the next number
+/// takes its place, which is above the exact norm. What is lost, two truncations included, is below 12 · 2^-25: far less than 2^-20, where the norm is not subnormal.
 ///
 /// It has 24 bits and is exact as `f64`, also where an `f32` would underflow (1e-30 / 1e38).
 #[must_use]
@@ -238,7 +238,8 @@ pub fn factor(bound: f32, norm: Norm) -> f64 {
         return 0.0;
     }
     let (a, a_exponent) = normalised(bound.to_bits());
-    let (b, b_exponent) = normalised(norm.wide());
+    let above = u32::from(norm.wide() < 1 << 23 && norm.class() == NormClass::Above);
+    let (b, b_exponent) = normalised(norm.wide() + above);
     let less = u32::from(a < b);
     // 2^25 <= quotient < 2^26
     let quotient = (u64::from(a) << (25 + less)) / u64::from(b) - 8;

@@ -135,6 +135,55 @@ fn verify_span(
     );
 }
 
+/// A norm among the subnormals may be rounded down by a large part of itself.
+#[test]
+fn the_bound_holds_for_subnormal_differences() {
+    let tiny = f32::from_bits;
+    let mut rng = Rng::new(77);
+    for turn in 0..200 {
+        // The first is (40, 80) at 67: a norm of 89.44, rounded to 89.
+        let difference = if turn == 0 { [40, 80] } else { [0, 1].map(|_| 1 + rng.below(900) as u32) };
+        let norm = f64::from(difference[0]).hypot(f64::from(difference[1])) as u32;
+        let bound = if turn == 0 { 67 } else { 1 + rng.below(u64::from(norm)) as u32 };
+        for center in [0, 1 << 20] {
+            let layout = Layout::dense(1, 2).unwrap();
+            let values: Vec<f32> = difference.iter().map(|d| tiny(center + d)).collect();
+            let clipping = Clipping::fixed(tiny(bound)).around(vec![tiny(center); 2]);
+            for (name, backend) in all() {
+                let context = format!("{name}: {difference:?} around {center}, bound {bound}");
+                let mut clipped = values.clone();
+                backend.run(&layout, &mut clipped, &clipping).unwrap();
+                let square: u64 =
+                    clipped.iter().map(|value| u64::from(value.to_bits() - center).pow(2)).sum();
+                assert!(square <= u64::from(bound).pow(2), "{context}: {clipped:?}");
+                let once = clipped.clone();
+                let again = backend.run(&layout, &mut clipped, &clipping).unwrap();
+                assert_eq!(again.count(Status::Clipped), 0, "{context}");
+                assert_same_bits(&context, &clipped, &once);
+            }
+        }
+    }
+}
+
+/// A round that says nothing moves nothing.
+#[test]
+fn a_mean_without_weight_is_the_centre() {
+    let center = vec![10.0, -20.0, 0.5];
+    let clipping = Clipping::fixed(1.0).around(center.clone());
+    let broken = [f32::NAN, 1.0, 2.0, 3.0, f32::INFINITY, 4.0];
+    let cases = [
+        (Layout::dense(2, 3).unwrap(), &broken[..], Weights::Equal),
+        (Layout::dense(2, 3).unwrap(), &[7.0; 6][..], Weights::PerRow(vec![0.0; 2])),
+        (Layout::dense(0, 3).unwrap(), &[], Weights::Equal),
+    ];
+    for (name, backend) in all() {
+        for (layout, data, weights) in &cases {
+            let (mean, _) = backend.run_mean(layout, data, &clipping, weights).unwrap();
+            assert_same_bits(name, &mean, &center);
+        }
+    }
+}
+
 fn verify(
     context: &str,
     layout: &Layout,

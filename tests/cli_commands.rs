@@ -9,7 +9,7 @@ use std::process::Command;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use self::fixtures::{bytes, byzclip, fails, json_of, npy, safetensors};
+use self::fixtures::{bytes, byzclip, fails, json_of, npy, npy_header, safetensors};
 
 #[cfg(feature = "gpu")]
 mod common;
@@ -337,5 +337,58 @@ mod on_the_gpu {
         let gpu = json_of(folder.path(), &["train", "--adapter", &name, "--rounds", "10"]);
         assert_eq!(gpu["backend"], "gpu");
         assert_eq!(cpu["runs"], gpu["runs"]);
+    }
+}
+
+#[test]
+fn outputs_that_would_replace_each_other_are_refused() {
+    let folder = TempDir::new().unwrap();
+    let file = |value: f32| safetensors(&[("w", "F32", &[2], &bytes(&[value; 2]))], &json!({}));
+    fs::write(folder.path().join("a.safetensors"), file(1.0)).unwrap();
+    fs::write(folder.path().join("b.safetensors"), file(9.0)).unwrap();
+    let state = ["clip", "a.safetensors", "-o", "fresh", "--threshold", "adaptive", "--state"];
+    fails(folder.path(), &[&state[..], &["fresh/a.safetensors"]].concat(), 1, &["a.safetensors"]);
+    #[cfg(unix)]
+    {
+        fs::create_dir(folder.path().join("linked")).unwrap();
+        std::os::unix::fs::symlink("b.safetensors", folder.path().join("linked/a.safetensors")).unwrap();
+        fs::write(folder.path().join("linked/b.safetensors"), "mine").unwrap();
+        let both = ["clip", "a.safetensors", "b.safetensors", "-o", "linked", "--max-norm", "1"];
+        fails(folder.path(), &both, 1, &["two outputs"]);
+    }
+}
+
+#[test]
+fn states_and_vectors_are_what_they_are_taken_for() {
+    let folder = folder_with_five();
+    let write = |name: &str, bytes: &[u8]| fs::write(folder.path().join(name), bytes).unwrap();
+    write("center.npy", &npy("(7,)", &[0.5; 7]));
+    write("broken.npy", &npy("(7,)", &[f32::NAN; 7]));
+    let history = ["clip", "in.npy", "-o", "out.npy", "--threshold", "history", "--state", "s.json"];
+    json_of(folder.path(), &history);
+    fs::remove_file(folder.path().join("out.npy")).unwrap();
+    // Norms of differences say nothing about norms.
+    fails(folder.path(), &[&history[..], &["--center", "center.npy"]].concat(), 1, &["s.json", "centre"]);
+    let fixed = ["clip", "in.npy", "-o", "out.npy", "--max-norm", "1", "--center"];
+    fails(folder.path(), &[&fixed[..], &["broken.npy"]].concat(), 1, &["broken.npy", "NaN in element 0"]);
+    let printed = json_of(folder.path(), &[&fixed[..], &["center.npy"]].concat());
+    assert_eq!(printed["centered"], true);
+    let named = ["clip", "in.npy", "-o", "out.safetensors", "--max-norm", "1"];
+    fails(folder.path(), &named, 2, &[".npy"]);
+
+    let text = "{'descr': '<i8', 'fortran_order': False, 'shape': (5,), }";
+    let large = |number: i64| [&npy_header(text)[..], &[number.to_le_bytes(); 5].concat()].concat();
+    write("w.npy", &large(9_007_199_254_740_993));
+    let mean = ["mean", "in.npy", "-o", "mean.npy", "--max-norm", "1", "--weights", "w.npy"];
+    fails(folder.path(), &mean, 1, &["w.npy", "9007199254740993"]);
+    write("w.npy", &large(1 << 40));
+    json_of(folder.path(), &mean);
+    #[cfg(unix)]
+    {
+        let made = Command::new("mkfifo").arg(folder.path().join("pipe")).status().unwrap();
+        assert!(made.success());
+        let output = byzclip(folder.path(), &[&history[..6], &["--state", "pipe"]].concat());
+        assert_eq!(output.status.code(), Some(1));
+        assert!(String::from_utf8_lossy(&output.stderr).contains("a device or pipe"));
     }
 }

@@ -445,6 +445,62 @@ mod gpu {
         assert_same_bits("strips", &got, &want);
     }
 
+    /// A buffer with these updates, for a plan.
+    fn upload(gpu: &Gpu, data: &[f32]) -> wgpu::Buffer {
+        let buffer = gpu.device().create_buffer(&wgpu::BufferDescriptor {
+            label: None,
+            size: (data.len() * 4) as u64,
+            usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        gpu.queue().write_buffer(&buffer, 0, bytemuck::cast_slice(data));
+        buffer
+    }
+
+    #[test]
+    fn a_mean_without_decisions_or_of_a_refused_batch_is_an_error_and_leaves_the_centre() {
+        let Some(gpu) = open() else { return };
+        let layout = Layout::dense(3, 2).unwrap();
+        let buffer = upload(&gpu, &[3e6, 4e6, 1.0, f32::NAN, 0.5, 0.5]);
+        let submit = |record: &dyn Fn(&mut wgpu::CommandEncoder)| {
+            let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+            record(&mut encoder);
+            gpu.queue().submit([encoder.finish()]);
+        };
+        let bare = gpu.plan(&layout, &Clipping::fixed(1.0), &buffer).unwrap();
+        let mean = bare.mean(&Weights::Equal).unwrap();
+        submit(&|encoder| mean.record(encoder));
+        assert_eq!(mean.read_blocking().unwrap_err(), Error::NotRecorded);
+        submit(&|encoder| {
+            bare.record_norms(encoder);
+            mean.record(encoder);
+        });
+        assert_eq!(mean.read_blocking().unwrap_err(), Error::NotRecorded);
+
+        let center = vec![10.0, 20.0];
+        let refusing = Clipping::fixed(1.0).non_finite(NonFinite::Error).around(center.clone());
+        let plan = gpu.plan(&layout, &refusing, &buffer).unwrap();
+        let mean = plan.mean(&Weights::Equal).unwrap();
+        submit(&|encoder| {
+            plan.record_norms(encoder);
+            plan.record_threshold(encoder);
+            mean.record(encoder);
+            plan.record_center(encoder, mean.buffer(), 0).unwrap();
+        });
+        assert_eq!(mean.read_blocking().unwrap_err(), Error::NonFinite { row: 1 });
+        assert_eq!(plan.report_blocking().unwrap_err(), Error::NonFinite { row: 1 });
+        // The centre is as it was: a batch that is fine is clipped around it.
+        let fine = [3e6, 4e6, 1.0, 2.0, 0.5, 0.5];
+        gpu.queue().write_buffer(&buffer, 0, bytemuck::cast_slice(&fine));
+        submit(&|encoder| {
+            plan.record_norms(encoder);
+            plan.record_threshold(encoder);
+            mean.record(encoder);
+        });
+        let (want, _) = Reference.run_mean(&layout, &fine, &refusing, &Weights::Equal).unwrap();
+        assert_same_bits("the round after", &mean.read_blocking().unwrap(), &want);
+    }
+
     #[test]
     fn a_plan_averages_the_callers_buffer_in_one_submission_and_writes_no_row() {
         let Some(gpu) = open() else { return };

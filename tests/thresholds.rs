@@ -377,3 +377,43 @@ fn coordinates_are_cut_and_nothing_else_is_touched() {
     let median = Clipping { threshold: Threshold::Median { factor: 0.25 }, ..clipping };
     assert_eq!(run(&layout, &data, &median, &State::default()).0[0], Some(0.5));
 }
+
+#[test]
+fn what_cannot_be_a_state_or_a_bound_is_refused_by_every_backend() {
+    let layout = Layout::dense(2, 3).unwrap();
+    let data = [3.0, -4.0, 0.5, 0.1, 0.2, 0.3];
+    for (name, backend) in all() {
+        let clipping = Clipping::fixed(1.0);
+        let norms = backend.norms(&layout, &data, &clipping).unwrap();
+        let mut leftover = State::from_words(vec![7]);
+        let refused = backend.threshold(&layout, &norms, &clipping, &mut leftover);
+        assert!(matches!(refused, Err(Error::Setting { name: "state", .. })), "{name}: {refused:?}");
+
+        let by_coordinate = clipping.granularity(Granularity::Coordinate);
+        let norms = backend.norms(&layout, &data, &by_coordinate).unwrap();
+        let decisions = backend.threshold(&layout, &norms, &by_coordinate, &mut State::default()).unwrap();
+        for bound in [-1.0, -0.0, f32::NAN] {
+            let mut spoiled = decisions.clone();
+            spoiled[0].bound = bound;
+            let mut after = data;
+            let refused = backend.clip(&layout, &mut after, &by_coordinate, &spoiled);
+            assert!(matches!(refused, Err(Error::InvalidBound { .. })), "{name}: {refused:?}");
+            assert_same_bits(name, &after, &data);
+        }
+    }
+}
+
+/// Differences from a centre reach norms that no row has; the next round has to take the state they leave.
+#[test]
+fn a_history_of_the_greatest_differences_is_a_state() {
+    let layout = Layout::dense(2, 5000).unwrap();
+    let data: Vec<f32> = (0..10_000).map(|i| if i < 5000 { f32::MAX } else { 1.0 }).collect();
+    let threshold = Threshold::History { window: 2, factor: 1.0 };
+    let clipping = Clipping { threshold, ..Clipping::default() }.around(vec![-f32::MAX; 5000]);
+    for (name, backend) in all() {
+        let mut state = State::default();
+        for _ in 0..3 {
+            backend.run_with(&layout, &mut data.clone(), &clipping, &mut state).expect(name);
+        }
+    }
+}

@@ -62,7 +62,8 @@ impl Weights {
 /// - Rows that are zeroed, or kept with NaN or Inf, do not count: they add nothing to either sum.
 /// - Rows out of scope count as they are. They were never checked, so an element of theirs that is NaN or
 ///   Inf counts as 0: no row can do more to a coordinate than its weight and its values there allow.
-/// - Where the weights that count sum to 0, also in a batch without rows, the mean is +0 everywhere.
+/// - Where the weights that count sum to 0, also in a batch without rows, the mean is the centre, or +0 everywhere where
+///   there is none: a round that says nothing moves nothing.
 /// - A sum of exactly 0 gives +0; a negative one that rounds to 0 gives −0.
 ///
 /// At segment granularity a row counts if its first segment does; statuses of [`decide`](crate::threshold::decide)
@@ -98,6 +99,9 @@ pub fn mean(
                 sum.add(weight, clipped(value, center, &decisions[span], granularity));
             }
         }
+    }
+    if let (Some(center), true) = (&clipping.center, divisor.is_zero()) {
+        return Ok(center.to_vec());
     }
     Ok(sums.iter().map(|sum| sum.over(&divisor)).collect())
 }
@@ -153,7 +157,12 @@ impl Divisor {
         sum
     }
 
-    /// An `f64` within a relative error of 2^-49: ten limbs, two roundings each.
+    /// Whether nothing that counts weighs anything.
+    pub(crate) fn is_zero(&self) -> bool {
+        self.limbs == [0; SUM]
+    }
+
+    /// An `f64` within a relative error of 2^-49: at most five of the limbs are in use, two roundings each.
     pub(crate) fn to_f64(self) -> f64 {
         let limbs = self.limbs.iter().rev();
         limbs.fold(0.0, |sum, &limb| sum * 2.0f64.powi(64) + limb as f64)
@@ -185,7 +194,7 @@ impl ExactMean {
             std::cmp::Ordering::Less => (0x8000_0000, difference(&self.negative, &self.positive)),
             _ => (0, difference(&self.positive, &self.negative)),
         };
-        if divisor.limbs == [0; SUM] || sum == [0; SUM] {
+        if divisor.is_zero() || sum == [0; SUM] {
             return 0.0;
         }
         f32::from_bits(sign | rounded_quotient(sum, &divisor.limbs))

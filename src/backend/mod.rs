@@ -321,7 +321,7 @@ fn is_factor(factor: f64) -> bool {
     (0.0..1.0).contains(&factor) && factor.to_bits() & BELOW_24_BITS == 0
 }
 
-/// Checks that there is one decision per span, and that its factor is one.
+/// Checks that there is one decision per span, and that factors and bounds are such.
 pub(crate) fn check_decisions(
     layout: &Layout,
     granularity: Granularity,
@@ -332,6 +332,13 @@ pub(crate) fn check_decisions(
         let scaled = granularity != Granularity::Coordinate && decision.status == crate::Status::Clipped;
         scaled && !is_factor(decision.factor)
     };
+    let unbounded = |decision: &&Decision| {
+        let cut = granularity == Granularity::Coordinate && decision.status == crate::Status::Clipped;
+        cut && (decision.bound.is_nan() || decision.bound.is_sign_negative())
+    };
+    if let Some(decision) = decisions.iter().find(unbounded) {
+        return Err(crate::Error::InvalidBound { got: decision.bound });
+    }
     if let Some(decision) = decisions.iter().find(impossible) {
         return Err(crate::Error::Setting {
             name: "factor",

@@ -106,7 +106,7 @@ impl Kernel for Bits<'_> {
     type Output = u32;
 
     #[inline(always)]
-    fn run<const FUSED: bool>(self) -> u32 {
+    fn run(self) -> u32 {
         // Independent sums, so that loads do not wait for additions.
         const LANES: usize = 64;
         let mut sums = [0u32; LANES];

@@ -62,7 +62,7 @@ impl Kernel for Squares<'_> {
     type Output = f32;
 
     #[inline(always)]
-    fn run<const FUSED: bool>(self) -> f32 {
+    fn run(self) -> f32 {
         lanes(self.0)
     }
 }
@@ -101,7 +101,7 @@ impl Kernel for Scaled<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<const FUSED: bool>(self) {
+    fn run(self) {
         self.0.iter_mut().for_each(|value| *value *= self.1);
     }
 }

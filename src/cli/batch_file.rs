@@ -199,7 +199,11 @@ impl BatchFile {
         }
         let mut elements = Elements::new(vector.dtype);
         vector.read(&Piece::whole(&vector), &mut elements)?;
-        Ok(elements.values().into_owned())
+        let values = elements.values().into_owned();
+        match values.iter().position(|value| !value.is_finite()) {
+            None => Ok(values),
+            Some(at) => wrong(format!("{} in element {at}", values[at]), "finite elements".into()),
+        }
     }
 
     fn same_layers(&self, other: &Self) -> bool {
@@ -281,15 +285,15 @@ impl Output {
         Ok(pending)
     }
 
-    /// All files, complete, those without elements too.
-    pub(super) fn finish(mut self, batch: &BatchFile) -> Result<Vec<Complete>, Failure> {
+    /// All files, complete, those without elements too. A folder made for them goes with `self` where they have not
+    /// taken their places by then.
+    pub(super) fn finish(&mut self, batch: &BatchFile) -> Result<Vec<Complete>, Failure> {
         if let Some(last) = batch.files.len().checked_sub(1) {
             self.file(batch, last)?;
         }
         if let Some(pending) = self.current.take() {
             self.complete.push(pending.complete()?);
         }
-        // They are still beside their places, so the folder is not empty.
         Ok(std::mem::take(&mut self.complete))
     }
 }
@@ -360,11 +364,13 @@ pub(super) fn check_apart(option: &str, file: &Path, kind: &str, others: &[&Path
 
 /// Checks, before anything is read, that a mean can be put there.
 pub(super) fn check_mean_output(inputs: &[PathBuf], path: &Path) -> Result<(), Failure> {
-    let formats = match kind(inputs)? {
-        Kind::Npy => "a name that ends in .npy",
-        Kind::Safetensors => "a name that ends in .safetensors or .npy",
+    let (formats, fits) = match kind(inputs)? {
+        Kind::Npy => ("a name that ends in .npy", is(Kind::Npy, path)),
+        Kind::Safetensors => {
+            ("a name that ends in .safetensors or .npy", is(Kind::Npy, path) || is(Kind::Safetensors, path))
+        }
     };
-    if !(is(Kind::Npy, path) || formats.contains("safetensors") && is(Kind::Safetensors, path)) {
+    if !fits {
         return Err(Failure::Usage(format!(
             "got the output {}; expected {formats}; choose another -o",
             path.display()
@@ -377,6 +383,12 @@ pub(super) fn check_mean_output(inputs: &[PathBuf], path: &Path) -> Result<(), F
 pub(super) fn check_output(inputs: &[PathBuf], output: &Path) -> Result<(), Failure> {
     match kind(inputs)? {
         Kind::Npy => {
+            if is(Kind::Safetensors, output) {
+                return Err(Failure::Usage(format!(
+                    "got the output {} for an .npy; expected a name that ends in .npy; choose another -o",
+                    output.display()
+                )));
+            }
             // A name that is an input's as well has a better message behind this.
             if same_file(&inputs[0], output) { Ok(()) } else { output::check(output) }
         }

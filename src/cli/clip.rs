@@ -38,6 +38,8 @@ struct Clip<'a> {
     adapter: Option<&'a str>,
     why: &'a str,
     threshold: String,
+    /// Whether norms are those of differences from a centre.
+    centered: bool,
     clients: usize,
     params: usize,
     clipped: usize,
@@ -52,7 +54,7 @@ pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
     let batch = BatchFile::open(&args.inputs)?;
     let clipping = args.clipping.with_center(clipping, &batch)?;
     let state_file = args.clipping.threshold.state.as_deref();
-    let mut saved = SavedState::load(state_file, &clipping.threshold, &batch.layout, clipping.granularity)?;
+    let mut saved = SavedState::load(state_file, &clipping, &batch.layout)?;
     clipping.check(&batch.layout, &saved.state)?;
     let backend = args.backend.open()?;
 
@@ -75,6 +77,7 @@ pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
             adapter: report.ran.adapter.as_deref(),
             why: &report.ran.why,
             threshold: threshold::name(&clipping.threshold),
+            centered: clipping.center.is_some(),
             clients: batch.layout.clients(),
             params: batch.layout.params(),
             clipped: report.count(Status::Clipped),

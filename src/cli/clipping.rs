@@ -13,8 +13,8 @@ use super::threshold::ThresholdArgs;
 pub(super) struct ClippingArgs {
     #[command(flatten)]
     pub threshold: ThresholdArgs,
-    /// Clip around the vector in FILE, for example the server's model, instead of around zero: of one row, in
-    /// the format of the inputs.
+    /// Clip around the vector in FILE, for example the server's model, instead of around zero: an .npy or a
+    /// .safetensors of one row.
     #[arg(long, value_name = "FILE", conflicts_with = "per_coordinate")]
     center: Option<PathBuf>,
     /// Which clients may be clipped; all others are neither read nor changed.

@@ -42,6 +42,8 @@ struct Mean<'a> {
     adapter: Option<&'a str>,
     why: &'a str,
     threshold: String,
+    /// Whether norms are those of differences from a centre.
+    centered: bool,
     clients: usize,
     params: usize,
     /// Clients that are in the mean, and the sum of their weights.
@@ -64,7 +66,7 @@ pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
         None => Weights::Equal,
     };
     let state_file = args.clipping.threshold.state.as_deref();
-    let mut saved = SavedState::load(state_file, &clipping.threshold, &batch.layout, clipping.granularity)?;
+    let mut saved = SavedState::load(state_file, &clipping, &batch.layout)?;
     clipping.check(&batch.layout, &saved.state)?;
     let backend = args.backend.open()?;
 
@@ -88,6 +90,7 @@ pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
             adapter: report.ran.adapter.as_deref(),
             why: &report.ran.why,
             threshold: threshold::name(&clipping.threshold),
+            centered: clipping.center.is_some(),
             clients: batch.layout.clients(),
             params: batch.layout.params(),
             counted,

@@ -69,13 +69,13 @@ pub(super) fn read_numbers(path: &Path) -> Result<Vec<f64>, Failure> {
         let got = format!("an array of {} dimensions", file.described.shape.len());
         return Err(wrong(&got, "a vector, one number per client"));
     };
-    let decode: (usize, fn(&[u8]) -> f64) = match file.described.descr.trim_start_matches(['<', '=', '|']) {
-        "f4" => (4, |b| f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]]))),
-        "f8" => (8, |b| f64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]])),
-        "i4" => (4, |b| f64::from(i32::from_le_bytes([b[0], b[1], b[2], b[3]]))),
-        "u4" => (4, |b| f64::from(u32::from_le_bytes([b[0], b[1], b[2], b[3]]))),
-        "i8" => (8, |b| i64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]) as f64),
-        "u8" => (8, |b| u64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]) as f64),
+    let decode: (usize, Decode) = match file.described.descr.as_str() {
+        "<f4" | "=f4" => (4, |b| Ok(f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]])))),
+        "<f8" | "=f8" => (8, |b| Ok(f64::from_le_bytes(eight(b)))),
+        "<i4" | "=i4" => (4, |b| Ok(f64::from(i32::from_le_bytes([b[0], b[1], b[2], b[3]])))),
+        "<u4" | "=u4" => (4, |b| Ok(f64::from(u32::from_le_bytes([b[0], b[1], b[2], b[3]])))),
+        "<i8" | "=i8" => (8, |b| whole(i64::from_le_bytes(eight(b)).into())),
+        "<u8" | "=u8" => (8, |b| whole(u64::from_le_bytes(eight(b)).into())),
         _ => {
             let got = format!("elements of type '{}'", excerpt(&file.described.descr));
             return Err(wrong(&got, "'<f4', '<f8', '<i4', '<u4', '<i8' or '<u8'"));
@@ -87,7 +87,21 @@ pub(super) fn read_numbers(path: &Path) -> Result<Vec<f64>, Failure> {
     check_length(path, file.file.length, bytes as u64, &format!("({count},)"))?;
     let mut elements = Vec::new();
     file.reader.read_to_end(&mut elements).map_err(|e| Failure::unreadable(path, &e))?;
-    Ok(elements.chunks_exact(decode.0).map(decode.1).collect())
+    let decoded = elements.chunks_exact(decode.0).map(decode.1).collect::<Result<_, _>>();
+    decoded.map_err(|number| wrong(&format!("the number {number}"), "numbers that an f64 holds"))
+}
+
+/// A number from its bytes, or the number in words where an `f64` does not hold it.
+type Decode = fn(&[u8]) -> Result<f64, String>;
+
+fn eight(b: &[u8]) -> [u8; 8] {
+    [b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]
+}
+
+/// Rounded numbers would be other numbers, silently.
+fn whole(number: i128) -> Result<f64, String> {
+    let float = number as f64;
+    if float as i128 == number { Ok(float) } else { Err(number.to_string()) }
 }
 
 /// The header of a vector of so many `f32`.

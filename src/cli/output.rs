@@ -1,5 +1,7 @@
 //! What a command leaves: text on stdout, files by way of a temporary one.
 
+use std::collections::HashSet;
+use std::ffi::OsString;
 use std::fs;
 use std::io::{ErrorKind, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -66,7 +68,10 @@ impl Pending {
     pub(super) fn create(target: &Path) -> Result<Self, Failure> {
         check(target)?;
         // Through a symlink, so that what it names is replaced and not the link.
-        let target = fs::canonicalize(target).unwrap_or_else(|_| target.to_owned());
+        let target = fs::canonicalize(target).unwrap_or_else(|_| match place(target) {
+            Some((folder, name)) => folder.join(name),
+            None => target.to_owned(),
+        });
         let mut builder = tempfile::Builder::new();
         builder.prefix(".byzclip-").suffix(".partial");
         // Like any new file: readable as the umask allows, not for the owner alone.
@@ -95,6 +100,16 @@ impl Pending {
 
 /// Puts files in their places, over what was there. All are complete by now, and a signal waits.
 pub(super) fn finish(files: Vec<Complete>) -> Result<(), Failure> {
+    let mut targets = HashSet::new();
+    // By another spelling, or by way of a link: one would replace the other, and be lost.
+    if let Some(twice) = files.iter().find(|file| !targets.insert(&file.target)) {
+        return Err(Failure::content(
+            &twice.target,
+            "two outputs",
+            "one for each place",
+            "choose another place",
+        ));
+    }
     let _signals = TEMPORARY.lock().unwrap_or_else(PoisonError::into_inner);
     files.into_iter().try_for_each(|Complete { file, target }| {
         file.persist(&target).map_err(|e| Failure::unwritable(&target, &plain(e.error)))
@@ -108,10 +123,15 @@ fn plain(error: std::io::Error) -> std::io::Error {
 
 /// Checks that a file can be put there: its folder exists, and what it replaces is a file.
 pub(super) fn check(target: &Path) -> Result<(), Failure> {
-    const REMEDY: &str = "choose another -o";
+    const REMEDY: &str = "choose another place";
     if !folder(target).is_dir() {
         let got = format!("no folder {}", folder(target).display());
-        return Err(Failure::content(target, &got, "a folder that exists", "create it or choose another -o"));
+        return Err(Failure::content(
+            target,
+            &got,
+            "a folder that exists",
+            "create it or choose another place",
+        ));
     }
     match (fs::metadata(target), fs::symlink_metadata(target)) {
         (Ok(there), _) if there.is_dir() => Err(Failure::content(target, "a folder", "a file name", REMEDY)),
@@ -133,8 +153,12 @@ fn folder(target: &Path) -> &Path {
 
 /// Whether two paths name the same place, where there may be no file yet.
 pub(super) fn same_place(a: &Path, b: &Path) -> bool {
-    let place = |path: &Path| Some((fs::canonicalize(folder(path)).ok()?, path.file_name()?.to_owned()));
     matches!((place(a), place(b)), (Some(a), Some(b)) if a == b)
+}
+
+/// The folder of a path by its one true name, and the path's name in it.
+fn place(path: &Path) -> Option<(PathBuf, OsString)> {
+    Some((fs::canonicalize(folder(path)).ok()?, path.file_name()?.to_owned()))
 }
 
 /// Whether two paths are the same file, by any name.

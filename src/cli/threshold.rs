@@ -1,13 +1,14 @@
 //! Thresholds on the command line, and the file that remembers them between calls.
 
-use std::io::ErrorKind;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use byzclip::threshold::{Adaptive, State};
-use byzclip::{Granularity, Layout, Threshold};
+use byzclip::{Clipping, Granularity, Layout, Threshold};
 use serde::{Deserialize, Serialize};
 
 use super::failure::Failure;
+use super::input_file;
 use super::output::{Complete, Pending};
 use super::{options, rows};
 
@@ -185,13 +186,30 @@ pub(super) fn name(threshold: &Threshold) -> String {
 struct StateFile {
     byzclip_state: u32,
     threshold: String,
+    /// What the threshold looked at.
+    #[serde(default)]
+    norms: String,
     clients: usize,
     spans: usize,
     words: Vec<u32>,
 }
 
 /// The version of the file's format.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+
+/// Bytes of the longest state: two million norms in decimal, and room to spare.
+const LONGEST: u64 = 64 << 20;
+
+/// What a threshold looks at: norms of another kind say nothing about these.
+fn kind_of_norms(clipping: &Clipping) -> &'static str {
+    match (clipping.granularity, clipping.center.is_some()) {
+        (Granularity::Row, false) => "norms of updates",
+        (Granularity::Row, true) => "norms of differences from a centre",
+        (Granularity::Segment, false) => "norms of layers",
+        (Granularity::Segment, true) => "norms of layers' differences from a centre",
+        (Granularity::Coordinate, _) => "largest magnitudes",
+    }
+}
 
 /// A threshold's state, and the file it is kept in.
 pub(super) struct SavedState<'a> {
@@ -204,29 +222,35 @@ impl<'a> SavedState<'a> {
     /// The state in the file, or a new one where there is no file or none was named.
     pub(super) fn load(
         path: Option<&'a Path>,
-        threshold: &Threshold,
+        clipping: &Clipping,
         layout: &Layout,
-        granularity: Granularity,
     ) -> Result<Self, Failure> {
         let mut saved = Self {
             state: State::default(),
             path,
             described: StateFile {
                 byzclip_state: VERSION,
-                threshold: name(threshold),
+                threshold: name(&clipping.threshold),
+                norms: kind_of_norms(clipping).into(),
                 clients: layout.clients(),
-                spans: layout.span_count(granularity),
+                spans: layout.span_count(clipping.granularity),
                 words: Vec::new(),
             },
         };
         let Some(path) = path else { return Ok(saved) };
-        let text = match std::fs::read(path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(saved),
-            Err(error) => {
-                return Err(Failure::unreadable(path, &error));
-            }
+        let (file, reader) = match input_file::open(path, "a state that byzclip wrote") {
+            Ok(opened) => opened,
+            Err(_) if matches!(path.try_exists(), Ok(false)) => return Ok(saved),
+            Err(failure) => return Err(failure),
         };
+        if file.length > LONGEST {
+            let got = format!("{} bytes", file.length);
+            let expected = format!("a state that byzclip wrote, of at most {LONGEST}");
+            return Err(Failure::content(path, &got, &expected, "name another file"));
+        }
+        let mut text = Vec::new();
+        let read = reader.take(LONGEST).read_to_end(&mut text);
+        read.map_err(|error| Failure::unreadable(path, &error))?;
         let file: StateFile = serde_json::from_slice(&text).map_err(|e| {
             Failure::content(
                 path,
@@ -269,6 +293,9 @@ impl StateFile {
         }
         if file.threshold != self.threshold {
             return other(format!("the state of {}", file.threshold), format!("that of {}", self.threshold));
+        }
+        if file.norms != self.norms {
+            return other(format!("a state from {}", file.norms), format!("one from {}", self.norms));
         }
         if file.words.is_empty() && self.spans > 0 {
             return other("a state without words".into(), "the words that byzclip wrote".into());

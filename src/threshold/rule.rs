@@ -12,8 +12,8 @@ use crate::numerics::power_of_two;
 /// Marks a place in a history where no norm is: the row was zeroed, out of scope, or the round is to come.
 pub(crate) const NO_NORM: u32 = u32::MAX;
 
-/// The greatest norm, 2^31 elements of the greatest `f32` rounded up, has the exponent 144.
-const GREATEST_NORM: u32 = (144 + 127) << 23;
+/// The greatest norm: 2^31 differences of 2^129, rounded up, are below 2^145.
+const GREATEST_NORM: u32 = (145 + 127) << 23;
 
 /// Norms that one rule may look at, history included: what one workgroup can walk through.
 pub(crate) const MOST_NORMS: usize = 1 << 21;
@@ -201,11 +201,11 @@ impl Source {
         norms: &Norms,
         state: &mut State,
     ) -> Result<Vec<f32>> {
+        self.prepare(state)?;
         let (groups, rule) = match self {
             Self::Given(bounds) => return Ok(bounds.clone()),
             Self::Computed { groups, rule } => (groups, rule),
         };
-        self.prepare(state)?;
         let spans = norms.spans(granularity);
         let mut row_of = vec![0; spans.len()];
         for row in 0..layout.clients() {

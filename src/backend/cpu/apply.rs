@@ -33,7 +33,7 @@ impl Kernel for Clamp<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<const FUSED: bool>(self) {
+    fn run(self) {
         self.values.iter_mut().for_each(|value| *value = clamped(*value, self.bound));
     }
 }
@@ -48,7 +48,7 @@ impl Kernel for ScaleAround<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<const FUSED: bool>(self) {
+    fn run(self) {
         let pairs = self.values.iter_mut().zip(self.center);
         pairs.for_each(|(value, &center)| *value = scaled_around(*value, center, self.factor));
     }
@@ -70,7 +70,7 @@ impl Kernel for Scale<'_> {
     /// A product of two `f32` is rounded to 24 bits either way as long as it is above the smallest normal number: below,
     /// `f32` rounds to fewer bits, and the contract makes a zero. The smallest normal number itself may be either.
     #[inline(always)]
-    fn run<const FUSED: bool>(self) {
+    fn run(self) {
         let factor = self.factor;
         let single = factor as f32;
         if single < f32::MIN_POSITIVE {

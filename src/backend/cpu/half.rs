@@ -4,7 +4,7 @@
 
 use rayon::prelude::*;
 
-use super::f16c;
+use super::f16;
 use super::simd::{Kernel, vectorised};
 use super::sum::{FastSum, Values};
 use super::{Batch, Cpu, SEQUENTIAL, TASK, rows_mut, rows_of_task};
@@ -35,7 +35,7 @@ impl<'a> Halves<'a> {
         for block in self.bits.chunks(BLOCK) {
             let widened = &mut widened[..block.len()];
             // Squares have no signs, and need none.
-            if self.half != Half::F16 || !f16c::widen(block, widened) {
+            if self.half != Half::F16 || !f16::widen(block, widened) {
                 vectorised(Widen::<false> { half: self.half, bits: block, values: widened });
             }
             let of_block = work(widened);
@@ -91,14 +91,14 @@ impl Kernel for Largest<'_> {
     type Output = u16;
 
     #[inline(always)]
-    fn run<const FUSED: bool>(self) -> u16 {
+    fn run(self) -> u16 {
         self.0.iter().fold(0, |most, bits| most.max(bits & 0x7fff))
     }
 }
 
 /// Writes the values of halves.
 pub(super) fn widen(half: Half, bits: &[u16], values: &mut [f32]) {
-    if half != Half::F16 || !f16c::widen(bits, values) {
+    if half != Half::F16 || !f16::widen(bits, values) {
         vectorised(Widen::<true> { half, bits, values });
     }
 }
@@ -114,7 +114,7 @@ impl<const SIGNED: bool> Kernel for Widen<'_, SIGNED> {
 
     /// A loop for each format, so that each is vectorised for itself.
     #[inline(always)]
-    fn run<const FUSED: bool>(self) {
+    fn run(self) {
         let mask = if SIGNED { 0xffff } else { 0x7fff };
         let pairs = self.values.iter_mut().zip(self.bits);
         match self.half {
@@ -147,7 +147,7 @@ impl Kernel for Clamp<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<const FUSED: bool>(self) {
+    fn run(self) {
         self.values.iter_mut().for_each(|bits| *bits = self.half.clamped(*bits, self.bound));
     }
 }
@@ -165,7 +165,7 @@ impl Kernel for Scale<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<const FUSED: bool>(self) {
+    fn run(self) {
         match self.half {
             Half::F16 => scale(self.values, self.factor, Half::F16),
             Half::Bf16 => scale(self.values, self.factor, Half::Bf16),
@@ -192,7 +192,7 @@ fn scale(values: &mut [u16], factor: f64, half: Half) {
 #[inline(always)]
 fn scale_fast(bits: &[u16], factor: f32, scaled: &mut [u16], half: Half) -> bool {
     if half == Half::F16
-        && let Some(certain) = f16c::scale(bits, factor, scaled)
+        && let Some(certain) = f16::scale(bits, factor, scaled)
     {
         return certain;
     }

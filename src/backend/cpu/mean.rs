@@ -76,6 +76,10 @@ impl<'a> MeanBatch<'a> {
 
     /// Writes the means of all coordinates, by the threads of the pool that this runs in.
     pub(super) fn mean(&self, mean: &mut [f32]) {
+        if let (Some(center), true) = (&self.clipping.center, self.divisor.is_zero()) {
+            mean.copy_from_slice(center);
+            return;
+        }
         let strips = self.strips(mean);
         if self.layout.elements() <= SEQUENTIAL {
             strips.into_iter().for_each(|strip| self.mean_of(strip));

@@ -5,10 +5,10 @@
 //! - `squares.rs`, `simd.rs`: the vectors of this processor.
 //! - `apply.rs`: the clip stage on part of a span.
 //! - `mean.rs`: the mean of clipped rows.
-//! - `half.rs`, `f16c.rs`: rows in half precision.
+//! - `half.rs`, `f16.rs`: rows in half precision.
 
 mod apply;
-mod f16c;
+mod f16;
 mod half;
 mod mean;
 pub(crate) mod simd;

@@ -5,8 +5,7 @@
 pub(crate) trait Kernel {
     type Output;
 
-    /// With `FUSED` a multiplication and an addition may be one instruction; that may change no result.
-    fn run<const FUSED: bool>(self) -> Self::Output;
+    fn run(self) -> Self::Output;
 }
 
 /// Runs a kernel with the widest vectors that the processor has.
@@ -29,17 +28,17 @@ pub(crate) fn vectorised<K: Kernel>(kernel: K) -> K::Output {
             return unsafe { avx2(kernel) };
         }
     }
-    kernel.run::<false>()
+    kernel.run()
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
 fn avx512<K: Kernel>(kernel: K) -> K::Output {
-    kernel.run::<true>()
+    kernel.run()
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 fn avx2<K: Kernel>(kernel: K) -> K::Output {
-    kernel.run::<true>()
+    kernel.run()
 }

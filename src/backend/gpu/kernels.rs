@@ -161,7 +161,13 @@ pub(crate) const KERNELS: [Kernel; 9] = [
     Kernel {
         name: "mean_weights",
         file: "mean",
-        bindings: &[(Decisions, Read), (Strip, Uniform), (Weights, Read), (WeightSum, ReadWrite)],
+        bindings: &[
+            (Decisions, Read),
+            (Run, Read),
+            (Strip, Uniform),
+            (Weights, Read),
+            (WeightSum, ReadWrite),
+        ],
         grid: Grid::Weights,
     },
     Kernel {

@@ -51,6 +51,7 @@ pub(super) struct Source<'a> {
     pub tiles: &'a wgpu::Buffer,
     pub columns: &'a wgpu::Buffer,
     pub decisions: &'a wgpu::Buffer,
+    pub run: &'a wgpu::Buffer,
     pub centered: bool,
 }
 
@@ -62,6 +63,10 @@ impl Source<'_> {
 
 /// The weighted mean of a plan's clipped rows, `[clients, params]` to `[params]`, made once and recorded
 /// behind the plan's threshold stage; [`aggregate::mean`](crate::aggregate::mean) specifies it.
+///
+/// Where it has nothing to average, because no row counts, no threshold stage ran, or a row is refused under
+/// [`NonFinite::Error`](crate::NonFinite::Error), the buffer holds the centre, or zeros without one: copied to be the next
+/// centre, that changes nothing.
 ///
 /// It clips on the way and writes no row, so it takes the place of [`Plan::record_clip`](super::Plan::record_clip):
 /// recorded behind that, it would clip rows a second time.
@@ -88,6 +93,8 @@ pub struct MeanPlan {
     context: GpuContext,
     clients: usize,
     params: usize,
+    /// The buffer that holds the centre, and where, in bytes.
+    center: Option<(wgpu::Buffer, u64)>,
     buffers: Buffers,
     steps: Vec<Step>,
     recorded: AtomicBool,
@@ -121,7 +128,10 @@ impl MeanPlan {
             steps(&context, pipelines, source, &buffers, &cut)
         })?;
         let (clients, params) = (source.layout.clients(), source.layout.params());
-        let plan = Self { clients, params, buffers, steps, recorded: AtomicBool::new(false), context };
+        let center =
+            source.centered.then(|| (source.columns.clone(), source.geometry.columns.len() as u64 * 4));
+        let plan =
+            Self { clients, params, center, buffers, steps, recorded: AtomicBool::new(false), context };
         let words = STRIP_BYTES as usize / size_of::<Strip>();
         let mut strips = vec![Strip::zeroed(); cut.strips.len() * words];
         cut.strips.iter().enumerate().for_each(|(i, strip)| strips[i * words] = *strip);
@@ -143,8 +153,12 @@ impl MeanPlan {
         self.recorded.store(true, Ordering::Release);
         encoder.clear_buffer(&self.buffers.weight_sum, 0, None);
         if self.steps.is_empty() {
-            // Without rows the mean is zeros.
+            // Without rows the mean is the centre, or zeros.
             encoder.clear_buffer(&self.buffers.means, 0, None);
+            if let Some((columns, start)) = &self.center {
+                let bytes = (self.params * 4) as u64;
+                encoder.copy_buffer_to_buffer(columns, *start, &self.buffers.means, 0, bytes);
+            }
         }
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
             label: Some("byzclip mean"),
@@ -161,30 +175,32 @@ impl MeanPlan {
 
     /// Reads the mean of the last submitted run back, waiting for the device.
     ///
-    /// Under [`NonFinite::Error`](crate::NonFinite::Error) read the plan's report first: the mean is of no use
-    /// where that is an error.
-    ///
     /// # Errors
-    /// [`Error::NotRecorded`]; errors of the device.
+    /// [`Error::NotRecorded`], also where no threshold stage was submitted; [`Error::NonFinite`] with the first row that
+    /// the policy refuses; errors of the device.
     pub fn read_blocking(&self) -> Result<Vec<f32>> {
         const DURING: &str = "reading the mean";
         if !self.recorded.load(Ordering::Acquire) {
             return Err(Error::NotRecorded);
         }
         let (bytes, summed) = (self.buffers.means.size(), WEIGHT_CELLS * 4);
-        let staging = self.context.staging("the mean", bytes + 4)?;
+        let staging = self.context.staging("the mean", bytes + 8)?;
         self.context.submit(DURING, |encoder| {
             encoder.copy_buffer_to_buffer(&self.buffers.means, 0, &staging, 0, bytes);
-            encoder.copy_buffer_to_buffer(&self.buffers.weight_sum, summed, &staging, bytes, 4);
+            encoder.copy_buffer_to_buffer(&self.buffers.weight_sum, summed, &staging, bytes, 8);
         })?;
         let read = |read: &[u8]| {
-            let (mean, summed) = read.split_at(bytes as usize);
-            (bytemuck::pod_collect_to_vec::<u8, f32>(mean), summed != [0; 4])
+            let (mean, rest) = read.split_at(bytes as usize);
+            let rest = bytemuck::pod_collect_to_vec::<u8, u32>(rest);
+            (bytemuck::pod_collect_to_vec::<u8, f32>(mean), rest[0], rest[1])
         };
-        let read = read_mapped(&staging, bytes + 4, DURING, read);
-        let (mut mean, summed) = self.context.wait_for(read, DURING)?;
-        if !summed && !self.steps.is_empty() {
+        let read = read_mapped(&staging, bytes + 8, DURING, read);
+        let (mut mean, summed, refusal) = self.context.wait_for(read, DURING)?;
+        if summed == 0 && !self.steps.is_empty() {
             return Err(Error::NotRecorded);
+        }
+        if refusal != 0 {
+            return Err(Error::NonFinite { row: (u32::MAX - refusal) as usize });
         }
         mean.truncate(self.params);
         Ok(mean)
@@ -219,25 +235,35 @@ impl Cut {
         let windows = geometry.windows.iter().flat_map(|window| parts(window, tiles_per_row as u64));
         let mut cut = Self { windows: windows.collect(), strips: Vec::new() };
         let longest = if cut.windows.len() > 1 { STRIP } else { u64::MAX };
+        let mut needed = 0;
         let ends = geometry.columns.iter().skip(1).copied().chain([source.layout.params() as u32]);
         for (tile, (&first, end)) in geometry.columns.iter().zip(ends).enumerate() {
             let count = end - first;
             let blocks = count.div_ceil(workgroup);
+            // A strip has as many workgroups for each tile as its largest one needs: no more than half may be idle.
+            needed += blocks;
+            let fits = |strip: &Strip| {
+                let all = (strip.tiles + 1) * strip.blocks.max(blocks);
+                u64::from(strip.length + count) <= longest && all <= 2 * needed
+            };
             match cut.strips.last_mut() {
-                Some(strip) if u64::from(strip.length + count) <= longest => {
+                Some(strip) if fits(strip) => {
                     strip.tiles += 1;
                     strip.length += count;
                     strip.blocks = strip.blocks.max(blocks);
                 }
-                _ => cut.strips.push(Strip {
-                    clients: clients as u32,
-                    spans_per_row: source.layout.spans_of(source.granularity, 0).len() as u32,
-                    tiles_per_row: tiles_per_row as u32,
-                    first_tile: tile as u32,
-                    tiles: 1,
-                    blocks,
-                    first,
-                    length: count,
+                _ => cut.strips.push({
+                    needed = blocks;
+                    Strip {
+                        clients: clients as u32,
+                        spans_per_row: source.layout.spans_of(source.granularity, 0).len() as u32,
+                        tiles_per_row: tiles_per_row as u32,
+                        first_tile: tile as u32,
+                        tiles: 1,
+                        blocks,
+                        first,
+                        length: count,
+                    }
                 }),
             }
         }
@@ -308,7 +334,7 @@ impl Buffers {
         Ok(Self {
             strips: context.buffer("the strips of the mean", strips * STRIP_BYTES, uniform)?,
             weights: words("the weights", layout.clients() as u64, storage)?,
-            weight_sum: words("the sum of the weights", WEIGHT_CELLS + 1, read)?,
+            weight_sum: words("the sum of the weights", WEIGHT_CELLS + 2, read)?,
             sums: words("the sums of coordinates", cut.sums(), storage)?,
             means: words("the mean", layout.params() as u64, read)?,
         })
@@ -329,6 +355,7 @@ impl Buffers {
                 (&self.strips, start..start + size_of::<Strip>() as u64)
             }
             (Resource::Decisions, _) => (source.decisions, 0..source.decisions.size()),
+            (Resource::Run, _) => (source.run, 0..source.run.size()),
             (Resource::Weights, _) => (&self.weights, 0..self.weights.size()),
             (Resource::WeightSum, _) => (&self.weight_sum, 0..self.weight_sum.size()),
             (Resource::Columns, _) => (source.columns, 0..source.columns.size()),

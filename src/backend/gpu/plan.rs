@@ -391,6 +391,7 @@ impl Plan {
             tiles: &self.buffers.tiles,
             columns: &self.buffers.columns,
             decisions: &self.buffers.decisions,
+            run: &self.buffers.run,
             centered: self.centered,
         };
         MeanPlan::new(&self.context, &source, weights)
@@ -567,7 +568,9 @@ impl Plan {
     pub(super) fn write_decisions(&self, decisions: &[Decision]) -> Result<()> {
         let all: Vec<_> =
             decisions.iter().map(|decision| DeviceDecision::from_host(decision, self.granularity)).collect();
-        self.upload(self.buffers.decisions.clone(), bytemuck::cast_slice(&all))
+        self.upload(self.buffers.decisions.clone(), bytemuck::cast_slice(&all))?;
+        // As if a run had made them; what is refused was so before they came.
+        self.upload_at(&self.buffers.run, 0, bytemuck::cast_slice(&[0, 0, 1 + policy_code(NonFinite::Zero)]))
     }
 
     /// Where the centre begins in the buffer of columns, in bytes.
@@ -650,7 +653,7 @@ impl Buffers {
             columns: make(
                 "the columns and the centre",
                 (geometry.columns.len() + center).max(1) * 4,
-                storage,
+                storage | wgpu::BufferUsages::COPY_SRC,
             )?,
             spans: make("the list of spans", spans * size_of::<Span>(), storage)?,
             partials: make("the partial sums", geometry.slots.max(1) * 12, storage)?,
