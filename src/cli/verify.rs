@@ -2,7 +2,7 @@
 
 mod cases;
 
-use byzclip::{Backend, Cpu, Reference, Report};
+use byzclip::{Backend, Cpu, Half, Reference, Report, Weights};
 use serde::Serialize;
 
 use self::cases::Case;
@@ -19,6 +19,9 @@ pub(super) struct Args {
     inject_fault: bool,
 }
 
+/// Params of the longest rows that a mean is taken of.
+const LONGEST_MEAN: usize = 2048;
+
 /// A backend under test, with a name for its column.
 struct Subject {
     name: String,
@@ -27,10 +30,13 @@ struct Subject {
     backend: Box<dyn Backend>,
 }
 
-/// What a backend made of a case.
+/// What a backend made of a case: the clipped batch, the mean of its clipped rows, and the batch in half precision.
 struct Answer {
     data: Vec<f32>,
     report: Result<Report, byzclip::Error>,
+    mean: Result<Vec<f32>, byzclip::Error>,
+    halves: Vec<u16>,
+    report_of_halves: Result<Report, byzclip::Error>,
 }
 
 #[derive(Serialize)]
@@ -168,7 +174,17 @@ fn no_adapter_to_spoil() -> Failure {
 fn answer(backend: &dyn Backend, case: &Case) -> Answer {
     let mut data = case.data.clone();
     let report = backend.run(&case.layout, &mut data, &case.clipping);
-    Answer { data, report }
+    let weights = Weights::PerRow((0..case.layout.clients()).map(|row| (row % 5) as f32).collect());
+    // Of long rows in the smallest windows it would be thousands of dispatches over all coordinates each.
+    let mean = if case.layout.params() > LONGEST_MEAN {
+        Ok(Vec::new())
+    } else {
+        backend.run_mean(&case.layout, &case.data, &case.clipping, &weights).map(|(mean, _)| mean)
+    };
+    let half = if case.class.is_multiple_of(2) { Half::F16 } else { Half::Bf16 };
+    let mut halves: Vec<u16> = case.data.iter().map(|value| half.truncate(*value)).collect();
+    let report_of_halves = backend.run_half(&case.layout, half, &mut halves, &case.clipping);
+    Answer { data, report, mean, halves, report_of_halves }
 }
 
 /// Flips the lowest bit of one value that the clip stage has written, or of the first.
@@ -181,24 +197,50 @@ fn spoil(answer: &mut Answer) {
 
 /// The first difference, in words.
 fn difference(got: &Answer, expected: &Answer, of: &str) -> Option<String> {
-    match (&got.report, &expected.report) {
+    let bits = |values: &[f32]| -> Vec<u32> { values.iter().map(|value| value.to_bits()).collect() };
+    let of_means = || match (&got.mean, &expected.mean) {
+        (Ok(got), Ok(expected)) => different_bits(&bits(got), &bits(expected), "element of the mean", of),
+        (got, expected) => different_errors(got.as_ref().err(), expected.as_ref().err(), of),
+    };
+    different_reports(&got.report, &expected.report, of)
+        .or_else(|| different_bits(&bits(&got.data), &bits(&expected.data), "element", of))
+        .or_else(of_means)
+        .or_else(|| different_reports(&got.report_of_halves, &expected.report_of_halves, of))
+        .or_else(|| different_bits(&got.halves, &expected.halves, "half", of))
+}
+
+fn different_reports(
+    got: &Result<Report, byzclip::Error>,
+    expected: &Result<Report, byzclip::Error>,
+    of: &str,
+) -> Option<String> {
+    match (got, expected) {
         (Ok(got), Ok(expected)) => {
             let differs = |row: &usize| !same_row(&got.rows[*row], &expected.rows[*row]);
-            if let Some(row) = (0..expected.rows.len()).find(differs) {
-                return Some(format!(
-                    "row {row}: got {:?}, {of} has {:?}",
-                    got.rows[row], expected.rows[row]
-                ));
-            }
+            let row = (0..expected.rows.len()).find(differs)?;
+            Some(format!("row {row}: got {:?}, {of} has {:?}", got.rows[row], expected.rows[row]))
         }
-        (Err(got), Err(expected)) if got == expected => {}
-        (got, expected) => {
-            return Some(format!("got {:?}, {of} has {:?}", got.as_ref().err(), expected.as_ref().err()));
-        }
+        (got, expected) => different_errors(got.as_ref().err(), expected.as_ref().err(), of),
     }
-    let element = (0..expected.data.len()).find(|&i| got.data[i].to_bits() != expected.data[i].to_bits())?;
-    let (got, expected) = (got.data[element].to_bits(), expected.data[element].to_bits());
-    Some(format!("element {element}: got the bits {got:08x}, {of} has {expected:08x}"))
+}
+
+fn different_errors(
+    got: Option<&byzclip::Error>,
+    expected: Option<&byzclip::Error>,
+    of: &str,
+) -> Option<String> {
+    (got != expected).then(|| format!("got {got:?}, {of} has {expected:?}"))
+}
+
+fn different_bits<T: PartialEq + std::fmt::LowerHex>(
+    got: &[T],
+    expected: &[T],
+    what: &str,
+    of: &str,
+) -> Option<String> {
+    let i = (0..expected.len()).find(|&i| got.get(i) != Some(&expected[i]))?;
+    let shown = got.get(i).map_or_else(|| "nothing".into(), |got| format!("the bits {got:08x}"));
+    Some(format!("{what} {i}: got {shown}, {of} has {:08x}", expected[i]))
 }
 
 fn same_row(got: &byzclip::RowReport, expected: &byzclip::RowReport) -> bool {
@@ -237,7 +279,7 @@ impl Verdict {
 impl Verification {
     fn table(&self, subjects: &[Subject]) -> String {
         let mut text = format!(
-            "{} batches, every norm, factor, status and value against exact arithmetic, bit for bit\n\n",
+            "{} batches, every norm, factor, status, value and mean, of f32 and of halves, against exact\narithmetic, bit for bit\n\n",
             self.cases
         );
         let mut head = vec!["backend", "strategy"];

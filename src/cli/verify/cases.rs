@@ -55,7 +55,7 @@ fn clippings(layout: &Layout, bound: f32) -> Vec<(&'static str, Clipping)> {
     let modes = [AdversaryMode::None, AdversaryMode::GradAscent, AdversaryMode::LabelFlip];
     let modes = (0..clients).map(|row| modes[row % 3]).collect();
     let every_other = (0..clients).step_by(2).collect();
-    vec![
+    let mut clippings = vec![
         ("fixed", Clipping::fixed(bound)),
         ("per row", Clipping::per_row(per_row)),
         ("per layer", Clipping::fixed(bound * 0.5).granularity(Granularity::Segment)),
@@ -68,7 +68,14 @@ fn clippings(layout: &Layout, bound: f32) -> Vec<(&'static str, Clipping)> {
             "rows, refused",
             Clipping::fixed(bound).scope(Scope::Rows(every_other)).non_finite(NonFinite::Error),
         ),
-    ]
+    ];
+    // Rows of one length have a centre: of the size of the bound, and of both signs.
+    if (0..clients).all(|row| layout.row(row).len() == layout.params()) {
+        let signed = |i: usize| bound * [0.01, -0.02, 0.0, 0.3][i % 4];
+        let center: Vec<f32> = (0..layout.params()).map(signed).collect();
+        clippings.push(("around a centre", Clipping::fixed(bound).around(center)));
+    }
+    clippings
 }
 
 /// A bound near the norms of the class.
