@@ -45,7 +45,7 @@ fn norms_are_right(context: &GpuContext, fast: FastSums) -> Result<bool> {
     // As short rows and as long ones: the kernels differ.
     for short_row in [0, PARAMS as u32] {
         let mut context = context.clone();
-        context.tuning.short_row = short_row;
+        (context.tuning.short_row, context.tuning.short_rows) = (short_row, 0);
         context.fast_sums = std::sync::Arc::new(std::sync::OnceLock::from(fast == FastSums::Allowed));
         if !sums_are_right(&context)? {
             return Ok(false);

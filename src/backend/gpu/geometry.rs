@@ -128,8 +128,10 @@ impl Geometry {
             .spans
             .iter()
             .all(|span| span.end.next_multiple_of(4) <= placement.length || span.is_empty());
+        let longest = placement.spans.iter().map(|span| span.end - span.start).max().unwrap_or(0);
         let short = granularity != Granularity::Segment
-            && placement.spans.iter().all(|span| !span.is_empty() && tuning.is_short(span.end - span.start));
+            && placement.spans.iter().all(|span| !span.is_empty())
+            && tuning.are_short(placement.spans.len(), longest);
         let mut geometry = Self {
             spans: Vec::new(),
             bounded: placement.spans.len(),

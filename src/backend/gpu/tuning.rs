@@ -29,8 +29,10 @@ pub struct Tuning {
     pub window: u64,
     /// Whether elements are read and written four at a time where the layout allows it.
     pub wide: bool,
-    /// Where no row is longer than this, nor than a tile, workgroups take many rows each; 0: never.
+    /// Where no row is longer than this, nor than a tile, workgroups take several rows each; 0: never.
     pub short_row: u32,
+    /// Fewer rows than this count as long ones, because they would be too few workgroups.
+    pub short_rows: u32,
     /// Invocations that then share a row: a power of two; a workgroup where it has fewer.
     pub row_lanes: u32,
     /// Workgroups that look for norms which the fast sums left open; there are more where that could be too many
@@ -60,6 +62,7 @@ impl Tuning {
             window: (128 << 20) / 4,
             wide: true,
             short_row: 512,
+            short_rows: 1024,
             row_lanes: 8,
             exact_workgroups: 512,
             force_exact: false,
@@ -79,7 +82,9 @@ impl Tuning {
             tuning.span_workgroup = tuning.workgroup;
             // There a branch that is not taken is run all the same, masked: what is cheapest is few workgroups.
             tuning.row_lanes = 1;
-            tuning.short_row = 2048;
+            tuning.short_row = 1 << 14;
+            tuning.short_rows = 32 * tuning.workgroup;
+            tuning.tile = 1 << 14;
             tuning.exact_workgroups = 16;
             tuning.doubles = features.contains(wgpu::Features::SHADER_F64);
         }
@@ -160,9 +165,9 @@ impl Tuning {
         self.row_lanes.min(self.workgroup)
     }
 
-    /// Whether rows of this length are short ones.
-    pub(super) fn is_short(&self, length: u64) -> bool {
-        length <= u64::from(self.short_row.min(self.tile))
+    /// Whether so many rows, none of them longer than this, are short ones.
+    pub(super) fn are_short(&self, rows: usize, longest: u64) -> bool {
+        rows as u64 >= u64::from(self.short_rows) && longest <= u64::from(self.short_row.min(self.tile))
     }
 
     /// A bound of the fast sum's relative error, in units of 2^-48, for a span of this many tiles, or a short one.
@@ -180,8 +185,8 @@ impl Tuning {
             (groups.div_ceil(self.workgroup), joins)
         };
         let (own, chains) = if self.doubles {
-            // A sum's f64 roundings, 32 of them to a unit, and its way to a pair.
-            (8 + each / 16, 0)
+            // f64 roundings, a quarter as many as groups, 32 to a unit, and the way to a pair; twice as much.
+            (8 + each.div_ceil(64), 0)
         } else {
             // The chains of eight squares, or of differences, and one behind them.
             (if centered { 64 + 256 } else { 64 }, each.div_ceil(8) + 4)
@@ -206,5 +211,62 @@ impl Tuning {
     /// Additions in a row that join the sums of a workgroup.
     fn joins(&self, workgroup: u32) -> u32 {
         if self.subgroups { 8 + workgroup.div_ceil(self.subgroup_min) } else { workgroup.ilog2() + 1 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Tunings with workgroups of all sizes.
+    fn tunings() -> impl Iterator<Item = Tuning> {
+        [1, 4, 8, 32, 256].into_iter().flat_map(|workgroup| {
+            [1, 16, 512].map(|exact_workgroups| Tuning {
+                workgroup,
+                span_workgroup: workgroup,
+                exact_workgroups,
+                ..Tuning::portable()
+            })
+        })
+    }
+
+    #[test]
+    fn no_invocation_goes_round_its_loops_more_often_than_lavapipe_lets_it() {
+        for tuning in tunings() {
+            for (tiles, longest) in [(1, 3), (100, 8192), (100_000, 100), (5_000_000, 8), (130_000, 1 << 16)]
+            {
+                let workgroups = tuning.exact_tile_workgroups(tiles, longest);
+                // Of a tile: its groups, and the limbs in each of four loops.
+                let turns = longest.div_ceil(4).div_ceil(u64::from(tuning.workgroup)) + 4 * 40;
+                assert!(
+                    tiles.div_ceil(workgroups) * turns < 60_000,
+                    "{tiles} tiles of {longest}: {tuning:?}"
+                );
+                let spans = tuning.exact_span_workgroups(tiles) * u64::from(tuning.span_workgroup);
+                // Of a span: three times the limbs, and the bits of a root.
+                assert!(tiles.div_ceil(spans) * (3 * 40 + 25) < 60_000, "{tiles} spans: {tuning:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_open_costs_few_workgroups() {
+        let tuning = Tuning { exact_workgroups: 16, ..Tuning::portable() };
+        assert_eq!(tuning.exact_tile_workgroups(1000, 8192), 16);
+        assert_eq!(tuning.exact_tile_workgroups(3, 8192), 3);
+        assert_eq!(tuning.exact_span_workgroups(1000), 16);
+        assert_eq!(tuning.exact_span_workgroups(65), 2);
+    }
+
+    #[test]
+    fn sums_in_f64_lose_less_than_pairs() {
+        let pairs = Tuning::portable();
+        let doubles = Tuning { doubles: true, ..pairs.clone() };
+        for (tiles, length, short, centered) in
+            [(1, 1, true, false), (1, 8192, false, true), (30_000, 1 << 28, false, false)]
+        {
+            let units = |tuning: &Tuning| tuning.error_units(tiles, length, short, centered);
+            assert!(units(&doubles) < units(&pairs), "{tiles} tiles of {length}");
+        }
     }
 }
