@@ -78,6 +78,34 @@ fn norms_spans(
     }
 }
 
+// Where no span has many tiles: an invocation to each.
+@compute @workgroup_size(WORKGROUP)
+fn norms_few(
+    @builtin(local_invocation_index) local: u32,
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) workgroups: vec3<u32>,
+) {
+    let index = linear(workgroup, workgroups) * WORKGROUP + local;
+    if index >= params.spans {
+        return;
+    }
+    let span = spans[index];
+    var sum = Partial(0.0, 0.0, 0u);
+    if span.in_scope != 0u {
+        for (var slot = 0u; slot < span.slot_count; slot++) {
+            let partial = partials[span.first_slot + slot];
+            let joined = add_pairs(Pair(sum.high, sum.low), Pair(partial.high, partial.low));
+            sum = Partial(joined.high, joined.low, max(sum.largest, partial.largest));
+        }
+    }
+    let listed_at = settle(index, span, sum);
+    if listed_at != NO_SPAN {
+        for (var tile = 0u; tile < span.slot_count; tile++) {
+            list_tile(listed_at + tile, span.first_slot + tile, index);
+        }
+    }
+}
+
 // Where every span is one short tile: LANES invocations sum it and settle its norm, without partial sums.
 @compute @workgroup_size(WORKGROUP)
 fn norms_rows(

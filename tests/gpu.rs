@@ -119,7 +119,8 @@ fn strategies(gpu: &Gpu) -> Vec<(&'static str, Tuning)> {
         ("small tiles", Tuning { tile: 64, ..own.clone() }),
         ("small windows", Tuning { tile: 256, window: 1024, ..own.clone() }),
         ("pairs of f32", Tuning { doubles: false, ..own.clone() }),
-        ("no row is short", Tuning { short_row: 0, ..own.clone() }),
+        ("no row is short", Tuning { short_row: 0, few_tiles: 0, ..own.clone() }),
+        ("few tiles", Tuning { tile: 1024, few_tiles: 50, short_row: 0, ..portable.clone() }),
         (
             "an invocation to a row",
             Tuning { row_lanes: 1, short_row: 8192, short_rows: 0, ..portable.clone() },

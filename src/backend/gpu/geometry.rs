@@ -73,6 +73,8 @@ pub(crate) struct Geometry {
     pub columns: Vec<u32>,
     /// Whether every span has a bound and is one short tile.
     pub short: bool,
+    /// Whether no span has many tiles.
+    pub few: bool,
     /// Elements of the longest tile.
     pub longest: u64,
     /// Whether norms are those of differences from a centre.
@@ -144,12 +146,14 @@ impl Geometry {
             windows: Vec::new(),
             columns: Vec::new(),
             short,
+            few: false,
             longest: 0,
             centered,
             wide: tuning.wide && starts_aligned && ends_inside,
             storage,
         };
         geometry.cut(layout, granularity, placement, tuning)?;
+        geometry.few = geometry.spans.iter().all(|span| span.slot_count <= tuning.few_tiles);
         if layout.check_alike().is_ok() {
             geometry.columns = geometry.first_coordinates(layout.clients());
         }

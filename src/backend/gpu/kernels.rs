@@ -84,7 +84,7 @@ use Resource::{
 };
 
 /// In the order in which a run dispatches them.
-pub(crate) const KERNELS: [Kernel; 11] = [
+pub(crate) const KERNELS: [Kernel; 12] = [
     Kernel {
         name: "norms_tiles",
         file: "norms",
@@ -111,6 +111,20 @@ pub(crate) const KERNELS: [Kernel; 11] = [
             (Open, ReadWrite),
         ],
         grid: Grid::Span,
+    },
+    Kernel {
+        name: "norms_few",
+        file: "norms",
+        bindings: &[
+            (Params, Uniform),
+            (Spans, Read),
+            (Partials, ReadWrite),
+            (Norms, ReadWrite),
+            (Limbs, ReadWrite),
+            (Run, ReadWrite),
+            (Open, ReadWrite),
+        ],
+        grid: Grid::Spans,
     },
     Kernel {
         name: "norms_rows",

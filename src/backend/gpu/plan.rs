@@ -365,7 +365,7 @@ impl Plan {
         self.record_steps(
             encoder,
             "byzclip norms",
-            &["norms_tiles", "norms_spans", "norms_rows", "exact_tiles", "exact_spans"],
+            &["norms_tiles", "norms_spans", "norms_few", "norms_rows", "exact_tiles", "exact_spans"],
         );
     }
 
@@ -697,10 +697,6 @@ impl Buffers {
     }
 }
 
-/// The kernels for batches of short rows, and those that they stand for.
-const FOR_SHORT: &[&str] = &["norms_rows", "clip_rows"];
-const NOT_FOR_SHORT: &[&str] = &["norms_tiles", "norms_spans", "clip"];
-
 /// Every dispatch of a run, in order.
 fn steps(
     context: &GpuContext,
@@ -711,8 +707,14 @@ fn steps(
 ) -> Vec<Step> {
     let mut steps = Vec::new();
     let limit = context.device.limits().max_compute_workgroups_per_dimension;
-    let other = if geometry.short { NOT_FOR_SHORT } else { FOR_SHORT };
-    for pipeline in pipelines.iter().filter(|pipeline| !other.contains(&pipeline.kernel.name)) {
+    let chosen = |kernel: &str| match kernel {
+        "norms_rows" | "clip_rows" => geometry.short,
+        "norms_tiles" | "clip" => !geometry.short,
+        "norms_few" => !geometry.short && geometry.few,
+        "norms_spans" => !geometry.short && !geometry.few,
+        _ => true,
+    };
+    for pipeline in pipelines.iter().filter(|pipeline| chosen(pipeline.kernel.name)) {
         let spans = geometry.spans.len() as u64;
         let each = u64::from(pipeline.workgroup);
         let per_window = |workgroups: &dyn Fn(u64) -> u64| {

@@ -35,6 +35,8 @@ pub struct Tuning {
     pub short_rows: u32,
     /// Invocations that then share a row: a power of two; a workgroup where it has fewer.
     pub row_lanes: u32,
+    /// Where no span has more tiles than this, an invocation joins the partial sums of a span; else a workgroup does.
+    pub few_tiles: u32,
     /// Workgroups that look for norms which the fast sums left open; there are more where that could be too many
     /// for so few.
     pub exact_workgroups: u32,
@@ -64,6 +66,7 @@ impl Tuning {
             short_row: 512,
             short_rows: 1024,
             row_lanes: 8,
+            few_tiles: 0,
             exact_workgroups: 512,
             force_exact: false,
             offset_alignment: 256,
@@ -82,7 +85,9 @@ impl Tuning {
             tuning.span_workgroup = tuning.workgroup;
             // There a branch that is not taken is run all the same, masked: what is cheapest is few workgroups.
             tuning.row_lanes = 1;
-            tuning.short_row = 1 << 14;
+            // Longer ones lose where only some of a vector's rows are in scope, or clipped.
+            tuning.short_row = 512;
+            tuning.few_tiles = 16;
             tuning.short_rows = 32 * tuning.workgroup;
             tuning.tile = 1 << 14;
             tuning.exact_workgroups = 16;
@@ -131,6 +136,9 @@ impl Tuning {
         if self.short_row > 1 << 14 {
             return invalid("short_row", self.short_row.to_string(), "at most 16,384 elements");
         }
+        if self.few_tiles > 256 {
+            return invalid("few_tiles", self.few_tiles.to_string(), "at most 256");
+        }
         if self.exact_workgroups == 0 {
             return invalid("exact_workgroups", "0".into(), "at least 1");
         }
@@ -177,12 +185,13 @@ impl Tuning {
     pub(super) fn error_units(&self, tiles: usize, length: u64, short: bool, centered: bool) -> u32 {
         let tile = u64::from(self.tile).max(length.div_ceil(tiles.max(1) as u64).next_power_of_two());
         let groups = u32::try_from(if short { length } else { tile }.div_ceil(4)).unwrap_or(u32::MAX);
-        let tiles = u32::try_from(tiles).unwrap_or(u32::MAX).div_ceil(self.span_workgroup);
+        let tiles = u32::try_from(tiles).unwrap_or(u32::MAX);
+        let few = if tiles <= self.few_tiles { tiles } else { 0 };
         let (each, joins) = if short {
             (groups.div_ceil(self.lanes()), self.lanes().ilog2())
         } else {
-            let joins = self.joins(self.workgroup) + tiles + self.joins(self.span_workgroup);
-            (groups.div_ceil(self.workgroup), joins)
+            let of_span = tiles.div_ceil(self.span_workgroup) + self.joins(self.span_workgroup);
+            (groups.div_ceil(self.workgroup), self.joins(self.workgroup) + of_span.max(few))
         };
         let (own, chains) = if self.doubles {
             // f64 roundings, a quarter as many as groups, 32 to a unit, and the way to a pair; twice as much.
