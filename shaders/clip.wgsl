@@ -12,7 +12,22 @@ fn clip(
     @builtin(workgroup_id) workgroup: vec3<u32>,
     @builtin(num_workgroups) workgroups: vec3<u32>,
 ) {
-    let index = linear(workgroup, workgroups);
+    clip_part(linear(workgroup, workgroups), local, WORKGROUP);
+}
+
+// Where every span is one short tile: LANES invocations to each.
+@compute @workgroup_size(WORKGROUP)
+fn clip_rows(
+    @builtin(local_invocation_index) local: u32,
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) workgroups: vec3<u32>,
+) {
+    let first = linear(workgroup, workgroups) * (WORKGROUP / LANES);
+    clip_part(first + local / LANES, local % LANES, LANES);
+}
+
+// Groups first, first + step, … of a tile; what is left behind its last whole group comes to the first invocation.
+fn clip_part(index: u32, first: u32, step: u32) {
     if index >= arrayLength(&tiles) {
         return;
     }
@@ -21,33 +36,44 @@ fn clip(
         return;
     }
     let decision = decisions[tile.span];
-    let groups = (tile.count + 3u) / 4u;
-    if decision.status == CLIPPED {
-        for (var group = local; group < groups; group += WORKGROUP) {
-            let value = load4(tile, group);
-            if CENTERED {
-                let center = center4(tile, group, params.tiles_per_row);
-                store4(tile, group, vec4<u32>(
-                    scaled_around(value.x, center.x, decision),
-                    scaled_around(value.y, center.y, decision),
-                    scaled_around(value.z, center.z, decision),
-                    scaled_around(value.w, center.w, decision),
-                ));
-            } else {
-                store4(tile, group, scaled(value, decision));
-            }
+    if (decision.status != CLIPPED) & (decision.status != CUT) & (decision.status != ZEROED) {
+        return;
+    }
+    let whole = tile.count / 4u;
+    if !CENTERED && decision.status == CLIPPED && is_quick(decision) {
+        let factors = quick_factors(decision);
+        for (var group = first; group < whole; group += step) {
+            store_whole4(tile, group, scaled_quickly(whole4(tile, group), factors));
         }
-    } else if decision.status == CUT {
-        for (var group = local; group < groups; group += WORKGROUP) {
-            store4(tile, group, cut(load4(tile, group), decision.bound));
-        }
-    } else if decision.status == ZEROED {
-        for (var group = local; group < groups; group += WORKGROUP) {
-            if CENTERED {
-                store4(tile, group, center4(tile, group, params.tiles_per_row));
-            } else {
-                store4(tile, group, vec4<u32>());
-            }
+    } else {
+        for (var group = first; group < whole; group += step) {
+            store_whole4(tile, group, clipped(whole4(tile, group), tile, group, decision));
         }
     }
+    if (first == 0u) & (whole * 4u < tile.count) {
+        store4(tile, whole, clipped(load4(tile, whole), tile, whole, decision));
+    }
+}
+
+// What becomes of four elements.
+fn clipped(value: vec4<u32>, tile: Tile, group: u32, decision: Decision) -> vec4<u32> {
+    if decision.status == CUT {
+        return cut(value, decision.bound);
+    }
+    if CENTERED {
+        let center = center4(tile, group, params.tiles_per_row);
+        if decision.status == ZEROED {
+            return center;
+        }
+        return vec4<u32>(
+            scaled_around(value.x, center.x, decision),
+            scaled_around(value.y, center.y, decision),
+            scaled_around(value.z, center.z, decision),
+            scaled_around(value.w, center.w, decision),
+        );
+    }
+    if decision.status == ZEROED {
+        return vec4<u32>();
+    }
+    return scaled(value, decision);
 }

@@ -111,10 +111,12 @@ const RULE_ARC: u32 = 2u;
 const RULE_ADAPTIVE: u32 = 3u;
 
 // Words of `run`, which begins as zeros: whether a row in scope is not finite; whether the norms are there;
-// 1 + the non-finite policy once decisions are.
+// 1 + the non-finite policy once decisions are; how many spans the fast sums left open, and of how many tiles.
 const RUN_NON_FINITE: u32 = 0u;
 const RUN_NORMS: u32 = 1u;
 const RUN_DECISIONS: u32 = 2u;
+const RUN_OPEN_SPANS: u32 = 3u;
+const RUN_OPEN_TILES: u32 = 4u;
 
 const NO_GROUP: u32 = 0xffffffffu;
 const NO_NORM: u32 = 0xffffffffu;
@@ -126,6 +128,9 @@ const INFINITY: u32 = 0x7f800000u;
 const LIMBS: u32 = 40u;
 
 override WORKGROUP: u32 = 256u;
+
+// Invocations that share a span where spans are short; divides WORKGROUP.
+override LANES: u32 = 1u;
 
 // Whether rows are clipped around a centre.
 override CENTERED: bool = false;

@@ -14,6 +14,12 @@ fn load4(tile: Tile, group: u32) -> vec4<u32> {
     return bits;
 }
 
+// A group that lies in the tile as a whole.
+fn whole4(tile: Tile, group: u32) -> vec4<u32> {
+    let first = tile.start + group * 4u;
+    return vec4<u32>(data[first], data[first + 1u], data[first + 2u], data[first + 3u]);
+}
+
 fn load1(tile: Tile, index: u32) -> u32 {
     return data[tile.start + index];
 }

@@ -9,6 +9,11 @@ fn load4(tile: Tile, group: u32) -> vec4<u32> {
     return select(bits, vec4<u32>(), past);
 }
 
+// A group that lies in the tile as a whole.
+fn whole4(tile: Tile, group: u32) -> vec4<u32> {
+    return data[tile.start / 4u + group];
+}
+
 fn load1(tile: Tile, index: u32) -> u32 {
     let at = tile.start + index;
     return data[at / 4u][at % 4u];

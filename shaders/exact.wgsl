@@ -1,13 +1,14 @@
-// Stage 1, the exact way, for the spans that the fast way left undecided: an integer sum of squares
-// in limbs of 16 bits, and its correctly rounded root. Always dispatched; a workgroup whose span is
-// decided leaves at once, so nothing has to be read back.
+// Stage 1, the exact way, for the spans that the fast way left open: an integer sum of squares in limbs of
+// 16 bits, and its correctly rounded root. Always dispatched, with few workgroups that go through the list of
+// what is open: it is nearly always empty, so nothing has to be read back and no workgroup comes for nothing.
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> data: array<Element>;
 @group(0) @binding(2) var<storage, read> tiles: array<Tile>;
-@group(0) @binding(3) var<storage, read> spans: array<Span>;
 @group(0) @binding(5) var<storage, read_write> norms: array<Norm>;
 @group(0) @binding(6) var<storage, read_write> limbs: array<atomic<u32>>;
+@group(0) @binding(8) var<storage, read> run: array<u32>;
+@group(0) @binding(19) var<storage, read> open: array<u32>;
 
 var<workgroup> joined: array<atomic<u32>, LIMBS>;
 
@@ -22,27 +23,27 @@ fn exact_tiles(
     @builtin(workgroup_id) workgroup: vec3<u32>,
     @builtin(num_workgroups) workgroups: vec3<u32>,
 ) {
-    let index = linear(workgroup, workgroups);
-    if index >= arrayLength(&tiles) {
-        return;
+    let all = workgroups.x * workgroups.y;
+    for (var place = linear(workgroup, workgroups); place < run[RUN_OPEN_TILES]; place += all) {
+        let at = params.spans + 2u * place;
+        // The tiles of a window lie side by side, those of other windows outside.
+        let index = open[at] - tiles[0].slot;
+        if index < arrayLength(&tiles) {
+            let tile = tiles[index];
+            if tile.span != NO_SPAN {
+                add_tile(local, tile, open[at + 1u]);
+            }
+        }
     }
-    let tile = tiles[index];
-    if tile.span == NO_SPAN {
-        return;
-    }
-    let row = spans[tile.span].row;
-    let span_open = norms[tile.span].kind == UNDECIDED;
-    // A row that is cut in segments has a sum of its own.
-    let row_open = row != tile.span && norms[row].kind == UNDECIDED;
-    if !span_open && !row_open {
-        return;
-    }
+}
+
+fn add_tile(local: u32, tile: Tile, span: u32) {
     for (var limb = local; limb < LIMBS; limb += WORKGROUP) {
         atomicStore(&joined[limb], 0u);
     }
     workgroupBarrier();
 
-    var sum: Cells;
+    var sum = Cells();
     var groups = 0u;
     for (var group = local; group < (tile.count + 3u) / 4u; group += WORKGROUP) {
         let value = load4(tile, group);
@@ -75,20 +76,16 @@ fn exact_tiles(
     // A cell holds at most 256 * 2^16; cut to 16 bits again, it can be added by 65,536 tiles.
     for (var limb = local; limb < LIMBS; limb += WORKGROUP) {
         let cell = atomicLoad(&joined[limb]);
-        add_cell(tile.span, row, span_open, row_open, limb, cell & 0xffffu);
-        add_cell(tile.span, row, span_open, row_open, limb + 1u, cell >> 16u);
+        add_cell(span * LIMBS + limb, cell & 0xffffu);
+        add_cell(span * LIMBS + limb + 1u, cell >> 16u);
     }
+    // Before the cells are cleared for the next tile.
+    workgroupBarrier();
 }
 
-fn add_cell(span: u32, row: u32, span_open: bool, row_open: bool, limb: u32, value: u32) {
-    if value == 0u {
-        return;
-    }
-    if span_open {
-        atomicAdd(&limbs[span * LIMBS + limb], value);
-    }
-    if row_open {
-        atomicAdd(&limbs[row * LIMBS + limb], value);
+fn add_cell(index: u32, value: u32) {
+    if value != 0u {
+        atomicAdd(&limbs[index], value);
     }
 }
 
@@ -131,10 +128,13 @@ fn exact_spans(
     @builtin(workgroup_id) workgroup: vec3<u32>,
     @builtin(num_workgroups) workgroups: vec3<u32>,
 ) {
-    let index = linear(workgroup, workgroups) * WORKGROUP + local;
-    if index >= params.spans || norms[index].kind != UNDECIDED {
-        return;
+    let all = workgroups.x * workgroups.y * WORKGROUP;
+    for (var i = linear(workgroup, workgroups) * WORKGROUP + local; i < run[RUN_OPEN_SPANS]; i += all) {
+        finish_span(open[i]);
     }
+}
+
+fn finish_span(index: u32) {
     var carry = 0u;
     var top = 0u;
     for (var limb = 0u; limb < LIMBS; limb++) {

@@ -1,4 +1,5 @@
-// Stage 1, the fast way: tiles → spans → one norm per span that is certain, or UNDECIDED.
+// Stage 1, the fast way: tiles → spans → one norm per span that is certain; the others are UNDECIDED and listed
+// for the exact sums.
 
 struct Partial {
     high: f32,
@@ -15,9 +16,8 @@ struct Partial {
 @group(0) @binding(5) var<storage, read_write> norms: array<Norm>;
 @group(0) @binding(6) var<storage, read_write> limbs: array<u32>;
 @group(0) @binding(8) var<storage, read_write> run: array<atomic<u32>>;
-
-// Squares that one f32 sum takes before it joins the invocation's pair; the error bound relies on it.
-const CHAIN: u32 = 8u;
+// The spans that are open; behind params.spans of them the tiles that they are made of.
+@group(0) @binding(19) var<storage, read_write> open: array<u32>;
 
 @compute @workgroup_size(WORKGROUP)
 fn norms_tiles(
@@ -36,36 +36,15 @@ fn norms_tiles(
     if spans[tile.span].in_scope == 0u {
         return;
     }
-    let groups = (tile.count + 3u) / 4u;
-    var total = Pair(0.0, 0.0);
-    var largest = vec4<u32>();
-    var group = lane.local;
-    while group < groups {
-        var sums = vec4<f32>();
-        var lost = vec4<f32>();
-        for (var link = 0u; link < CHAIN && group < groups; link++) {
-            let value = load4(tile, group);
-            let magnitude = value & vec4<u32>(MAGNITUDE);
-            largest = max(largest, magnitude);
-            if CENTERED {
-                let center = center4(tile, group, params.tiles_per_row);
-                largest = max(largest, center & vec4<u32>(MAGNITUDE));
-                add_square_differences(value, center, &sums, &lost);
-            } else {
-                add_squares(magnitude, &sums, &lost);
-            }
-            group += WORKGROUP;
-        }
-        let left = add_pairs(renormalise(sums.x, lost.x), renormalise(sums.y, lost.y));
-        let right = add_pairs(renormalise(sums.z, lost.z), renormalise(sums.w, lost.w));
-        total = add_pairs(total, add_pairs(left, right));
-    }
-    let magnitude = max(max(largest.x, largest.y), max(largest.z, largest.w));
-    let joined = reduce(lane, total, magnitude);
+    let part = sum_part(tile, lane.local, WORKGROUP);
+    let joined = reduce(lane, Pair(part.high, part.low), part.largest);
     if lane.local == 0u {
         partials[tile.slot] = joined;
     }
 }
+
+// The place in the list of the first tile of a span that is open; NO_SPAN where it is not.
+var<workgroup> listed: u32;
 
 @compute @workgroup_size(WORKGROUP)
 fn norms_spans(
@@ -88,26 +67,126 @@ fn norms_spans(
         }
     }
     let joined = reduce(lane, total, largest);
-    if lane.local != 0u {
+    if lane.local == 0u {
+        listed = settle(index, span, joined);
+    }
+    workgroupBarrier();
+    if listed != NO_SPAN {
+        for (var tile = lane.local; tile < span.slot_count; tile += WORKGROUP) {
+            list_tile(listed + tile, span.first_slot + tile, index);
+        }
+    }
+}
+
+// Where no span has many tiles: an invocation to each.
+@compute @workgroup_size(WORKGROUP)
+fn norms_few(
+    @builtin(local_invocation_index) local: u32,
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) workgroups: vec3<u32>,
+) {
+    let index = linear(workgroup, workgroups) * WORKGROUP + local;
+    if index >= params.spans {
         return;
     }
+    let span = spans[index];
+    var sum = Partial(0.0, 0.0, 0u);
+    if span.in_scope != 0u {
+        for (var slot = 0u; slot < span.slot_count; slot++) {
+            let partial = partials[span.first_slot + slot];
+            let joined = add_pairs(Pair(sum.high, sum.low), Pair(partial.high, partial.low));
+            sum = Partial(joined.high, joined.low, max(sum.largest, partial.largest));
+        }
+    }
+    let listed_at = settle(index, span, sum);
+    if listed_at != NO_SPAN {
+        for (var tile = 0u; tile < span.slot_count; tile++) {
+            list_tile(listed_at + tile, span.first_slot + tile, index);
+        }
+    }
+}
+
+// Where every span is one short tile: LANES invocations sum it and settle its norm, without partial sums.
+@compute @workgroup_size(WORKGROUP)
+fn norms_rows(
+    @builtin(local_invocation_index) local: u32,
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) workgroups: vec3<u32>,
+) {
+    let index = linear(workgroup, workgroups) * (WORKGROUP / LANES) + local / LANES;
+    var tile = Tile(0u, 0u, NO_SPAN, 0u);
+    if index < arrayLength(&tiles) {
+        tile = tiles[index];
+    }
+    var span = Span();
+    if tile.span != NO_SPAN {
+        span = spans[tile.span];
+    }
+    if span.in_scope == 0u {
+        tile.count = 0u;
+    }
+    let joined = join_lanes(local, sum_part(tile, local % LANES, LANES));
+    if (local % LANES == 0u) & (tile.span != NO_SPAN) {
+        let listed_at = settle(tile.span, span, joined);
+        if listed_at != NO_SPAN {
+            list_tile(listed_at, tile.slot, tile.span);
+        }
+    }
+}
+
+// Joins the parts of the LANES invocations that share a span; the first of them gets the result.
+fn join_lanes(local: u32, part: Partial) -> Partial {
+    if LANES == 1u {
+        return part;
+    }
+    shared_high[local] = part.high;
+    shared_low[local] = part.low;
+    shared_largest[local] = part.largest;
+    for (var width = LANES / 2u; width > 0u; width /= 2u) {
+        workgroupBarrier();
+        if local % LANES < width {
+            let joined = add_pairs(
+                Pair(shared_high[local], shared_low[local]),
+                Pair(shared_high[local + width], shared_low[local + width]),
+            );
+            shared_high[local] = joined.high;
+            shared_low[local] = joined.low;
+            shared_largest[local] = max(shared_largest[local], shared_largest[local + width]);
+        }
+    }
+    return Partial(shared_high[local], shared_low[local], shared_largest[local]);
+}
+
+// Writes the norm of a span. One that stays open joins the list for the exact sums; its tiles' place there is
+// the result, and NO_SPAN for all others.
+fn settle(index: u32, span: Span, sum: Partial) -> u32 {
     if index == 0u {
         atomicStore(&run[RUN_NORMS], 1u);
     }
     if span.in_scope == 0u {
         norms[index] = Norm(0u, OUT_OF_SCOPE);
-        return;
+        return NO_SPAN;
     }
-    let norm = decided(joined, span);
+    let norm = decided(sum, span);
     norms[index] = norm;
     if norm.kind == NON_FINITE {
         atomicOr(&run[RUN_NON_FINITE], 1u);
     }
-    if norm.kind == UNDECIDED {
-        for (var limb = 0u; limb < LIMBS; limb++) {
-            limbs[index * LIMBS + limb] = 0u;
-        }
+    if norm.kind != UNDECIDED {
+        return NO_SPAN;
     }
+    for (var limb = 0u; limb < LIMBS; limb++) {
+        limbs[index * LIMBS + limb] = 0u;
+    }
+    open[atomicAdd(&run[RUN_OPEN_SPANS], 1u)] = index;
+    return atomicAdd(&run[RUN_OPEN_TILES], span.slot_count);
+}
+
+// A tile and the span that it adds to: where rows are cut in segments both may be open, and both get it.
+fn list_tile(place: u32, slot: u32, span: u32) {
+    let at = params.spans + 2u * place;
+    open[at] = slot;
+    open[at + 1u] = span;
 }
 
 fn decided(sum: Partial, span: Span) -> Norm {

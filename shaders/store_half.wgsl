@@ -8,3 +8,9 @@ fn store4(tile: Tile, group: u32, bits: vec4<u32>) {
     if left == 3u { words.y = (words.y & 0xffffu) | (old.y & 0xffff0000u); }
     store_words(tile, group, words, left);
 }
+
+// A group that lies in the tile as a whole.
+fn store_whole4(tile: Tile, group: u32, bits: vec4<u32>) {
+    let halves = narrowed(bits);
+    store_words(tile, group, vec2<u32>(halves.x | (halves.y << 16u), halves.z | (halves.w << 16u)), 4u);
+}

@@ -7,3 +7,8 @@ fn store4(tile: Tile, group: u32, bits: vec4<u32>) {
         data[index] = bits;
     }
 }
+
+// A group that lies in the tile as a whole.
+fn store_whole4(tile: Tile, group: u32, bits: vec4<u32>) {
+    data[tile.start / 4u + group] = bits;
+}

@@ -398,3 +398,26 @@ fn products_at_the_least_normal_number_are_rounded_before_they_flush() {
     }
     assert!(outcomes.iter().all(|&count| count > 50), "{outcomes:?}");
 }
+
+#[test]
+fn products_around_the_least_normal_numbers_are_rounded_once_or_vanish() {
+    let mut rng = Rng::new(126);
+    let (rows, params) = (700, 100);
+    let layout = Layout::dense(rows, params).unwrap();
+    let mut data = Vec::with_capacity(layout.len());
+    let mut bounds = Vec::with_capacity(rows);
+    for row in 0..rows {
+        // The first element alone makes the norm; the bound is some 2^-1 to 2^-99 of it.
+        let norm = 1.0 + rng.unit().abs();
+        let bound = norm * (1.0 + rng.unit().abs()) / 2.0 * common::power(-(row as i32 % 99)) as f32;
+        let factor = f64::from(bound) / f64::from(norm);
+        data.push(norm);
+        for i in 1..params {
+            // Elements that the factor takes to 2^-128 to 2^-124, give or take a few units in the last place.
+            let edge = (common::power(-128 + (i % 5) as i32) / factor) as f32;
+            data.push(rng.sign() * f32::from_bits((edge.to_bits() + i as u32 / 5).saturating_sub(10)));
+        }
+        bounds.push(bound);
+    }
+    conform("edges", &layout, &data, &Clipping::per_row(bounds));
+}

@@ -118,6 +118,25 @@ fn strategies(gpu: &Gpu) -> Vec<(&'static str, Tuning)> {
         ("one element at a time", Tuning { wide: false, ..own.clone() }),
         ("small tiles", Tuning { tile: 64, ..own.clone() }),
         ("small windows", Tuning { tile: 256, window: 1024, ..own.clone() }),
+        ("pairs of f32", Tuning { doubles: false, ..own.clone() }),
+        ("no row is short", Tuning { short_row: 0, few_tiles: 0, ..own.clone() }),
+        ("few tiles", Tuning { tile: 1024, few_tiles: 50, short_row: 0, ..portable.clone() }),
+        (
+            "an invocation to a row",
+            Tuning { row_lanes: 1, short_row: 8192, short_rows: 0, ..portable.clone() },
+        ),
+        (
+            "four to a row, in pairs of f32",
+            Tuning { row_lanes: 4, short_row: 8192, short_rows: 0, doubles: false, ..own.clone() },
+        ),
+        (
+            "a workgroup to a row in small windows",
+            Tuning { row_lanes: 256, short_rows: 0, tile: 1024, window: 2048, ..own.clone() },
+        ),
+        (
+            "exact sums of short rows, by two workgroups",
+            Tuning { force_exact: true, exact_workgroups: 2, row_lanes: 2, short_rows: 0, ..own.clone() },
+        ),
         ("exact sums only", Tuning { force_exact: true, ..own.clone() }),
         ("exact sums in small windows", Tuning { force_exact: true, tile: 64, window: 256, ..portable }),
     ]
@@ -131,6 +150,8 @@ fn every_strategy_gives_the_bits_of_the_reference() {
         Layout::strided(13, 333, 341).unwrap().layered(&[1, 0, 300, 32]).unwrap(),
         Layout::ragged(&[2, 2, 3, 700, 9001, 9001, 9100, 30_000]).unwrap(),
         Layout::ragged_layered(&[vec![5, 9000], vec![], vec![0, 4, 4, 77], vec![8193]]).unwrap(),
+        Layout::strided(300, 61, 64).unwrap(),
+        Layout::ragged(&[1, 2, 5, 69, 70, 170, 433, 500, 1000, 1003]).unwrap(),
     ];
     for (name, tuning) in strategies(&gpu) {
         let gpu =
@@ -439,6 +460,9 @@ fn tunings_that_the_device_cannot_run_are_refused() {
         Tuning { workgroup: 100, ..own.clone() },
         Tuning { workgroup: 1 << 20, ..own.clone() },
         Tuning { tile: 0, ..own.clone() },
+        Tuning { row_lanes: 3, ..own.clone() },
+        Tuning { short_row: 1 << 20, ..own.clone() },
+        Tuning { exact_workgroups: 0, ..own.clone() },
         Tuning { window: 10, ..own.clone() },
         Tuning { window: u64::MAX / 8, ..own.clone() },
         Tuning { offset_alignment: 4, ..own },

@@ -18,7 +18,8 @@ pub fn adapter() -> Option<wgpu::Adapter> {
 }
 
 /// The adapter as backends: with the kernels as shaped for it, and as any WebGPU device runs them,
-/// the latter with exact sums only.
+/// the latter with exact sums only; and with several rows to a workgroup and sums in pairs of `f32`, whatever
+/// suits it.
 pub fn backends() -> Vec<(String, Box<dyn Backend>)> {
     let Some(adapter) = adapter() else { return Vec::new() };
     let (device, queue) = open(&adapter).unwrap();
@@ -26,6 +27,12 @@ pub fn backends() -> Vec<(String, Box<dyn Backend>)> {
     let window = own.tuning().window.min(Tuning::portable().window);
     let portable =
         Tuning { window, force_exact: true, workgroup: 32, span_workgroup: 16, ..Tuning::portable() };
-    let other = Gpu::from_device(device, queue).unwrap().with_tuning(portable).unwrap();
-    vec![("gpu".into(), Box::new(own)), ("gpu, portable, forced exact".into(), Box::new(other))]
+    let (short_row, short_rows) = (1 << 13, 0);
+    let short = Tuning { short_row, short_rows, row_lanes: 2, doubles: false, ..own.tuning().clone() };
+    let with = |tuning| Gpu::from_device(device.clone(), queue.clone()).unwrap().with_tuning(tuning).unwrap();
+    vec![
+        ("gpu, portable, forced exact".into(), Box::new(with(portable))),
+        ("gpu, short rows, pairs of f32".into(), Box::new(with(short))),
+        ("gpu".into(), Box::new(own)),
+    ]
 }

@@ -67,13 +67,14 @@ fn describe(adapters: &[wgpu::Adapter]) -> String {
     names.collect::<Vec<_>>().join(", ")
 }
 
-/// Opens a device with all the limits of its adapter, and subgroups and timestamps where it has them.
+/// Opens a device with all the limits of its adapter, and subgroups, f64 and timestamps where it has them.
 ///
 /// # Errors
 /// [`Error::Gpu`] where the driver refuses.
 pub fn open(adapter: &wgpu::Adapter) -> Result<(wgpu::Device, wgpu::Queue)> {
     // No kernel needs timestamps: benchmarks and callers who profile do.
     let wanted = wgpu::Features::SUBGROUP
+        | wgpu::Features::SHADER_F64
         | wgpu::Features::TIMESTAMP_QUERY
         | wgpu::Features::TIMESTAMP_QUERY_INSIDE_ENCODERS;
     let descriptor = wgpu::DeviceDescriptor {

@@ -71,6 +71,12 @@ pub(crate) struct Geometry {
     pub windows: Vec<Window>,
     /// The first coordinate of each tile of a row, where all rows are cut alike; else empty.
     pub columns: Vec<u32>,
+    /// Whether every span has a bound and is one short tile.
+    pub short: bool,
+    /// Whether no span has many tiles.
+    pub few: bool,
+    /// Elements of the longest tile.
+    pub longest: u64,
     /// Whether norms are those of differences from a centre.
     pub centered: bool,
     /// Whether every tile can be read and written four elements at a time.
@@ -124,6 +130,10 @@ impl Geometry {
             .spans
             .iter()
             .all(|span| span.end.next_multiple_of(4) <= placement.length || span.is_empty());
+        let longest = placement.spans.iter().map(|span| span.end - span.start).max().unwrap_or(0);
+        let short = granularity != Granularity::Segment
+            && placement.spans.iter().all(|span| !span.is_empty())
+            && tuning.are_short(placement.spans.len(), longest);
         let mut geometry = Self {
             spans: Vec::new(),
             bounded: placement.spans.len(),
@@ -135,11 +145,15 @@ impl Geometry {
             slots: 0,
             windows: Vec::new(),
             columns: Vec::new(),
+            short,
+            few: false,
+            longest: 0,
             centered,
             wide: tuning.wide && starts_aligned && ends_inside,
             storage,
         };
         geometry.cut(layout, granularity, placement, tuning)?;
+        geometry.few = geometry.spans.iter().all(|span| span.slot_count <= tuning.few_tiles);
         if layout.check_alike().is_ok() {
             geometry.columns = geometry.first_coordinates(layout.clients());
         }
@@ -220,6 +234,7 @@ impl Geometry {
             let tiles = self.tiles.len() as u64;
             self.windows.push(Window { elements: base..base, tiles: tiles..tiles });
         }
+        self.longest = self.longest.max(elements.end - elements.start);
         let slot = self.slots as u32;
         self.slots += 1;
         if let Some(window) = self.windows.last_mut() {
@@ -250,7 +265,7 @@ impl Geometry {
             slot_count: slot_count as u32,
             row,
             length: length as u32,
-            error_units: tuning.error_units(slot_count, length, self.centered),
+            error_units: tuning.error_units(slot_count, length, self.short, self.centered),
             group: super::rules::NO_GROUP,
         }
     }

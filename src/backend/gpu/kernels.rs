@@ -32,6 +32,7 @@ pub(crate) enum Resource {
     Columns = 16,
     Sums = 17,
     Means = 18,
+    Open = 19,
 }
 
 /// How a kernel uses a resource.
@@ -47,6 +48,12 @@ pub(crate) enum Access {
 pub(crate) enum Grid {
     /// One tile; dispatched per window.
     Tile,
+    /// As many short tiles as its invocations are enough for; dispatched per window.
+    ShortTiles,
+    /// The tiles of open spans, in turn with the other workgroups; dispatched per window.
+    OpenTiles,
+    /// An open span to an invocation, in turn with the others.
+    OpenSpans,
     /// One span.
     Span,
     /// As many spans as it has invocations.
@@ -72,12 +79,12 @@ pub(crate) struct Kernel {
 
 use Access::{Read, ReadWrite, Uniform};
 use Resource::{
-    Bounds, Columns, Data, Decisions, Groups, Limbs, Means, Members, Norms, Params, Partials, Run, Spans,
-    State, Strip, Sums, Tiles, WeightSum, Weights,
+    Bounds, Columns, Data, Decisions, Groups, Limbs, Means, Members, Norms, Open, Params, Partials, Run,
+    Spans, State, Strip, Sums, Tiles, WeightSum, Weights,
 };
 
 /// In the order in which a run dispatches them.
-pub(crate) const KERNELS: [Kernel; 9] = [
+pub(crate) const KERNELS: [Kernel; 12] = [
     Kernel {
         name: "norms_tiles",
         file: "norms",
@@ -101,8 +108,39 @@ pub(crate) const KERNELS: [Kernel; 9] = [
             (Norms, ReadWrite),
             (Limbs, ReadWrite),
             (Run, ReadWrite),
+            (Open, ReadWrite),
         ],
         grid: Grid::Span,
+    },
+    Kernel {
+        name: "norms_few",
+        file: "norms",
+        bindings: &[
+            (Params, Uniform),
+            (Spans, Read),
+            (Partials, ReadWrite),
+            (Norms, ReadWrite),
+            (Limbs, ReadWrite),
+            (Run, ReadWrite),
+            (Open, ReadWrite),
+        ],
+        grid: Grid::Spans,
+    },
+    Kernel {
+        name: "norms_rows",
+        file: "norms",
+        bindings: &[
+            (Params, Uniform),
+            (Data, Read),
+            (Tiles, Read),
+            (Spans, Read),
+            (Norms, ReadWrite),
+            (Limbs, ReadWrite),
+            (Run, ReadWrite),
+            (Columns, Read),
+            (Open, ReadWrite),
+        ],
+        grid: Grid::ShortTiles,
     },
     Kernel {
         name: "exact_tiles",
@@ -111,18 +149,18 @@ pub(crate) const KERNELS: [Kernel; 9] = [
             (Params, Uniform),
             (Data, Read),
             (Tiles, Read),
-            (Spans, Read),
-            (Norms, ReadWrite),
             (Limbs, ReadWrite),
+            (Run, Read),
             (Columns, Read),
+            (Open, Read),
         ],
-        grid: Grid::Tile,
+        grid: Grid::OpenTiles,
     },
     Kernel {
         name: "exact_spans",
         file: "exact",
-        bindings: &[(Params, Uniform), (Norms, ReadWrite), (Limbs, ReadWrite)],
-        grid: Grid::Spans,
+        bindings: &[(Norms, ReadWrite), (Limbs, ReadWrite), (Run, Read), (Open, Read)],
+        grid: Grid::OpenSpans,
     },
     Kernel {
         name: "threshold_groups",
@@ -157,6 +195,12 @@ pub(crate) const KERNELS: [Kernel; 9] = [
         file: "clip",
         bindings: &[(Params, Uniform), (Data, ReadWrite), (Tiles, Read), (Decisions, Read), (Columns, Read)],
         grid: Grid::Tile,
+    },
+    Kernel {
+        name: "clip_rows",
+        file: "clip",
+        bindings: &[(Params, Uniform), (Data, ReadWrite), (Tiles, Read), (Decisions, Read), (Columns, Read)],
+        grid: Grid::ShortTiles,
     },
     Kernel {
         name: "mean_weights",
@@ -194,6 +238,8 @@ pub(crate) struct Variant {
     /// Four elements at a time, or one (of halves two).
     pub wide: bool,
     pub subgroups: bool,
+    /// Sums in f64, or in pairs of f32.
+    pub doubles: bool,
     pub storage: Storage,
 }
 
@@ -263,8 +309,13 @@ pub(crate) fn source(file: &str, variant: Variant) -> String {
     let center = include_str!("../../../shaders/center.wgsl");
     let around = include_str!("../../../shaders/around.wgsl");
     let pairs = include_str!("../../../shaders/pairs.wgsl");
+    let sum = if variant.doubles {
+        include_str!("../../../shaders/sum_doubles.wgsl")
+    } else {
+        include_str!("../../../shaders/sum_pairs.wgsl")
+    };
     let parts: &[&str] = match file {
-        "norms" => &[data, center, pairs, include_str!("../../../shaders/norms.wgsl"), reduce],
+        "norms" => &[data, center, pairs, sum, include_str!("../../../shaders/norms.wgsl"), reduce],
         "exact" => &[data, center, include_str!("../../../shaders/exact.wgsl")],
         "threshold" => &[include_str!("../../../shaders/threshold.wgsl")],
         "mean" => &[data, center, product, around, include_str!("../../../shaders/mean.wgsl")],
@@ -326,7 +377,12 @@ fn build(device: &wgpu::Device, tuning: &Tuning, form: Form) -> Vec<Pipeline> {
 }
 
 fn build_one(device: &wgpu::Device, kernel: &'static Kernel, form: Form, tuning: &Tuning) -> Pipeline {
-    let variant = Variant { wide: form.wide, subgroups: tuning.subgroups, storage: form.storage };
+    let variant = Variant {
+        wide: form.wide,
+        subgroups: tuning.subgroups,
+        doubles: tuning.doubles,
+        storage: form.storage,
+    };
     let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
         label: Some(kernel.file),
         source: wgpu::ShaderSource::Wgsl(source(kernel.file, variant).into()),
@@ -342,8 +398,8 @@ fn build_one(device: &wgpu::Device, kernel: &'static Kernel, form: Form, tuning:
         immediate_size: 0,
     });
     let workgroup = match kernel.grid {
-        Grid::Tile | Grid::Coordinates => tuning.workgroup,
-        Grid::Span | Grid::Spans | Grid::Weights => tuning.span_workgroup,
+        Grid::Tile | Grid::ShortTiles | Grid::OpenTiles | Grid::Coordinates => tuning.workgroup,
+        Grid::Span | Grid::Spans | Grid::OpenSpans | Grid::Weights => tuning.span_workgroup,
         // The most that every device can run: a selection walks through all norms of a group, five times.
         Grid::Group => 256,
     };
@@ -355,6 +411,7 @@ fn build_one(device: &wgpu::Device, kernel: &'static Kernel, form: Form, tuning:
         compilation_options: wgpu::PipelineCompilationOptions {
             constants: &[
                 ("WORKGROUP", f64::from(workgroup)),
+                ("LANES", f64::from(tuning.lanes())),
                 ("CENTERED", f64::from(u8::from(form.centered))),
             ],
             // Every kernel writes the shared memory that it reads.
@@ -390,20 +447,25 @@ mod tests {
 
     const STORAGES: [Storage; 3] = [Storage::Single, Storage::Half(Half::F16), Storage::Half(Half::Bf16)];
 
-    const PORTABLE: Variant = Variant { wide: true, subgroups: false, storage: Storage::Single };
+    const PORTABLE: Variant =
+        Variant { wide: true, subgroups: false, doubles: false, storage: Storage::Single };
 
     fn variants() -> impl Iterator<Item = Variant> {
-        let ways = [(true, false), (true, true), (false, false), (false, true)];
-        STORAGES
-            .into_iter()
-            .flat_map(move |storage| ways.map(|(wide, subgroups)| Variant { wide, subgroups, storage }))
+        let both = [false, true];
+        STORAGES.into_iter().flat_map(move |storage| {
+            both.into_iter().flat_map(move |wide| {
+                both.into_iter().flat_map(move |subgroups| {
+                    both.map(|doubles| Variant { wide, subgroups, doubles, storage })
+                })
+            })
+        })
     }
 
     fn parse(file: &str, variant: Variant) -> (naga::Module, naga::valid::ModuleInfo) {
         let text = source(file, variant);
         let module =
             naga::front::wgsl::parse_str(&text).unwrap_or_else(|e| panic!("{}", e.emit_to_string(&text)));
-        let capabilities = naga::valid::Capabilities::SUBGROUP;
+        let capabilities = naga::valid::Capabilities::SUBGROUP | naga::valid::Capabilities::FLOAT64;
         let mut validator = naga::valid::Validator::new(naga::valid::ValidationFlags::all(), capabilities);
         let info = validator.validate(&module).unwrap_or_else(|e| panic!("{file}: {e:?}"));
         (module, info)

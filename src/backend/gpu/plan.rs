@@ -48,7 +48,7 @@ pub(crate) struct DeviceDecision {
 /// Words of the run, and their bytes; RUN_* of common.wgsl.
 const RUN_NORMS: usize = 1;
 const RUN_DECISIONS: usize = 2;
-const RUN_BYTES: u64 = 16;
+const RUN_BYTES: u64 = 32;
 
 /// What the plan does while a report is read.
 const READING: &str = "reading the report";
@@ -154,6 +154,8 @@ struct Buffers {
     partials: wgpu::Buffer,
     norms: wgpu::Buffer,
     limbs: wgpu::Buffer,
+    /// The spans that the fast sums left open, and their tiles.
+    open: wgpu::Buffer,
     decisions: wgpu::Buffer,
     /// What the run has done so far; see common.wgsl.
     run: wgpu::Buffer,
@@ -363,7 +365,7 @@ impl Plan {
         self.record_steps(
             encoder,
             "byzclip norms",
-            &["norms_tiles", "norms_spans", "exact_tiles", "exact_spans"],
+            &["norms_tiles", "norms_spans", "norms_few", "norms_rows", "exact_tiles", "exact_spans"],
         );
     }
 
@@ -374,7 +376,7 @@ impl Plan {
 
     /// Records the clip stage, on the decisions in the plan.
     pub fn record_clip(&self, encoder: &mut wgpu::CommandEncoder) {
-        self.record_steps(encoder, "byzclip clip", &["clip"]);
+        self.record_steps(encoder, "byzclip clip", &["clip", "clip_rows"]);
     }
 
     /// Everything that the weighted mean of the plan's rows needs, made once; see [`MeanPlan`].
@@ -624,6 +626,7 @@ impl Plan {
             &self.buffers.partials,
             &self.buffers.norms,
             &self.buffers.limbs,
+            &self.buffers.open,
             &self.buffers.decisions,
             &self.buffers.run,
             &self.buffers.bounds,
@@ -659,6 +662,8 @@ impl Buffers {
             partials: make("the partial sums", geometry.slots.max(1) * 12, storage)?,
             norms: make("the norms", norms, read)?,
             limbs: make("the exact sums", spans * 40 * 4, storage)?,
+            // Of a tile its slot and its span; where rows are cut in segments, it may be listed for both.
+            open: make("the open spans", (spans + 4 * geometry.slots.max(1)) * 4, storage)?,
             decisions: make("the decisions", decisions, read)?,
             run: make("the run", RUN_BYTES as usize, read)?,
             // Room for any threshold: there are at most as many groups as spans.
@@ -680,6 +685,7 @@ impl Buffers {
             Resource::Partials => &self.partials,
             Resource::Norms => &self.norms,
             Resource::Limbs => &self.limbs,
+            Resource::Open => &self.open,
             Resource::Decisions => &self.decisions,
             Resource::Run => &self.run,
             Resource::Groups => &self.groups,
@@ -704,16 +710,31 @@ fn steps(
 ) -> Vec<Step> {
     let mut steps = Vec::new();
     let limit = context.device.limits().max_compute_workgroups_per_dimension;
-    for pipeline in pipelines {
+    let chosen = |kernel: &str| match kernel {
+        "norms_rows" | "clip_rows" => geometry.short,
+        "norms_tiles" | "clip" => !geometry.short,
+        "norms_few" => !geometry.short && geometry.few,
+        "norms_spans" => !geometry.short && !geometry.few,
+        _ => true,
+    };
+    for pipeline in pipelines.iter().filter(|pipeline| chosen(pipeline.kernel.name)) {
         let spans = geometry.spans.len() as u64;
         let each = u64::from(pipeline.workgroup);
+        let per_window = |workgroups: &dyn Fn(u64) -> u64| {
+            let windows = geometry.windows.iter().enumerate();
+            windows.map(|(i, window)| (workgroups(window.tiles.end - window.tiles.start), Some(i))).collect()
+        };
+        let tuning = &context.tuning;
         let work: Vec<(u64, Option<usize>)> = match pipeline.kernel.grid {
-            Grid::Tile => geometry
-                .windows
-                .iter()
-                .enumerate()
-                .map(|(i, window)| (window.tiles.end - window.tiles.start, Some(i)))
-                .collect(),
+            Grid::Tile => per_window(&|tiles| tiles),
+            Grid::ShortTiles => per_window(&|tiles| (tiles * u64::from(tuning.lanes())).div_ceil(each)),
+            Grid::OpenTiles => {
+                // Open rows and open segments are listed one by one, those of other windows too.
+                let listed =
+                    geometry.slots as u64 * if geometry.spans.len() > geometry.bounded { 2 } else { 1 };
+                per_window(&|_| tuning.exact_tile_workgroups(listed, geometry.longest))
+            }
+            Grid::OpenSpans => vec![(tuning.exact_span_workgroups(spans), None)],
             Grid::Span => vec![(spans, None)],
             Grid::Spans => vec![(spans.div_ceil(each), None)],
             // A group has a member at least, so there are no more of them than spans; the kernel leaves

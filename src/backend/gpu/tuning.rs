@@ -21,12 +21,25 @@ pub struct Tuning {
     pub subgroups: bool,
     /// The smallest subgroup that the device may use; 1 without subgroups.
     pub subgroup_min: u32,
+    /// Whether elements are squared and summed in f64, which needs the feature `SHADER_F64`; else in pairs of f32.
+    pub doubles: bool,
     /// Elements of a tile; rows longer than 32,500 tiles get larger ones.
     pub tile: u32,
     /// Elements that one binding holds at most; batches beyond are split in windows.
     pub window: u64,
     /// Whether elements are read and written four at a time where the layout allows it.
     pub wide: bool,
+    /// Where no row is longer than this, nor than a tile, workgroups take several rows each; 0: never.
+    pub short_row: u32,
+    /// Fewer rows than this count as long ones, because they would be too few workgroups.
+    pub short_rows: u32,
+    /// Invocations that then share a row: a power of two; a workgroup where it has fewer.
+    pub row_lanes: u32,
+    /// Where no span has more tiles than this, an invocation joins the partial sums of a span; else a workgroup does.
+    pub few_tiles: u32,
+    /// Workgroups that look for norms which the fast sums left open; there are more where that could be too many
+    /// for so few.
+    pub exact_workgroups: u32,
     /// Whether every norm takes the exact sum.
     pub force_exact: bool,
     /// Bytes to which the offset of a binding is aligned.
@@ -46,9 +59,15 @@ impl Tuning {
             span_workgroup: 64,
             subgroups: false,
             subgroup_min: 1,
+            doubles: false,
             tile: 8192,
             window: (128 << 20) / 4,
             wide: true,
+            short_row: 512,
+            short_rows: 1024,
+            row_lanes: 8,
+            few_tiles: 0,
+            exact_workgroups: 512,
             force_exact: false,
             offset_alignment: 256,
             zero: 0,
@@ -64,6 +83,15 @@ impl Tuning {
             // of one register have no barrier to wait for.
             tuning.workgroup = info.subgroup_max_size.clamp(4, 64).next_power_of_two();
             tuning.span_workgroup = tuning.workgroup;
+            // There a branch that is not taken is run all the same, masked: what is cheapest is few workgroups.
+            tuning.row_lanes = 1;
+            // Longer ones lose where only some of a vector's rows are in scope, or clipped.
+            tuning.short_row = 512;
+            tuning.few_tiles = 16;
+            tuning.short_rows = 32 * tuning.workgroup;
+            tuning.tile = 1 << 14;
+            tuning.exact_workgroups = 16;
+            tuning.doubles = features.contains(wgpu::Features::SHADER_F64);
         }
         tuning.offset_alignment = u64::from(limits.min_storage_buffer_offset_alignment).max(256);
         // A window's offsets are u32 and its size a multiple of the alignment.
@@ -99,6 +127,21 @@ impl Tuning {
         if self.subgroups && (self.subgroup_min == 0 || self.workgroup.min(self.span_workgroup) < largest) {
             return invalid("subgroups", "true".into(), "workgroups of at least a whole subgroup");
         }
+        if self.doubles && !device.features().contains(wgpu::Features::SHADER_F64) {
+            return invalid("doubles", "true".into(), "false on a device without the feature SHADER_F64");
+        }
+        if !self.row_lanes.is_power_of_two() {
+            return invalid("row_lanes", self.row_lanes.to_string(), "a power of two");
+        }
+        if self.short_row > 1 << 14 {
+            return invalid("short_row", self.short_row.to_string(), "at most 16,384 elements");
+        }
+        if self.few_tiles > 256 {
+            return invalid("few_tiles", self.few_tiles.to_string(), "at most 256");
+        }
+        if self.exact_workgroups == 0 {
+            return invalid("exact_workgroups", "0".into(), "at least 1");
+        }
         if self.tile < 4 || !self.tile.is_power_of_two() || self.tile > 1 << 16 {
             return invalid("tile", self.tile.to_string(), "a power of two from 4 to 65,536");
         }
@@ -125,22 +168,114 @@ impl Tuning {
         Ok(())
     }
 
-    /// A bound of the fast sum's relative error, in units of 2^-48, for a span of this many tiles.
+    /// Invocations that share a short row.
+    pub(super) fn lanes(&self) -> u32 {
+        self.row_lanes.min(self.workgroup)
+    }
+
+    /// Whether so many rows, none of them longer than this, are short ones.
+    pub(super) fn are_short(&self, rows: usize, longest: u64) -> bool {
+        rows as u64 >= u64::from(self.short_rows) && longest <= u64::from(self.short_row.min(self.tile))
+    }
+
+    /// A bound of the fast sum's relative error, in units of 2^-48, for a span of this many tiles, or a short one.
     ///
-    /// 60 for the chains of eight squares, 256 more where they are of differences, and 3 for each addition of pairs on the way to the total
-    /// (NUMERICS.md), with a little more for the terms of second order.
-    pub(super) fn error_units(&self, tiles: usize, length: u64, centered: bool) -> u32 {
+    /// What an invocation's own sum loses, and 3 for each addition of pairs on the way to the total (NUMERICS.md),
+    /// with a little more for the terms of second order.
+    pub(super) fn error_units(&self, tiles: usize, length: u64, short: bool, centered: bool) -> u32 {
         let tile = u64::from(self.tile).max(length.div_ceil(tiles.max(1) as u64).next_power_of_two());
-        let groups = u32::try_from(tile / 4).unwrap_or(u32::MAX);
-        let chains = groups.div_ceil(self.workgroup).div_ceil(8);
-        let tiles = u32::try_from(tiles).unwrap_or(u32::MAX).div_ceil(self.span_workgroup);
-        let additions = 3 + chains + self.joins(self.workgroup) + tiles + self.joins(self.span_workgroup);
-        let differences = if centered { 256 } else { 0 };
-        64 + differences + additions.saturating_mul(4)
+        let groups = u32::try_from(if short { length } else { tile }.div_ceil(4)).unwrap_or(u32::MAX);
+        let tiles = u32::try_from(tiles).unwrap_or(u32::MAX);
+        let few = if tiles <= self.few_tiles { tiles } else { 0 };
+        let (each, joins) = if short {
+            (groups.div_ceil(self.lanes()), self.lanes().ilog2())
+        } else {
+            let of_span = tiles.div_ceil(self.span_workgroup) + self.joins(self.span_workgroup);
+            (groups.div_ceil(self.workgroup), self.joins(self.workgroup) + of_span.max(few))
+        };
+        let (own, chains) = if self.doubles {
+            // f64 roundings, a quarter as many as groups, 32 to a unit, and the way to a pair; twice as much.
+            (8 + each.div_ceil(64), 0)
+        } else {
+            // The chains of eight squares, or of differences, and one behind them.
+            (if centered { 64 + 256 } else { 64 }, each.div_ceil(8) + 4)
+        };
+        own + (chains + joins).saturating_mul(4)
+    }
+
+    /// Workgroups of `exact_tiles` for this many tiles. More than the few that look where an invocation had to go
+    /// round its loops 2^15 times, were all of them open: lavapipe cuts it off at 2^16.
+    pub(super) fn exact_tile_workgroups(&self, tiles: u64, longest: u64) -> u64 {
+        // The groups of a tile, and the limbs, which every tile goes through a few times.
+        let turns = longest.div_ceil(4 * u64::from(self.workgroup)) + 200;
+        tiles.min(u64::from(self.exact_workgroups)).max((tiles * turns).div_ceil(1 << 15))
+    }
+
+    /// Workgroups of `exact_spans`: the root of a span takes some 150 turns.
+    pub(super) fn exact_span_workgroups(&self, spans: u64) -> u64 {
+        let workgroups = spans.div_ceil(u64::from(self.span_workgroup));
+        workgroups.min(u64::from(self.exact_workgroups)).max((workgroups * 200).div_ceil(1 << 15))
     }
 
     /// Additions in a row that join the sums of a workgroup.
     fn joins(&self, workgroup: u32) -> u32 {
         if self.subgroups { 8 + workgroup.div_ceil(self.subgroup_min) } else { workgroup.ilog2() + 1 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Tunings with workgroups of all sizes.
+    fn tunings() -> impl Iterator<Item = Tuning> {
+        [1, 4, 8, 32, 256].into_iter().flat_map(|workgroup| {
+            [1, 16, 512].map(|exact_workgroups| Tuning {
+                workgroup,
+                span_workgroup: workgroup,
+                exact_workgroups,
+                ..Tuning::portable()
+            })
+        })
+    }
+
+    #[test]
+    fn no_invocation_goes_round_its_loops_more_often_than_lavapipe_lets_it() {
+        for tuning in tunings() {
+            for (tiles, longest) in [(1, 3), (100, 8192), (100_000, 100), (5_000_000, 8), (130_000, 1 << 16)]
+            {
+                let workgroups = tuning.exact_tile_workgroups(tiles, longest);
+                // Of a tile: its groups, and the limbs in each of four loops.
+                let turns = longest.div_ceil(4).div_ceil(u64::from(tuning.workgroup)) + 4 * 40;
+                assert!(
+                    tiles.div_ceil(workgroups) * turns < 60_000,
+                    "{tiles} tiles of {longest}: {tuning:?}"
+                );
+                let spans = tuning.exact_span_workgroups(tiles) * u64::from(tuning.span_workgroup);
+                // Of a span: three times the limbs, and the bits of a root.
+                assert!(tiles.div_ceil(spans) * (3 * 40 + 25) < 60_000, "{tiles} spans: {tuning:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_open_costs_few_workgroups() {
+        let tuning = Tuning { exact_workgroups: 16, ..Tuning::portable() };
+        assert_eq!(tuning.exact_tile_workgroups(1000, 8192), 16);
+        assert_eq!(tuning.exact_tile_workgroups(3, 8192), 3);
+        assert_eq!(tuning.exact_span_workgroups(1000), 16);
+        assert_eq!(tuning.exact_span_workgroups(65), 2);
+    }
+
+    #[test]
+    fn sums_in_f64_lose_less_than_pairs() {
+        let pairs = Tuning::portable();
+        let doubles = Tuning { doubles: true, ..pairs.clone() };
+        for (tiles, length, short, centered) in
+            [(1, 1, true, false), (1, 8192, false, true), (30_000, 1 << 28, false, false)]
+        {
+            let units = |tuning: &Tuning| tuning.error_units(tiles, length, short, centered);
+            assert!(units(&doubles) < units(&pairs), "{tiles} tiles of {length}");
+        }
     }
 }
