@@ -126,13 +126,12 @@ fn numbers_that_no_f32_holds_are_refused() {
 
 /// The backends that the command line reaches here.
 fn backends() -> Vec<Vec<String>> {
-    let mut backends =
-        vec![vec!["--backend".to_owned(), "reference".into()], vec!["--backend".into(), "cpu".into()]];
+    let hosts = [vec!["--backend".to_owned(), "reference".into()], vec!["--backend".into(), "cpu".into()]];
     #[cfg(feature = "gpu")]
-    if let Some(adapter) = common::gpu::adapter() {
-        backends.push(vec!["--backend".into(), "gpu".into(), "--adapter".into(), adapter.get_info().name]);
-    }
-    backends
+    let adapter = common::gpu::adapter().map(|adapter| vec!["--adapter".into(), adapter.get_info().name]);
+    #[cfg(not(feature = "gpu"))]
+    let adapter = None;
+    hosts.into_iter().chain(adapter).collect()
 }
 
 #[test]

@@ -50,7 +50,7 @@ impl FromStr for Choice {
 ///
 /// `adapter` is a part of an adapter's name, in any case: naming one asks for the GPU backend, and is
 /// the only way to a software adapter. [`Choice::Auto`] tries both where there is a hardware GPU, in some tenths of a
-/// second; batches that are on a device already need no choice but a [`Gpu`](super::Gpu). What was taken, and why, is in [`Backend::ran`].
+/// second; batches that are on a device already need no choice but the GPU backend. What was taken, and why, is in [`Backend::ran`].
 ///
 /// # Errors
 /// [`Error::NoAdapter`] where a GPU was asked for and none fits; [`Error::Setting`] where an adapter is

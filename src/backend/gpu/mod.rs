@@ -75,8 +75,9 @@ pub(crate) struct GpuContext {
     pub why: String,
     pub tuning: Tuning,
     pub pipelines: Arc<Pipelines>,
-    /// Whether the device passed the check of its fast sums; unset before the check.
-    pub fast_sums: Arc<OnceLock<bool>>,
+    /// Whether the device passed the check of its fast sums, of updates and of differences from a centre; unset before
+    /// the check.
+    pub fast_sums: Arc<[OnceLock<bool>; 2]>,
     pub lost: LostReason,
 }
 
@@ -226,7 +227,7 @@ impl Gpu {
         let elements = buffer.size() / 4 * 4 / storage.bytes();
         layout.check(elements as usize)?;
         let placement = Placement::in_place(layout, clipping.granularity, elements);
-        self.ensure_checked()?;
+        self.ensure_checked(clipping.center.is_some())?;
         Plan::new(&self.context, layout, clipping, &placement, storage, buffer)
     }
 
@@ -244,7 +245,7 @@ impl Gpu {
         clipping: &Clipping,
         work: impl FnOnce(&Session) -> Result<T>,
     ) -> Result<T> {
-        self.ensure_checked()?;
+        self.ensure_checked(clipping.center.is_some())?;
         let mut slot = self.session.lock().unwrap_or_else(PoisonError::into_inner);
         let rules = Rules::new(&Source::new(&clipping.threshold, layout, clipping.granularity)?)?;
         let fits = |s: &Session| {
@@ -538,10 +539,18 @@ impl Backend for Gpu {
 }
 
 impl GpuContext {
+    pub(crate) fn fast_sums_failed(&self, centered: bool) -> bool {
+        self.fast_sums[usize::from(centered)].get() == Some(&false)
+    }
+
     pub(crate) fn ran(&self) -> Ran {
         let mut why = self.why.clone();
-        if self.fast_sums.get() == Some(&false) {
-            why.push_str("; its fast sums failed the check, so every norm takes the exact sum");
+        for (centered, what) in [(false, "norm"), (true, "norm around a centre")] {
+            if self.fast_sums_failed(centered) {
+                why.push_str(&format!(
+                    "; its fast sums failed the check, so every {what} takes the exact sum"
+                ));
+            }
         }
         Ran { backend: BackendKind::Gpu, adapter: Some(self.adapter.clone()), why }
     }

@@ -293,7 +293,7 @@ impl Plan {
             bounded: self.geometry.bounded as u32,
             non_finite: policy_code(clipping.non_finite),
             force_exact: u32::from(
-                self.context.tuning.force_exact || self.context.fast_sums.get() == Some(&false),
+                self.context.tuning.force_exact || self.context.fast_sums_failed(self.centered),
             ),
             groups: rules.groups.len() as u32,
             coordinates: u32::from(self.granularity == Granularity::Coordinate),

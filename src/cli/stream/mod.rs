@@ -92,7 +92,7 @@ impl<'a> Stream<'a> {
             })?;
             return Ok(self.report(&norms, &decisions));
         }
-        let mut report = Report { ran: backend.ran(), rows: Vec::with_capacity(batch.layout.clients()) };
+        let mut rows = Vec::with_capacity(batch.layout.clients());
         pass("clipping", batch, &pieces, Some(output), progress, |piece, elements| {
             let clipping = piece.clipping(batch, self.clipping)?;
             let of_piece = elements.run_with(backend, &piece.layout(batch)?, &clipping, state);
@@ -100,10 +100,11 @@ impl<'a> Stream<'a> {
                 Error::NonFinite { row } => Error::NonFinite { row: piece.rows.start + row },
                 other => other,
             })?;
-            report.rows.extend(of_piece.rows);
+            rows.extend(of_piece.rows);
             Ok(())
         })?;
-        Ok(report)
+        // A device may have been found out only while it ran.
+        Ok(Report { ran: backend.ran(), rows })
     }
 
     /// The weighted mean of the clipped rows, `[params]`.
