@@ -110,6 +110,9 @@ impl Gpu {
 
     /// Uses the caller's device and queue, with the features and limits that it was opened with.
     ///
+    /// WebGPU's default limits are enough: eight storage buffers a kernel, bindings of 128 MiB. With
+    /// [`open`]'s, which are all that the adapter has, windows are larger and more batches fit.
+    ///
     /// # Errors
     /// None at present; kernels are compiled when the first plan is made.
     pub fn from_device(device: wgpu::Device, queue: wgpu::Queue) -> Result<Self> {

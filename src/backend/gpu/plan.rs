@@ -453,7 +453,8 @@ impl Plan {
     /// Reads the report of the last submitted run back.
     ///
     /// The future resolves once somebody polls the device, as for every wgpu map. It may be dropped halfway,
-    /// and several may be under way at once.
+    /// and several may be under way at once. Each reads the run that is the last when it is first polled: poll it
+    /// once before the next run is submitted.
     ///
     /// # Errors
     /// Those of [`Plan::report_blocking`].
