@@ -61,9 +61,7 @@ pub enum Error {
         expected: usize,
     },
     /// A row listed in a scope does not exist.
-    #[error(
-        "row out of range: got row {row}; expected one of {clients} rows, counted from 0; correct the scope"
-    )]
+    #[error("row out of range: got row {row}; expected {}; correct the scope", rows_of(*.clients))]
     RowOutOfRange {
         /// The row.
         row: usize,
@@ -197,4 +195,12 @@ pub enum Error {
         /// What the reference found.
         expected: String,
     },
+}
+
+/// The rows of a batch, in words.
+fn rows_of(clients: usize) -> String {
+    match clients.checked_sub(1) {
+        Some(last) => format!("rows 0 to {last}"),
+        None => "no row, as the batch has none".into(),
+    }
 }

@@ -123,14 +123,14 @@ fn plain(error: std::io::Error) -> std::io::Error {
 
 /// Checks that a file can be put there: its folder exists, and what it replaces is a file.
 pub(super) fn check(target: &Path) -> Result<(), Failure> {
-    const REMEDY: &str = "choose another place";
+    const REMEDY: &str = "choose another place (-o, --state or --plot)";
     if !folder(target).is_dir() {
         let got = format!("no folder {}", folder(target).display());
         return Err(Failure::content(
             target,
             &got,
             "a folder that exists",
-            "create it or choose another place",
+            "create it or choose another place (-o, --state or --plot)",
         ));
     }
     match (fs::metadata(target), fs::symlink_metadata(target)) {
