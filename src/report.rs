@@ -57,7 +57,7 @@ impl fmt::Display for Ran {
 }
 
 /// One row of a [`Report`].
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RowReport {
     /// The norm before clipping; see [`Norm::value`](crate::Norm::value) for what is not a number.
     pub norm: f32,
@@ -68,11 +68,9 @@ pub struct RowReport {
     /// The status; at segment granularity `zeroed` or `kept` if the row is, else `clipped` if any
     /// segment is.
     pub status: Status,
-    /// The segments, at segment granularity; else empty.
-    pub segments: Vec<SegmentReport>,
 }
 
-/// One segment of a [`RowReport`].
+/// One segment of a row; see [`Report::segments`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SegmentReport {
     /// The norm before clipping.
@@ -92,9 +90,17 @@ pub struct Report {
     pub ran: Ran,
     /// One entry per row.
     pub rows: Vec<RowReport>,
+    /// Those of all rows, and where each row's begin: rows are small, because a batch of short ones has many.
+    segments: Vec<SegmentReport>,
+    first_segments: Vec<usize>,
 }
 
 impl Report {
+    /// The report of rows without segments.
+    pub(crate) fn of_rows(ran: Ran, rows: Vec<RowReport>) -> Self {
+        Self { ran, rows, segments: Vec::new(), first_segments: Vec::new() }
+    }
+
     /// The report of stages that were run one by one: `norms` and `decisions` are theirs, of this layout.
     ///
     /// # Panics
@@ -107,14 +113,52 @@ impl Report {
         norms: &Norms,
         decisions: &[Decision],
     ) -> Self {
-        let rows = norms.rows.iter().enumerate().map(|(row, norm)| {
-            let spans = &decisions[layout.spans_of(granularity, row)];
-            match granularity {
-                Granularity::Row | Granularity::Coordinate => row_of_one(&spans[0]),
-                Granularity::Segment => row_of_segments(*norm, spans),
-            }
-        });
-        Self { ran, rows: rows.collect() }
+        if granularity != Granularity::Segment {
+            return Self::of_rows(ran, decisions[..norms.rows.len()].iter().map(row_of_one).collect());
+        }
+        let spans = |row| layout.spans_of(granularity, row);
+        let rows =
+            norms.rows.iter().enumerate().map(|(row, norm)| row_of_segments(*norm, &decisions[spans(row)]));
+        Self {
+            ran,
+            rows: rows.collect(),
+            segments: decisions.iter().map(segment_of).collect(),
+            first_segments: (0..norms.rows.len())
+                .map(|row| spans(row).start)
+                .chain([decisions.len()])
+                .collect(),
+        }
+    }
+
+    /// The segments of row `row`, at segment granularity; else none.
+    ///
+    /// # Panics
+    /// Where `row >= rows.len()`, as slice indexing does.
+    #[must_use]
+    pub fn segments(&self, row: usize) -> &[SegmentReport] {
+        assert!(row < self.rows.len(), "row {row} of {}", self.rows.len());
+        match self.first_segments.get(row..row + 2) {
+            Some(&[first, end]) => &self.segments[first..end],
+            _ => &[],
+        }
+    }
+
+    /// Adds the rows of a batch that ran behind this one, as if both had been one.
+    ///
+    /// What ran is what ran last: a device may be found out only while it runs.
+    pub fn append(&mut self, behind: Self) {
+        let starts = |report: &Self| match report.first_segments.is_empty() {
+            true => vec![0; report.rows.len() + 1],
+            false => report.first_segments.clone(),
+        };
+        if !(self.first_segments.is_empty() && behind.first_segments.is_empty()) {
+            self.first_segments = starts(self);
+            let moved = starts(&behind).into_iter().skip(1).map(|start| self.segments.len() + start);
+            self.first_segments.extend(moved);
+        }
+        self.rows.extend(behind.rows);
+        self.segments.extend(behind.segments);
+        self.ran = behind.ran;
     }
 
     /// The number of rows with this status.
@@ -124,13 +168,22 @@ impl Report {
     }
 }
 
+#[inline]
 pub(crate) fn row_of_one(decision: &Decision) -> RowReport {
     RowReport {
         norm: decision.norm.value(),
         bound: Some(decision.bound),
         factor: decision.factor,
         status: decision.status,
-        segments: Vec::new(),
+    }
+}
+
+fn segment_of(decision: &Decision) -> SegmentReport {
+    SegmentReport {
+        norm: decision.norm.value(),
+        bound: decision.bound,
+        factor: decision.factor,
+        status: decision.status,
     }
 }
 
@@ -148,14 +201,36 @@ fn row_of_segments(norm: Norm, spans: &[Decision]) -> RowReport {
         bound: bound.filter(|bound| spans.iter().all(|span| span.bound == *bound)),
         factor: spans.iter().map(|span| span.factor).fold(1.0, f64::min),
         status,
-        segments: spans
-            .iter()
-            .map(|span| SegmentReport {
-                norm: span.norm.value(),
-                bound: span.bound,
-                factor: span.factor,
-                status: span.status,
-            })
-            .collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::backend::{Backend, Reference};
+    use crate::clip::Clipping;
+
+    #[test]
+    fn reports_of_parts_joined_are_the_report_of_the_whole() {
+        let lengths = [vec![2, 1], vec![], vec![3], vec![1, 0, 4]];
+        let (whole, upper, lower) = (
+            Layout::ragged_layered(&lengths).unwrap(),
+            Layout::ragged_layered(&lengths[..2]).unwrap(),
+            Layout::ragged_layered(&lengths[2..]).unwrap(),
+        );
+        let data: Vec<f32> = (0..whole.len()).map(|i| i as f32 - 4.5).collect();
+        for granularity in [Granularity::Row, Granularity::Segment] {
+            let clipping = Clipping::fixed(3.0).granularity(granularity);
+            let run =
+                |layout: &Layout, data: &[f32]| Reference.run(layout, &mut data.to_vec(), &clipping).unwrap();
+            let (first, second) = data.split_at(upper.len());
+            let mut joined = run(&upper, first);
+            joined.append(run(&lower, second));
+            assert_eq!(joined, run(&whole, &data));
+            let lengths = (0..4).map(|row| joined.segments(row).len());
+            let expected = if granularity == Granularity::Row { [0; 4] } else { [2, 0, 1, 3] };
+            assert!(lengths.eq(expected));
+        }
     }
 }

@@ -210,7 +210,7 @@ fn verify(
         }
         let parts: Vec<_> = match clipping.granularity {
             Granularity::Segment => {
-                of_row.segments.iter().map(|s| (s.norm, s.bound, s.factor, s.status)).collect()
+                report.segments(row).iter().map(|s| (s.norm, s.bound, s.factor, s.status)).collect()
             }
             _ => vec![(of_row.norm, of_row.bound.unwrap(), of_row.factor, of_row.status)],
         };

@@ -48,9 +48,9 @@ fn bits(values: &[f32]) -> Vec<u32> {
 
 /// Reports without what ran, floats as bits.
 fn rows(report: &Report) -> String {
-    let row = |r: &byzclip::RowReport| {
-        let segments: Vec<_> = r
-            .segments
+    let row = |(i, r): (usize, &byzclip::RowReport)| {
+        let segments: Vec<_> = report
+            .segments(i)
             .iter()
             .map(|s| (s.norm.to_bits(), s.bound.to_bits(), s.factor.to_bits(), s.status))
             .collect();
@@ -62,7 +62,7 @@ fn rows(report: &Report) -> String {
             r.status
         )
     };
-    report.rows.iter().map(row).collect()
+    report.rows.iter().enumerate().map(row).collect()
 }
 
 fn assert_same_as_reference(backend: &dyn Backend, layout: &Layout, clipping: &Clipping, what: &str) {

@@ -62,7 +62,7 @@ fn expected(
         }
         divisor += oracle::units(weights[row]);
         let whole = [(of_row.factor, of_row.bound.unwrap_or(f32::INFINITY), of_row.status)];
-        let parts: Vec<_> = of_row.segments.iter().map(|s| (s.factor, s.bound, s.status)).collect();
+        let parts: Vec<_> = report.segments(row).iter().map(|s| (s.factor, s.bound, s.status)).collect();
         let parts = if clipping.granularity == Granularity::Segment { &parts[..] } else { &whole[..] };
         let mut coordinate = 0;
         for (part, span) in parts.iter().zip(layout.spans_of(clipping.granularity, row)) {

@@ -359,8 +359,10 @@ impl Backends {
             let (mut data, mut next) = (batch.data.clone(), state.clone());
             let report = backend.run_with(&batch.shape.layout, &mut data, &clipping, &mut next).unwrap();
             for (span, (&(row, group), &bound)) in batch.shape.spans.iter().zip(bounds).enumerate() {
-                let row = &report.rows[row];
-                let got = row.segments.get(group).map_or(row.bound, |segment| Some(segment.bound));
+                let got = report
+                    .segments(row)
+                    .get(group)
+                    .map_or(report.rows[row].bound, |segment| Some(segment.bound));
                 let (got, want) = (got.map(f32::to_bits), Some(bound.to_bits()));
                 assert_eq!(got, want, "{context}: run, {name}: span {span}: bound");
             }

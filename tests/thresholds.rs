@@ -240,7 +240,7 @@ fn layers_have_bounds_of_their_own_across_clients() {
     let clipping = with(Threshold::Median { factor: 1.0 }).granularity(Granularity::Segment);
     let mut clipped = data.to_vec();
     let report = Reference.run(&layout, &mut clipped, &clipping).unwrap();
-    let bounds: Vec<f32> = report.rows[0].segments.iter().map(|s| s.bound).collect();
+    let bounds: Vec<f32> = report.segments(0).iter().map(|s| s.bound).collect();
     // The norms of the layers: 1, 2, 3, 100 and 50, 5, 0, 10.
     assert_eq!(bounds, [2.0, 5.0]);
     run(&layout, &data, &clipping, &State::default());
@@ -249,7 +249,7 @@ fn layers_have_bounds_of_their_own_across_clients() {
     let ragged = Layout::ragged_layered(&[vec![1, 2], vec![1], vec![1, 1], vec![1, 2]]).unwrap();
     let data = [1.0, 3.0, 4.0, 2.0, 3.0, 0.0, 100.0, 6.0, 8.0];
     let report = Reference.run(&ragged, &mut data.to_vec(), &clipping).unwrap();
-    assert_eq!(report.rows[0].segments.iter().map(|s| s.bound).collect::<Vec<_>>(), [2.0, 5.0]);
+    assert_eq!(report.segments(0).iter().map(|s| s.bound).collect::<Vec<_>>(), [2.0, 5.0]);
     run(&ragged, &data, &clipping, &State::default());
 }
 
@@ -266,7 +266,7 @@ fn a_split_total_bounds_the_whole_row() {
             let clipping = with(threshold).granularity(Granularity::Segment);
             let data = vec![0.0; layout.len()];
             let report = Reference.run(&layout, &mut data.clone(), &clipping).unwrap();
-            let bounds: Vec<f64> = report.rows[1].segments.iter().map(|s| f64::from(s.bound)).collect();
+            let bounds: Vec<f64> = report.segments(1).iter().map(|s| f64::from(s.bound)).collect();
             let scale = f64::from(total);
             let squares: f64 = bounds.iter().map(|b| (b / scale) * (b / scale)).sum();
             // The sum is of a few terms with relative errors of 2^-53.

@@ -97,7 +97,7 @@ pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
             weight,
             clipped: report.count(Status::Clipped),
             zeroed: report.count(Status::Zeroed),
-            rows: report.rows.iter().map(|row| ClippedRow::new(row, &batch.layers)).collect(),
+            rows: ClippedRow::all(&report, &batch.layers),
         })?,
     }
     Ok(Outcome::Success)

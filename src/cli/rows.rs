@@ -1,6 +1,6 @@
 //! Rows of a batch as JSON and as a table.
 
-use byzclip::{RowReport, SegmentReport};
+use byzclip::{Report, RowReport, SegmentReport};
 use serde::{Serialize, Serializer};
 
 /// Rows that a table shows; longer ones lose their middle.
@@ -66,7 +66,13 @@ struct ClippedSegment<'a> {
 }
 
 impl<'a> ClippedRow<'a> {
-    pub(super) fn new(row: &RowReport, layers: &'a [String]) -> Self {
+    /// One entry per row.
+    pub(super) fn all(report: &Report, layers: &'a [String]) -> Vec<Self> {
+        let rows = report.rows.iter().enumerate();
+        rows.map(|(index, row)| Self::new(row, report.segments(index), layers)).collect()
+    }
+
+    fn new(row: &RowReport, segments: &[SegmentReport], layers: &'a [String]) -> Self {
         let segment = |(i, segment): (usize, &SegmentReport)| ClippedSegment {
             name: layers.get(i).map(String::as_str),
             norm: finite(segment.norm),
@@ -79,7 +85,7 @@ impl<'a> ClippedRow<'a> {
             bound: row.bound.map(Bound),
             factor: Factor(row.factor),
             status: row.status.name(),
-            segments: row.segments.iter().enumerate().map(segment).collect(),
+            segments: segments.iter().enumerate().map(segment).collect(),
         }
     }
 }

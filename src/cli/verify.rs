@@ -216,7 +216,7 @@ fn different_reports(
 ) -> Option<String> {
     match (got, expected) {
         (Ok(got), Ok(expected)) => {
-            let differs = |row: &usize| !same_row(&got.rows[*row], &expected.rows[*row]);
+            let differs = |row: &usize| !same_row(got, expected, *row);
             let row = (0..expected.rows.len()).find(differs)?;
             Some(format!("row {row}: got {:?}, {of} has {:?}", got.rows[row], expected.rows[row]))
         }
@@ -243,12 +243,15 @@ fn different_bits<T: PartialEq + std::fmt::LowerHex>(
     Some(format!("{what} {i}: got {shown}, {of} has {:08x}", expected[i]))
 }
 
-fn same_row(got: &byzclip::RowReport, expected: &byzclip::RowReport) -> bool {
-    let row =
-        |r: &byzclip::RowReport| (r.norm.to_bits(), r.bound.map(f32::to_bits), r.factor.to_bits(), r.status);
+fn same_row(got: &Report, expected: &Report, row: usize) -> bool {
+    let whole = |report: &Report| {
+        let row = &report.rows[row];
+        (row.norm.to_bits(), row.bound.map(f32::to_bits), row.factor.to_bits(), row.status)
+    };
     let segment =
         |s: &byzclip::SegmentReport| (s.norm.to_bits(), s.bound.to_bits(), s.factor.to_bits(), s.status);
-    row(got) == row(expected) && got.segments.iter().map(segment).eq(expected.segments.iter().map(segment))
+    let segments = |report: &Report| report.segments(row).iter().map(segment).collect::<Vec<_>>();
+    whole(got) == whole(expected) && segments(got) == segments(expected)
 }
 
 impl Verdict {

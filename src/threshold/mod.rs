@@ -246,6 +246,7 @@ pub(crate) fn refuse_non_finite(rows: &[Norm]) -> Result<()> {
 }
 
 /// The decision for a span of this norm, in a row of that one.
+#[inline]
 pub(crate) fn decide_span(norm: Norm, row: Norm, bound: f32, clipping: &Clipping) -> Decision {
     let (factor, status) = match (row.class(), clipping.non_finite) {
         (NormClass::OutOfScope, _) => (1.0, Status::OutOfScope),

@@ -168,11 +168,14 @@ pub fn verify(
                 vec![(got.norm, got.bound.expect("a bound"), got.factor, got.status)]
             }
             Granularity::Segment => {
-                got.segments.iter().map(|s| (s.norm, s.bound, s.factor, s.status)).collect()
+                report.segments(row).iter().map(|s| (s.norm, s.bound, s.factor, s.status)).collect()
             }
         };
         assert_eq!(reported.len(), spans.len(), "{context}: spans in the report");
-        assert_eq!(got.segments.is_empty(), clipping.granularity == Granularity::Row || spans.is_empty());
+        assert_eq!(
+            report.segments(row).is_empty(),
+            clipping.granularity == Granularity::Row || spans.is_empty()
+        );
         for (index, (span, &(norm, bound, factor, status))) in spans.iter().zip(&reported).enumerate() {
             let context = format!("{context}: span {index} {span:?}");
             let want_span = expected(&before[span.clone()], mask[row]);

@@ -92,7 +92,7 @@ impl<'a> Stream<'a> {
             })?;
             return Ok(self.report(&norms, &decisions));
         }
-        let mut rows = Vec::with_capacity(batch.layout.clients());
+        let mut report: Option<Report> = None;
         pass("clipping", batch, &pieces, Some(output), progress, |piece, elements| {
             let clipping = piece.clipping(batch, self.clipping)?;
             let of_piece = elements.run_with(backend, &piece.layout(batch)?, &clipping, state);
@@ -100,11 +100,13 @@ impl<'a> Stream<'a> {
                 Error::NonFinite { row } => Error::NonFinite { row: piece.rows.start + row },
                 other => other,
             })?;
-            rows.extend(of_piece.rows);
+            match &mut report {
+                Some(report) => report.append(of_piece),
+                None => report = Some(of_piece),
+            }
             Ok(())
         })?;
-        // A device may have been found out only while it ran.
-        Ok(Report { ran: backend.ran(), rows })
+        Ok(report.unwrap_or_else(|| self.report(&Norms::default(), &[])))
     }
 
     /// The weighted mean of the clipped rows, `[params]`.
