@@ -330,6 +330,32 @@ fn long_rows_of_several_tiles_and_thresholds_that_look_at_the_batch() {
     }
 }
 
+/// Threads that share a row take the part of the centre that lies beside theirs: in fast sums, exact ones and products.
+#[test]
+fn rows_that_threads_share_have_their_place_in_the_centre() {
+    let mut rng = Rng::new(36);
+    let lengths = [70_001, 2, 140_003];
+    let params = lengths.iter().sum();
+    let center = Class::Ordinary.row(params, &mut rng);
+    let near: Vec<Vec<f32>> =
+        (1..4).map(|row| center.iter().map(|v| v + rng.unit() * 0.01 * row as f32).collect()).collect();
+    let layout = Layout::dense(near.len(), params).unwrap().layered(&lengths).unwrap();
+    let data = batch(&layout, &near);
+    for granularity in [Granularity::Row, Granularity::Segment] {
+        let clipping = Clipping::fixed(2.0).granularity(granularity).around(center.clone());
+        let mut want = data.clone();
+        let specified = Reference.run(&layout, &mut want, &clipping).unwrap();
+        assert!(specified.count(Status::Clipped) > 1);
+        for (name, backend) in all() {
+            let context = format!("{name}, {granularity:?}");
+            let mut got = data.clone();
+            let report = backend.run(&layout, &mut got, &clipping).unwrap();
+            assert_same_report(&context, &report, &specified);
+            assert_same_bits(&context, &got, &want);
+        }
+    }
+}
+
 /// Differences whose fast sums come close to a middle between two norms: whole numbers of 12 bits and a centre
 /// of whole numbers give any difference exactly.
 #[test]
