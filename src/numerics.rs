@@ -216,7 +216,7 @@ fn certify_root(sum: f64, quality: u32) -> Option<Norm> {
     // The exponent counts from another bias; the last of the 25 bits rounds the others, and may carry.
     let odd = (bits >> 28) % 2 == 1;
     let wide = (bits >> 29) - ((1023 - 127) << 23) + u64::from(odd);
-    Some(Norm::new(wide as u32, if odd { NormClass::Below } else { NormClass::Above }))
+    Some(Norm::new(wide as u32, [NormClass::Above, NormClass::Below][usize::from(odd)]))
 }
 
 /// The factor that brings a row of this norm to a bound below it; 1 where the norm does not exceed the
