@@ -8,7 +8,7 @@
 //! - `half.rs`, `f16.rs`: rows in half precision.
 
 mod apply;
-mod f16;
+pub(crate) mod f16;
 mod half;
 mod mean;
 pub(crate) mod simd;
