@@ -13,6 +13,7 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use byzclip::bench::cases::{Batch, Case, SHAPES, Shape, Stage};
+use byzclip::bench::element::Dtype;
 use byzclip::bench::expected::Expected;
 use byzclip::bench::measure::timed;
 use byzclip::bench::{Settings, host, plain};
@@ -43,14 +44,14 @@ fn clip(criterion: &mut Criterion) {
     let settings = Settings { clipped: vec![0.0, 0.2, 1.0], scope_share: 0.1, runs: 1 };
     for (name, backend) in backends() {
         for shape in SHAPES {
-            let mut batch = Batch::new(shape).unwrap();
+            let mut batch = Batch::<f32>::new(shape).unwrap();
             let mut group = criterion.benchmark_group(format!("{name}/{shape}"));
             group.sample_size(10);
             for case in settings.cases() {
                 batch.fill(&case);
                 // Verified, and run once more.
                 host::measure(backend.as_ref(), &mut batch, &case, 1, &mut false).unwrap();
-                group.throughput(Throughput::Bytes(case.traffic(shape).one_pass()));
+                group.throughput(Throughput::Bytes(case.traffic(shape, Dtype::F32).one_pass()));
                 group.bench_function(BenchmarkId::new("byzclip", case), |bencher| {
                     bencher.iter_custom(|runs| total(runs, || ours(backend.as_ref(), &mut batch, &case)));
                 });
@@ -62,7 +63,7 @@ fn clip(criterion: &mut Criterion) {
             batch.original.copy_from_slice(&data);
             let expected = Expected::of(&batch, &Case::norms()).unwrap();
             expected.check_norms(&name, &norms(backend.as_ref(), &batch.layout, &data)).unwrap();
-            group.throughput(Throughput::Bytes(Case::norms().traffic(shape).one_pass()));
+            group.throughput(Throughput::Bytes(Case::norms().traffic(shape, Dtype::F32).one_pass()));
             group.bench_function("byzclip/norms of signs", |bencher| {
                 bencher.iter(|| norms(backend.as_ref(), &batch.layout, &data));
             });

@@ -94,6 +94,46 @@ fn every_case_of_every_shape_is_reported_by_every_method() {
     }
 }
 
+/// Rows that begin at a multiple of four halves, and at a multiple of two: on a device no word belongs to two rows.
+const OF_HALVES: [&str; 4] = ["--shape", "20x1000", "--shape", "6x20002"];
+
+#[test]
+fn every_case_is_reported_for_every_type_of_elements_with_its_bytes() {
+    for (args, methods) in places() {
+        let types = ["--dtype", "f32", "--dtype", "f16", "--dtype", "bf16"];
+        let all = records(&[&words(&args)[..], &types, &OF_HALVES].concat());
+        assert_eq!(all.len(), 3 * 2 * (3 + 5 * methods.len()), "{args:?}");
+        let of_type = |dtype: &str| -> Vec<&Value> { all.iter().filter(|r| r["dtype"] == dtype).collect() };
+        let singles = of_type("f32");
+        for dtype in ["f16", "bf16"] {
+            let halves = of_type(dtype);
+            assert_eq!(halves.len(), singles.len(), "{args:?}, {dtype}");
+            for (half, single) in halves.iter().zip(&singles) {
+                for field in
+                    ["library", "method", "clients", "params", "case", "clipped", "scope", "verified"]
+                {
+                    assert_eq!(half[field], single[field], "{args:?}, {dtype}");
+                }
+                assert_eq!(half["share"].is_number(), single["share"].is_number(), "{half}");
+                let bytes = |record: &Value| record["bytes"].as_u64().unwrap();
+                assert_eq!(2 * bytes(half), bytes(single), "{half}");
+            }
+        }
+    }
+}
+
+#[cfg(feature = "gpu")]
+#[test]
+fn rows_of_halves_that_share_words_on_a_device_are_refused() {
+    let Some(adapter) = common::gpu::adapter() else { return };
+    let name = adapter.get_info().name;
+    let output = bench(&["--adapter", &name, "--dtype", "bf16", "--shape", "3x5"]);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && output.stdout.len() < 1000, "{stderr}");
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    assert!(stderr.contains("3x5 in bf16") && stderr.contains("expected an even number"), "{stderr}");
+}
+
 #[test]
 fn records_have_every_field_and_their_figures_agree() {
     let fields = [
@@ -166,8 +206,10 @@ fn bytes_are_those_that_one_pass_needs() {
 
 #[test]
 fn a_wrong_bit_stops_the_benchmark() {
-    for (args, _) in places() {
-        let output = bench(&[&words(&args)[..], &["--inject-fault", "--json"]].concat());
+    let cases = places().into_iter().flat_map(|(args, _)| ["f32", "f16", "bf16"].map(|t| (args.clone(), t)));
+    for (args, dtype) in cases {
+        let options = [&["--inject-fault", "--json", "--dtype", dtype][..], &OF_HALVES].concat();
+        let output = bench(&[&words(&args)[..], &options].concat());
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{args:?}: {stderr}");
         assert!(stderr.starts_with("byzclip: clip differs from the reference"), "{args:?}: {stderr}");
@@ -192,7 +234,8 @@ fn the_table_has_a_line_for_every_case() {
         let output = bench(&words(&args));
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let text = String::from_utf8(output.stdout).unwrap();
-        for word in ["20x1000, 0.1 MB; read ", "copy ", "scale ", "ours/plain", "share", "min", "max", "GB/s"]
+        for word in
+            ["20x1000 in f32, 0.1 MB; read ", "copy ", "scale ", "ours/plain", "share", "min", "max", "GB/s"]
         {
             assert!(text.contains(word), "\"{word}\" is not in:\n{text}");
         }
@@ -208,6 +251,7 @@ fn options_that_measure_nothing_are_refused() {
     for args in [
         ["--shape", "0x5"],
         ["--shape", "5"],
+        ["--dtype", "f64"],
         ["--runs", "8"],
         ["--clipped", "0.5,2"],
         ["--scope-share", "nan"],

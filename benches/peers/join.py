@@ -49,7 +49,9 @@ def join(records):
     """For each key, in order of appearance: our record or None, and the peers', fastest first, wrong ones last."""
     rows = {}
     for record in records:
-        # Rows out of scope are ours alone, ceilings and `plain` are no peers.
+        # Rows out of scope and halves are ours alone, ceilings and `plain` are no peers.
+        if record.get("dtype", "f32") != "f32":
+            continue
         if record["scope"] != 1 or record["case"] == "ceiling" or record["library"] == "plain":
             continue
         of_key = rows.setdefault(key(record), {})

@@ -1,5 +1,6 @@
 // What one would write without a contract, and the loops that measure ceilings: only benchmarks run these.
-// Behind one of the element variants (Element, WIDTH, total, bits) and one of the reductions (Lane, reduce).
+// Behind one of the element variants (Element, WIDTH, sum_of_squares, bits, times, rescaled) and one of the reductions
+// (Lane, reduce).
 
 // Part of the batch that one binding holds, in whole tiles.
 struct Window {
@@ -12,8 +13,8 @@ struct Window {
     // The element at which the binding begins.
     base: u32,
     bound: f32,
-    // What scale_all multiplies by.
-    factor: f32,
+    // A uniform struct is padded to 32 bytes.
+    padding: u32,
 }
 
 struct Tile {
@@ -54,14 +55,14 @@ fn squares(lane: Lane, @builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgr
                 let b = source[at + WORKGROUP];
                 let c = source[at + 2u * WORKGROUP];
                 let d = source[at + 3u * WORKGROUP];
-                sum[0] += total(a * a);
-                sum[1] += total(b * b);
-                sum[2] += total(c * c);
-                sum[3] += total(d * d);
+                sum[0] += sum_of_squares(a);
+                sum[1] += sum_of_squares(b);
+                sum[2] += sum_of_squares(c);
+                sum[3] += sum_of_squares(d);
             }
             for (; i < tile.count; i += WORKGROUP) {
                 let a = source[tile.start + i];
-                sum[0] += total(a * a);
+                sum[0] += sum_of_squares(a);
             }
         }
     }
@@ -100,7 +101,7 @@ fn scale(lane: Lane, @builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgrou
     }
     let factor = window.bound / norm;
     for (var i = lane.local; i < tile.count; i += WORKGROUP) {
-        data[tile.start + i] *= factor;
+        data[tile.start + i] = times(data[tile.start + i], factor);
     }
 }
 
@@ -150,6 +151,6 @@ fn scale_all(lane: Lane, @builtin(workgroup_id) id: vec3<u32>, @builtin(num_work
     }
     let tile = tile_at(index);
     for (var i = lane.local; i < tile.count; i += WORKGROUP) {
-        data[tile.start + i] *= window.factor;
+        data[tile.start + i] = rescaled(data[tile.start + i]);
     }
 }

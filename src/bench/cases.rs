@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use rayon::prelude::*;
 
+use super::element::{Dtype, Element};
 use crate::batch::Layout;
 use crate::clip::{Clipping, Scope};
 use crate::error::{Error, Result};
@@ -145,9 +146,9 @@ impl Case {
 
     /// What the case has to move.
     #[must_use]
-    pub fn traffic(&self, shape: Shape) -> Traffic {
+    pub fn traffic(&self, shape: Shape, dtype: Dtype) -> Traffic {
         let rows = |is: &dyn Fn(usize) -> bool| (0..shape.clients).filter(|&row| is(row)).count() as u64;
-        let bytes = 4 * shape.params as u64;
+        let bytes = dtype.bytes() * shape.params as u64;
         let scaled = rows(&|row| self.writes(row));
         Traffic { only_read: (rows(&|row| self.in_scope(row)) - scaled) * bytes, scaled: scaled * bytes }
     }
@@ -189,18 +190,18 @@ fn picked(row: usize, share: f64) -> bool {
 }
 
 /// A batch, and the data that it is restored from.
-pub struct Batch {
+pub struct Batch<E = f32> {
     /// Clients and parameters.
     pub shape: Shape,
     /// The same as a layout.
     pub layout: Layout,
     /// What the case begins with.
-    pub original: Vec<f32>,
+    pub original: Vec<E>,
     /// What runs work on.
-    pub work: Vec<f32>,
+    pub work: Vec<E>,
 }
 
-impl Batch {
+impl<E: Element> Batch<E> {
     /// Room for the shape.
     ///
     /// # Errors
@@ -210,20 +211,20 @@ impl Batch {
         let room = || {
             let mut values = Vec::new();
             values.try_reserve_exact(shape.elements()).map_err(|_| Error::Layout {
-                got: format!("{shape}, {} bytes twice", shape.elements() as f64 * 4.0),
+                got: format!("{shape}, {} bytes twice", shape.elements() as f64 * E::DTYPE.bytes() as f64),
                 expected: "a batch that fits into memory twice",
             })?;
-            values.resize(shape.elements(), 0.0);
+            values.resize(shape.elements(), E::zeroed());
             Ok(values)
         };
         Ok(Self { shape, layout, original: room()?, work: room()? })
     }
 
-    /// The data of a case: uniform values with all the bits of a mantissa in use, rows of norm about 1, and 50 times that
+    /// The data of a case: uniform values with all the bits of a mantissa in use, rounded to the nearest element, rows of norm about 1, and 50 times that
     /// where the case clips.
     pub fn fill(&mut self, case: &Case) {
         let (params, scale) = (self.shape.params, (3.0 / self.shape.params as f32).sqrt());
-        let fill = |(task, values): (usize, &mut [f32])| {
+        let fill = |(task, values): (usize, &mut [E])| {
             let first = task * TASK;
             let (mut row, mut left) = (first / params, params - first % params);
             let mut size = if case.is_large(row) { scale * LARGE } else { scale };
@@ -232,7 +233,7 @@ impl Batch {
                     (row, left) = (row + 1, params);
                     size = if case.is_large(row) { scale * LARGE } else { scale };
                 }
-                *value = signed_unit(first + i) * size;
+                *value = E::nearest(signed_unit(first + i) * size);
                 left -= 1;
             }
         };
@@ -248,7 +249,7 @@ impl Batch {
     /// Whether every value that runs work on is `factor` times the original.
     #[must_use]
     pub fn holds(&self, factor: f32) -> bool {
-        let same = |(got, value): (&f32, &f32)| got.to_bits() == (value * factor).to_bits();
+        let same = |(got, element): (&E, &E)| got.bits() == E::nearest(element.value() * factor).bits();
         self.work.par_iter().zip(&self.original).all(same)
     }
 
@@ -256,7 +257,7 @@ impl Batch {
     pub fn spoil(&mut self, case: &Case) -> bool {
         let Some(row) = (0..self.shape.clients).find(|&row| case.writes(row)) else { return false };
         let value = &mut self.work[row * self.shape.params];
-        *value = f32::from_bits(value.to_bits() ^ 1);
+        *value = E::of_bits(value.bits() ^ 1);
         true
     }
 
@@ -269,7 +270,7 @@ impl Batch {
 }
 
 /// A copy by all threads.
-pub(crate) fn copy(from: &[f32], to: &mut [f32]) {
+pub(crate) fn copy<E: Element>(from: &[E], to: &mut [E]) {
     from.par_chunks(TASK).zip(to.par_chunks_mut(TASK)).for_each(|(from, to)| to.copy_from_slice(from));
 }
 
@@ -301,7 +302,7 @@ mod tests {
     #[test]
     fn the_data_is_clipped_where_the_case_says() {
         let shape: Shape = "30x2000".parse().unwrap();
-        let mut batch = Batch::new(shape).unwrap();
+        let mut batch = Batch::<f32>::new(shape).unwrap();
         for case in [Case::clip(0.0), Case::clip(0.2), Case::clip(1.0), Case::scoped(0.1)] {
             batch.fill(&case);
             let report =
@@ -318,10 +319,11 @@ mod tests {
     #[test]
     fn traffic_counts_rows_by_what_happens_to_them() {
         let shape = Shape { clients: 10, params: 100 };
-        assert_eq!(Case::norms().traffic(shape), Traffic { only_read: 4000, scaled: 0 });
-        assert_eq!(Case::clip(0.2).traffic(shape), Traffic { only_read: 3200, scaled: 800 });
-        assert_eq!(Case::scoped(0.1).traffic(shape), Traffic { only_read: 0, scaled: 400 });
-        assert_eq!(Case::clip(0.2).traffic(shape).one_pass(), 4800);
+        assert_eq!(Case::norms().traffic(shape, Dtype::F32), Traffic { only_read: 4000, scaled: 0 });
+        assert_eq!(Case::clip(0.2).traffic(shape, Dtype::F32), Traffic { only_read: 3200, scaled: 800 });
+        assert_eq!(Case::scoped(0.1).traffic(shape, Dtype::F32), Traffic { only_read: 0, scaled: 400 });
+        assert_eq!(Case::clip(0.2).traffic(shape, Dtype::Bf16), Traffic { only_read: 1600, scaled: 400 });
+        assert_eq!(Case::clip(0.2).traffic(shape, Dtype::F32).one_pass(), 4800);
     }
 
     #[test]

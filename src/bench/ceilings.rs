@@ -5,8 +5,8 @@ use std::hint::black_box;
 use rayon::prelude::*;
 
 use super::cases::{Batch, Case, Shape, Traffic, copy};
+use super::element::{Dtype, Element};
 use super::measure::{Place, Record, Times, timed};
-use super::plain::scale;
 use crate::backend::cpu::simd::{Kernel, vectorised};
 use crate::error::{Error, Result};
 
@@ -19,11 +19,11 @@ const LOOPS: &str = "a plain loop";
 /// The times that the whole batch takes.
 #[derive(Debug, Clone)]
 pub struct Ceilings {
-    /// Every element read: 4 bytes each.
+    /// Every element read.
     pub read: Times,
-    /// Every element read in one buffer and written in another: 8 bytes each.
+    /// Every element read in one buffer and written in another.
     pub copy: Times,
-    /// Every element multiplied in place: 8 bytes each.
+    /// Every element multiplied in place: f32 by a half, halves by minus one, which is one operation on their bits.
     pub scale: Times,
     /// Bytes of the batch.
     pub bytes: u64,
@@ -35,7 +35,7 @@ impl Ceilings {
     #[must_use]
     pub fn allow(&self, traffic: Traffic, shape: Shape, cache: u64) -> f64 {
         let per_byte = |times: &Times| times.wall.min() / self.bytes as f64;
-        let twice = if shape.params as u64 * 4 <= cache { 0 } else { traffic.scaled };
+        let twice = if self.bytes / shape.clients as u64 <= cache { 0 } else { traffic.scaled };
         (traffic.only_read + twice) as f64 * per_byte(&self.read)
             + traffic.scaled as f64 * per_byte(&self.scale)
     }
@@ -51,8 +51,9 @@ impl Ceilings {
 
     /// A record for each ceiling.
     #[must_use]
-    pub fn records(&self, place: &Place, shape: Shape) -> Vec<Record> {
-        let record = |method, times: &Times, bytes| Record::ceiling(place, shape, method, times, bytes);
+    pub fn records(&self, place: &Place, shape: Shape, dtype: Dtype) -> Vec<Record> {
+        let record =
+            |method, times: &Times, bytes| Record::ceiling(place, (shape, dtype), method, times, bytes);
         vec![
             record("read", &self.read, self.bytes),
             record("copy", &self.copy, 2 * self.bytes),
@@ -67,9 +68,9 @@ impl Ceilings {
 ///
 /// # Errors
 /// [`Error::Mismatch`] where a loop did not do what it is timed for.
-pub fn measure(batch: &mut Batch, runs: usize) -> Result<Ceilings> {
+pub fn measure<E: Element>(batch: &mut Batch<E>, runs: usize) -> Result<Ceilings> {
     batch.restore_all();
-    let sum = batch.original.iter().fold(0u32, |sum, value| sum.wrapping_add(value.to_bits()));
+    let sum = batch.original.iter().fold(0u32, |sum, value| sum.wrapping_add(value.bits()));
     // The first round verifies and warms up; it is not counted.
     let mut read = Times::default();
     for round in 0..=runs {
@@ -79,30 +80,30 @@ pub fn measure(batch: &mut Batch, runs: usize) -> Result<Ceilings> {
     }
     let mut scaled = Times::default();
     for round in 0..=runs {
-        let ((), seconds) = timed(|| scale(black_box(&mut batch.work), black_box(0.5)));
-        check(LOOPS, "scale", round > 0 || batch.holds(0.5))?;
+        let ((), seconds) = timed(|| rescale(black_box(&mut batch.work)));
+        check(LOOPS, "scale", round > 0 || batch.holds(E::RESCALED))?;
         scaled.push_after_first(round, seconds);
         batch.restore_all();
     }
     let mut copied = Times::default();
-    scale(&mut batch.work, 0.5);
+    rescale(&mut batch.work);
     for round in 0..=runs {
         let ((), seconds) = timed(|| copy(black_box(&batch.original), black_box(&mut batch.work)));
         check(LOOPS, "copy", round > 0 || batch.holds(1.0))?;
         copied.push_after_first(round, seconds);
     }
-    let bytes = Case::norms().traffic(batch.shape).one_pass();
+    let bytes = Case::norms().traffic(batch.shape, E::DTYPE).one_pass();
     Ok(Ceilings { read, copy: copied, scale: scaled, bytes })
 }
 
 /// The sum of all bits: integers, so that no order of additions holds the loop up.
-fn sum_of_bits(values: &[f32]) -> u32 {
+fn sum_of_bits<E: Element>(values: &[E]) -> u32 {
     values.par_chunks(TASK).map(|part| vectorised(Bits(part))).reduce(|| 0, u32::wrapping_add)
 }
 
-struct Bits<'a>(&'a [f32]);
+struct Bits<'a, E>(&'a [E]);
 
-impl Kernel for Bits<'_> {
+impl<E: Element> Kernel for Bits<'_, E> {
     type Output = u32;
 
     #[inline(always)]
@@ -113,11 +114,11 @@ impl Kernel for Bits<'_> {
         let (groups, rest) = self.0.as_chunks::<LANES>();
         for group in groups {
             for (sum, value) in sums.iter_mut().zip(group) {
-                *sum = sum.wrapping_add(value.to_bits());
+                *sum = sum.wrapping_add(value.bits());
             }
         }
         for (sum, value) in sums.iter_mut().zip(rest) {
-            *sum = sum.wrapping_add(value.to_bits());
+            *sum = sum.wrapping_add(value.bits());
         }
         let mut width = LANES / 2;
         while width > 0 {
@@ -127,6 +128,22 @@ impl Kernel for Bits<'_> {
             width /= 2;
         }
         sums[0]
+    }
+}
+
+/// Multiplies in place by what no format has to round.
+fn rescale<E: Element>(values: &mut [E]) {
+    values.par_chunks_mut(TASK).for_each(|part| vectorised(Rescaled(part)));
+}
+
+struct Rescaled<'a, E>(&'a mut [E]);
+
+impl<E: Element> Kernel for Rescaled<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        self.0.iter_mut().for_each(|element| *element = element.rescaled());
     }
 }
 
@@ -157,19 +174,26 @@ pub fn core_cache() -> u64 {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::bench::element::{Bf16, F16};
 
-    #[test]
-    fn a_ceiling_leaves_the_batch_as_it_was() {
-        let mut batch = Batch::new("7x1003".parse().unwrap()).unwrap();
+    fn leaves_the_batch_as_it_was<E: Element>() {
+        let mut batch = Batch::<E>::new("7x1003".parse().unwrap()).unwrap();
         batch.fill(&Case::clip(0.5));
         let ceilings = measure(&mut batch, 9).unwrap();
         assert!(batch.work == batch.original);
-        assert_eq!((ceilings.read.wall.count(), ceilings.bytes), (9, 7 * 1003 * 4));
+        assert_eq!((ceilings.read.wall.count(), ceilings.bytes), (9, 7 * 1003 * E::DTYPE.bytes()));
+    }
+
+    #[test]
+    fn a_ceiling_leaves_the_batch_as_it_was() {
+        leaves_the_batch_as_it_was::<f32>();
+        leaves_the_batch_as_it_was::<F16>();
+        leaves_the_batch_as_it_was::<Bf16>();
     }
 
     #[test]
     fn a_loop_that_did_something_else_is_found() {
-        let mut batch = Batch::new("2x9".parse().unwrap()).unwrap();
+        let mut batch = Batch::<f32>::new("2x9".parse().unwrap()).unwrap();
         batch.fill(&Case::norms());
         assert!(check(LOOPS, "read", batch.holds(1.0)).is_ok());
         batch.work[17] = 0.25;

@@ -3,12 +3,13 @@
 use rayon::prelude::*;
 
 use super::cases::{Batch, Case};
-use crate::backend::{Backend, Reference};
+use super::element::Element;
+use crate::backend::Reference;
 use crate::batch::Layout;
 use crate::clip::{Clipping, Status};
 use crate::error::{Error, Result};
 use crate::norms::{Norm, Norms};
-use crate::numerics::{ExactSum, scaled};
+use crate::numerics::ExactSum;
 use crate::report::Report;
 use crate::threshold::{self, Decision, State};
 
@@ -29,10 +30,10 @@ impl Expected {
     ///
     /// # Errors
     /// Those of the specification, on data that is not a case's.
-    pub fn of(batch: &Batch, case: &Case) -> Result<Self> {
+    pub fn of<E: Element>(batch: &Batch<E>, case: &Case) -> Result<Self> {
         let (layout, clipping) = (&batch.layout, case.clipping(batch.shape.clients));
         let norms = if batch.original.len() <= BY_REFERENCE {
-            Reference.norms(layout, &batch.original, &clipping)?
+            E::norms(&Reference, layout, &batch.original, &clipping)?
         } else {
             exact_norms(layout, &batch.original, &clipping)?
         };
@@ -79,21 +80,22 @@ impl Expected {
     ///
     /// # Errors
     /// [`Error::Mismatch`] with the first row that differs.
-    pub fn check_values(&self, backend: &str, batch: &Batch, got: &[f32]) -> Result<()> {
+    pub fn check_values<E: Element>(&self, backend: &str, batch: &Batch<E>, got: &[E]) -> Result<()> {
         batch.layout.check(got.len())?;
         let params = batch.shape.params;
-        let expected = |row: usize, value: f32| match self.decisions[row].status {
-            Status::Clipped => scaled(value, self.decisions[row].factor),
+        let expected = |row: usize, value: E| match self.decisions[row].status {
+            Status::Clipped => value.clipped(self.decisions[row].factor),
             _ => value,
         };
         let rows = batch.original.par_chunks(params).zip(got.par_chunks(params)).enumerate();
         let found = rows.filter_map(|(row, (original, got))| {
-            let differs = |i: &usize| got[*i].to_bits() != expected(row, original[*i]).to_bits();
+            let differs = |i: &usize| got[*i].bits() != expected(row, original[*i]).bits();
             (0..params).find(differs).map(|i| (row, i))
         });
         let Some((row, i)) = found.min() else { return Ok(()) };
         let (got, original) = (got[row * params + i], batch.original[row * params + i]);
-        let words = |value: f32| format!("the bits {:08x} of element {i}", value.to_bits());
+        let digits = 2 * E::DTYPE.bytes() as usize;
+        let words = |value: E| format!("the bits {:0digits$x} of element {i}", value.bits());
         Err(Error::Mismatch {
             backend: backend.to_owned(),
             stage: "clip",
@@ -118,22 +120,26 @@ impl Expected {
         Err(mismatch("the plain baseline", "norms", row, norms.get(row), self.norms.rows.get(row)))
     }
 
-    /// The same of the values that plain has scaled.
+    /// The same of the values that plain has scaled; a half that it has rounded may lie one step further.
     ///
     /// # Errors
     /// [`Error::Mismatch`] with the first row that differs by more.
-    pub fn check_plain_values(&self, batch: &Batch, got: &[f32], error: f32) -> Result<()> {
+    pub fn check_plain_values<E: Element>(&self, batch: &Batch<E>, got: &[E], error: f32) -> Result<()> {
         batch.layout.check(got.len())?;
         let params = batch.shape.params;
         let rows = batch.original.par_chunks(params).zip(got.par_chunks(params)).enumerate();
-        let differs = |(row, (original, got)): &(usize, (&[f32], &[f32]))| {
+        let differs = |(row, (original, got)): &(usize, (&[E], &[E]))| {
             let decision = &self.decisions[*row];
             original.iter().zip(*got).any(|(&original, &got)| match decision.status {
                 Status::Clipped => {
-                    let expected = scaled(original, decision.factor);
-                    (got - expected).abs() > error * expected.abs()
+                    // Cut, and so up to a step below the product; plain rounds, which is half a step more.
+                    let (expected, step) = {
+                        let expected = original.clipped(decision.factor);
+                        (expected.value(), expected.spacing())
+                    };
+                    (got.value() - expected).abs() > error * (expected.abs() + step) + 1.5 * step
                 }
-                _ => got.to_bits() != original.to_bits(),
+                _ => got.bits() != original.bits(),
             })
         };
         let Some((row, _)) = rows.find_first(differs) else { return Ok(()) };
@@ -161,16 +167,20 @@ fn mismatch(
 }
 
 /// The norms of rows in scope, as the reference defines them, by all threads.
-fn exact_norms(layout: &Layout, data: &[f32], clipping: &Clipping) -> Result<Norms> {
+fn exact_norms<E: Element>(layout: &Layout, data: &[E], clipping: &Clipping) -> Result<Norms> {
     let join = |mut a: ExactSum, b: ExactSum| {
         a.add(&b);
         a
+    };
+    let of_part = |part: &[E]| {
+        let values: Vec<f32> = part.iter().map(|element| element.value()).collect();
+        ExactSum::of(&values)
     };
     let norm = |(row, &in_scope): (usize, &bool)| {
         if !in_scope {
             return Norm::OUT_OF_SCOPE;
         }
-        data[layout.row(row)].par_chunks(PART).map(ExactSum::of).reduce(ExactSum::default, join).norm()
+        data[layout.row(row)].par_chunks(PART).map(of_part).reduce(ExactSum::default, join).norm()
     };
     let mask = clipping.scope.mask(layout.clients())?;
     Ok(Norms { rows: mask.par_iter().enumerate().map(norm).collect(), segments: Vec::new() })
@@ -180,25 +190,33 @@ fn exact_norms(layout: &Layout, data: &[f32], clipping: &Clipping) -> Result<Nor
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::backend::Cpu;
+    use crate::backend::{Backend, Cpu};
+    use crate::bench::element::{Bf16, F16};
 
-    fn clipped() -> (Batch, Case, Expected, Report) {
+    fn clipped<E: Element>() -> (Batch<E>, Case, Expected, Report) {
         let case = Case::clip(0.2);
-        let mut batch = Batch::new("10x333".parse().unwrap()).unwrap();
+        let mut batch = Batch::<E>::new("10x333".parse().unwrap()).unwrap();
         batch.fill(&case);
         let expected = Expected::of(&batch, &case).unwrap();
-        let report = Cpu::new().unwrap().run(&batch.layout, &mut batch.work, &case.clipping(10)).unwrap();
+        let report =
+            E::run(&Cpu::new().unwrap(), &batch.layout, &mut batch.work, &case.clipping(10)).unwrap();
         (batch, case, expected, report)
     }
 
     #[test]
     fn a_bit_of_any_value_is_a_mismatch() {
-        let (batch, case, expected, _) = clipped();
+        finds_a_bit_of_any_value::<f32>();
+        finds_a_bit_of_any_value::<F16>();
+        finds_a_bit_of_any_value::<Bf16>();
+    }
+
+    fn finds_a_bit_of_any_value<E: Element>() {
+        let (batch, case, expected, _) = clipped::<E>();
         expected.check_values("cpu", &batch, &batch.work).unwrap();
         let of = |clipped| (0..10).find(|&row| case.writes(row) == clipped).unwrap() * 333;
         for element in [of(true), of(false), 333 * 10 - 1] {
             let mut got = batch.work.clone();
-            got[element] = f32::from_bits(got[element].to_bits() ^ 1);
+            got[element] = E::of_bits(got[element].bits() ^ 1);
             let error = expected.check_values("cpu", &batch, &got).unwrap_err();
             assert!(
                 matches!(error, Error::Mismatch { stage: "clip", row, .. } if row == element / 333),
@@ -209,7 +227,7 @@ mod tests {
 
     #[test]
     fn norms_and_their_sides_are_checked() {
-        let (batch, case, expected, _) = clipped();
+        let (batch, case, expected, _) = clipped::<f32>();
         let norms = Reference.norms(&batch.layout, &batch.original, &case.clipping(10));
         let norms = norms.unwrap();
         expected.check_norms("cpu", &norms).unwrap();
@@ -230,7 +248,7 @@ mod tests {
 
     #[test]
     fn reports_are_checked() {
-        let (_, _, expected, report) = clipped();
+        let (_, _, expected, report) = clipped::<Bf16>();
         expected.check_report("cpu", &report).unwrap();
         let spoil: [fn(&mut Report); 3] = [
             |report| report.rows[4].norm = report.rows[4].norm.next_up(),
@@ -247,11 +265,17 @@ mod tests {
 
     #[test]
     fn exact_norms_in_parallel_are_those_of_the_reference() {
+        are_those_of_the_reference::<f32>();
+        are_those_of_the_reference::<F16>();
+        are_those_of_the_reference::<Bf16>();
+    }
+
+    fn are_those_of_the_reference<E: Element>() {
         let case = Case::scoped(0.5);
-        let mut batch = Batch::new("4x150001".parse().unwrap()).unwrap();
+        let mut batch = Batch::<E>::new("4x150001".parse().unwrap()).unwrap();
         batch.fill(&case);
         let clipping = case.clipping(4);
-        let norms = Reference.norms(&batch.layout, &batch.original, &clipping).unwrap();
+        let norms = E::norms(&Reference, &batch.layout, &batch.original, &clipping).unwrap();
         assert_eq!(exact_norms(&batch.layout, &batch.original, &clipping).unwrap(), norms);
     }
 }

@@ -3,6 +3,7 @@
 use std::hint::black_box;
 
 use super::cases::{Batch, Case, Stage};
+use super::element::Element;
 use super::expected::Expected;
 use super::measure::{Timed, Times, timed};
 use super::plain;
@@ -15,9 +16,9 @@ use crate::report::BackendKind;
 ///
 /// # Errors
 /// [`Error::Mismatch`](crate::Error::Mismatch) where a result is not the expected one; errors of the backend.
-pub fn measure(
+pub fn measure<E: Element>(
     backend: &dyn Backend,
-    batch: &mut Batch,
+    batch: &mut Batch<E>,
     case: &Case,
     runs: usize,
     fault: &mut bool,
@@ -55,9 +56,9 @@ pub fn measure(
 }
 
 /// One run, its norms or report held against the expected ones.
-fn run(
+fn run<E: Element>(
     backend: &dyn Backend,
-    batch: &mut Batch,
+    batch: &mut Batch<E>,
     case: &Case,
     expected: &Expected,
     name: &str,
@@ -65,14 +66,14 @@ fn run(
     match case.stage {
         Stage::Norms => {
             let (norms, seconds) =
-                timed(|| backend.norms(&batch.layout, black_box(&batch.work), &Clipping::default()));
+                timed(|| E::norms(backend, &batch.layout, black_box(&batch.work), &Clipping::default()));
             expected.check_norms(name, &norms?)?;
             Ok(seconds)
         }
         Stage::Clip => {
             let clipping = case.clipping(batch.shape.clients);
             let (report, seconds) =
-                timed(|| backend.run(&batch.layout, black_box(&mut batch.work), &clipping));
+                timed(|| E::run(backend, &batch.layout, black_box(&mut batch.work), &clipping));
             expected.check_report(name, &report?)?;
             Ok(seconds)
         }

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::cases::{Case, Shape, Stage};
 use super::ceilings::Ceilings;
+use super::element::Dtype;
 use crate::backend::Backend;
 use crate::report::BackendKind;
 
@@ -112,11 +113,11 @@ impl Timed {
     pub fn records(
         &self,
         place: &Place,
-        shape: Shape,
+        (shape, dtype): (Shape, Dtype),
         case: &Case,
         ceilings: Option<(&Ceilings, u64)>,
     ) -> Vec<Record> {
-        let traffic = case.traffic(shape);
+        let traffic = case.traffic(shape, dtype);
         let allowed = ceilings.map(|(ceilings, cache)| ceilings.allow(traffic, shape, cache));
         let libraries = [("byzclip", Some(&self.ours)), ("plain", self.plain.as_ref())];
         let libraries = libraries.into_iter().filter_map(|(library, times)| Some((library, times?)));
@@ -135,7 +136,7 @@ impl Timed {
                 share,
                 device_median_s: filled(&times.device),
                 submit_median_s: filled(&times.submit),
-                ..Record::new(place, shape, self.method, &times.wall, traffic.one_pass())
+                ..Record::new(place, (shape, dtype), self.method, &times.wall, traffic.one_pass())
             }
         };
         libraries.map(record).collect()
@@ -193,7 +194,7 @@ pub struct Record {
     pub clients: usize,
     /// Elements of a row.
     pub params: usize,
-    /// `f32`.
+    /// `f32`, `f16` or `bf16`.
     pub dtype: &'static str,
     /// `norms`, `clip` or `ceiling`.
     pub case: &'static str,
@@ -224,7 +225,13 @@ pub struct Record {
 }
 
 impl Record {
-    fn new(place: &Place, shape: Shape, method: &'static str, samples: &Samples, bytes: u64) -> Self {
+    fn new(
+        place: &Place,
+        (shape, dtype): (Shape, Dtype),
+        method: &'static str,
+        samples: &Samples,
+        bytes: u64,
+    ) -> Self {
         Self {
             format: FORMAT,
             library: "plain",
@@ -235,7 +242,7 @@ impl Record {
             driver: place.driver.clone(),
             clients: shape.clients,
             params: shape.params,
-            dtype: "f32",
+            dtype: dtype.name(),
             case: "ceiling",
             clipped: None,
             scope: 1.0,
@@ -254,12 +261,18 @@ impl Record {
 
     /// The record of a ceiling.
     #[must_use]
-    pub fn ceiling(place: &Place, shape: Shape, method: &'static str, times: &Times, bytes: u64) -> Self {
+    pub fn ceiling(
+        place: &Place,
+        batch: (Shape, Dtype),
+        method: &'static str,
+        times: &Times,
+        bytes: u64,
+    ) -> Self {
         let filled = |samples: &Samples| (samples.count() > 0).then(|| samples.median());
         Self {
             device_median_s: filled(&times.device),
             submit_median_s: filled(&times.submit),
-            ..Self::new(place, shape, method, &times.wall, bytes)
+            ..Self::new(place, batch, method, &times.wall, bytes)
         }
     }
 }

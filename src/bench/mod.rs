@@ -1,6 +1,7 @@
 //! Measurements that can be believed: what `byzclip bench` and the criterion benches run. Not part of the API.
 //!
 //! - [`cases`]: shapes, cases and their data.
+//! - [`element`]: what the data is stored as: `f32`, f16 or bf16.
 //! - [`expected`]: what every result must be, bit for bit, before anything is timed.
 //! - [`plain`]: the same work without exactness: an `f32` sum, then the scaling. What exactness costs.
 //! - [`ceilings`]: what the memory allows in the same buffer: a read, a copy, a scaling in place.
@@ -13,6 +14,7 @@
 
 pub mod cases;
 pub mod ceilings;
+pub mod element;
 pub mod expected;
 #[cfg(feature = "gpu")]
 pub mod gpu;
@@ -27,6 +29,7 @@ use crate::error::Result;
 use crate::report::Ran;
 
 use self::cases::{Batch, Case, Shape};
+use self::element::{Bf16, Dtype, Element, F16};
 use self::measure::{Place, Record};
 
 /// What to measure.
@@ -101,7 +104,7 @@ impl Subject {
         }
     }
 
-    /// Measures ceilings and every case of a shape; `begins` is told what begins.
+    /// Measures ceilings and every case of a shape, of elements of a type; `begins` is told what begins.
     ///
     /// A `fault` that is set spoils one bit of the first result that has one to spoil, and is taken then: the check has
     /// to find it. On a GPU that is a result in its own memory.
@@ -110,20 +113,34 @@ impl Subject {
     /// [`Error::Mismatch`](crate::Error::Mismatch) where a result is not the expected one; errors of the backend.
     pub fn measure(
         &self,
+        (shape, dtype): (Shape, Dtype),
+        settings: &Settings,
+        fault: &mut bool,
+        begins: impl FnMut(&str),
+    ) -> Result<Vec<Record>> {
+        match dtype {
+            Dtype::F32 => self.measure_of::<f32>(shape, settings, fault, begins),
+            Dtype::F16 => self.measure_of::<F16>(shape, settings, fault, begins),
+            Dtype::Bf16 => self.measure_of::<Bf16>(shape, settings, fault, begins),
+        }
+    }
+
+    fn measure_of<E: Element>(
+        &self,
         shape: Shape,
         settings: &Settings,
         fault: &mut bool,
         begins: impl FnMut(&str),
     ) -> Result<Vec<Record>> {
         match self {
-            Self::Host(backend) => measure_host(backend.as_ref(), shape, settings, fault, begins),
+            Self::Host(backend) => measure_host::<E>(backend.as_ref(), shape, settings, fault, begins),
             #[cfg(feature = "gpu")]
-            Self::Gpu(gpu) => measure_gpu(gpu, shape, settings, fault, begins),
+            Self::Gpu(gpu) => measure_gpu::<E>(gpu, shape, settings, fault, begins),
         }
     }
 }
 
-fn measure_host(
+fn measure_host<E: Element>(
     backend: &dyn Backend,
     shape: Shape,
     settings: &Settings,
@@ -131,23 +148,23 @@ fn measure_host(
     mut begins: impl FnMut(&str),
 ) -> Result<Vec<Record>> {
     let (place, cache) = (Place::host(backend), ceilings::core_cache());
-    let mut batch = Batch::new(shape)?;
-    begins(&format!("{shape}: ceilings"));
+    let mut batch = Batch::<E>::new(shape)?;
+    begins(&format!("{shape} {}: ceilings", E::DTYPE));
     batch.fill(&Case::norms());
     let before = ceilings::measure(&mut batch, settings.runs)?;
     let mut timed = Vec::new();
     for case in settings.cases() {
-        begins(&format!("{shape}: {case}"));
+        begins(&format!("{shape} {}: {case}", E::DTYPE));
         batch.fill(&case);
         timed.push((case, host::measure(backend, &mut batch, &case, settings.runs, fault)?));
     }
     // Again behind the cases: a machine that was busy before is seen to allow more.
-    begins(&format!("{shape}: ceilings again"));
+    begins(&format!("{shape} {}: ceilings again", E::DTYPE));
     batch.fill(&Case::norms());
     let ceilings = before.joined(ceilings::measure(&mut batch, settings.runs)?);
-    let mut records = ceilings.records(&place, shape);
+    let mut records = ceilings.records(&place, shape, E::DTYPE);
     for (case, timed) in timed {
-        records.extend(timed.records(&place, shape, &case, Some((&ceilings, cache))));
+        records.extend(timed.records(&place, (shape, E::DTYPE), &case, Some((&ceilings, cache))));
     }
     Ok(records)
 }
@@ -155,7 +172,7 @@ fn measure_host(
 /// From host memory without a share, because what takes the time there is the way to the device and back; then in the
 /// device's memory.
 #[cfg(feature = "gpu")]
-fn measure_gpu(
+fn measure_gpu<E: Element>(
     gpu: &Gpu,
     shape: Shape,
     settings: &Settings,
@@ -163,28 +180,28 @@ fn measure_gpu(
     mut begins: impl FnMut(&str),
 ) -> Result<Vec<Record>> {
     let (place, cache) = (Place::gpu(gpu), gpu::workgroup_memory(gpu));
-    let mut batch = Batch::new(shape)?;
-    let bench = gpu::Bench::new(gpu, shape)?;
-    begins(&format!("{shape}: ceilings"));
+    let mut batch = Batch::<E>::new(shape)?;
+    let bench = gpu::Bench::new(gpu, shape, E::DTYPE)?;
+    begins(&format!("{shape} {}: ceilings", E::DTYPE));
     batch.fill(&Case::norms());
     let before = bench.ceilings(&mut batch, settings.runs)?;
     let mut timed = Vec::new();
     for case in settings.cases() {
         batch.fill(&case);
-        begins(&format!("{shape}: {case}, on the device"));
+        begins(&format!("{shape} {}: {case}, on the device", E::DTYPE));
         let on_device = bench.measure(&mut batch, &case, settings.runs, fault)?;
-        begins(&format!("{shape}: {case}, from the host"));
+        begins(&format!("{shape} {}: {case}, from the host", E::DTYPE));
         batch.restore_all();
         let from_host = host::measure(gpu, &mut batch, &case, settings.runs, &mut false)?;
         timed.push((case, on_device, from_host));
     }
-    begins(&format!("{shape}: ceilings again"));
+    begins(&format!("{shape} {}: ceilings again", E::DTYPE));
     batch.fill(&Case::norms());
     let ceilings = before.joined(bench.ceilings(&mut batch, settings.runs)?);
-    let mut records = ceilings.records(&place, shape);
+    let mut records = ceilings.records(&place, shape, E::DTYPE);
     for (case, on_device, from_host) in timed {
-        records.extend(on_device.records(&place, shape, &case, Some((&ceilings, cache))));
-        records.extend(from_host.records(&place, shape, &case, None));
+        records.extend(on_device.records(&place, (shape, E::DTYPE), &case, Some((&ceilings, cache))));
+        records.extend(from_host.records(&place, (shape, E::DTYPE), &case, None));
     }
     Ok(records)
 }

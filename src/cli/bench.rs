@@ -2,6 +2,7 @@
 
 use byzclip::bench::Settings;
 use byzclip::bench::cases::{SHAPES, Shape};
+use byzclip::bench::element::Dtype;
 use byzclip::bench::measure::Record;
 
 use super::failure::{Failure, Outcome};
@@ -16,6 +17,9 @@ pub(super) struct Args {
     /// Clients x parameters; again for more shapes.
     #[arg(long = "shape", value_name = "NxD", default_values_t = SHAPES)]
     shapes: Vec<Shape>,
+    /// What elements are stored as: f32, f16 or bf16; again for more.
+    #[arg(long = "dtype", value_name = "TYPE", default_values_t = [Dtype::F32])]
+    dtypes: Vec<Dtype>,
     /// Shares of rows that are clipped, a case each.
     #[arg(long, value_name = "SHARES", value_delimiter = ',', default_value = "0,0.2,1", value_parser = parse_share)]
     clipped: Vec<f64>,
@@ -40,13 +44,15 @@ pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
     if !json {
         output::print(&format!("{}\n{LEGEND}\n", subject.ran()))?;
     }
-    let bar = progress::bar((args.shapes.len() * subject.steps(&settings)) as u64, "measuring");
-    for &shape in &args.shapes {
+    let of_shape = |&shape: &Shape| args.dtypes.iter().map(move |&dtype| (shape, dtype));
+    let batches: Vec<_> = args.shapes.iter().flat_map(of_shape).collect();
+    let bar = progress::bar((batches.len() * subject.steps(&settings)) as u64, "measuring");
+    for batch in batches {
         let begins = |what: &str| {
             bar.set_message(what.to_owned());
             bar.inc(1);
         };
-        let records = match subject.measure(shape, &settings, &mut fault, begins) {
+        let records = match subject.measure(batch, &settings, &mut fault, begins) {
             Ok(records) => records,
             Err(error) => {
                 // The line that says why stands alone.
@@ -58,7 +64,7 @@ pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
             if json {
                 records.iter().try_for_each(output::print_json)
             } else {
-                output::print(&table(shape, &records))
+                output::print(&table(batch, &records))
             }
         })?;
     }
@@ -91,11 +97,12 @@ fn parse_share(text: &str) -> Result<f64, String> {
 }
 
 /// The figures of a shape.
-fn table(shape: Shape, records: &[Record]) -> String {
+fn table((shape, dtype): (Shape, Dtype), records: &[Record]) -> String {
     let (ceilings, measured): (Vec<_>, Vec<_>) = records.iter().partition(|record| record.case == "ceiling");
     let ceilings = ceilings.iter().map(|c| format!("{} {:.1} GB/s", c.method, c.gb_per_s));
-    let bytes = shape.elements() as f64 * 4.0;
-    let mut text = format!("\n{shape}, {:.1} MB; {}\n", bytes / 1e6, ceilings.collect::<Vec<_>>().join(", "));
+    let bytes = shape.elements() as f64 * dtype.bytes() as f64;
+    let mut text =
+        format!("\n{shape} in {dtype}, {:.1} MB; {}\n", bytes / 1e6, ceilings.collect::<Vec<_>>().join(", "));
 
     let ours: Vec<&Record> = measured.iter().copied().filter(|record| record.library == "byzclip").collect();
     let plain_of = |ours: &Record| {

@@ -6,7 +6,7 @@
 
 /// Writes the values of f16; false where this processor has no instructions for it.
 #[inline]
-pub(super) fn widen(bits: &[u16], values: &mut [f32]) -> bool {
+pub(crate) fn widen(bits: &[u16], values: &mut [f32]) -> bool {
     #[cfg(target_arch = "x86_64")]
     if std::arch::is_x86_feature_detected!("avx512f") {
         #[allow(unsafe_code)]
@@ -17,6 +17,24 @@ pub(super) fn widen(bits: &[u16], values: &mut [f32]) -> bool {
         return true;
     }
     let _ = (bits, values);
+    false
+}
+
+/// Writes the f16 nearest to values, ties to even; false where this processor has no instructions for it. What the plain
+/// loops of benchmarks do: the clip stage cuts.
+#[cfg(feature = "cli")]
+#[inline]
+pub(crate) fn narrow(values: &[f32], bits: &mut [u16]) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx512f") && values.len().is_multiple_of(16) {
+        #[allow(unsafe_code)]
+        // SAFETY: the processor has AVX-512F, as was just asked.
+        unsafe {
+            x86::narrow(values, bits);
+        }
+        return true;
+    }
+    let _ = (values, bits);
     false
 }
 
@@ -50,6 +68,17 @@ mod x86 {
             *target = bytemuck::cast(_mm512_cvtph_ps(bytemuck::cast::<Group, __m256i>(*group)));
         }
         rest.iter().zip(rest_values).for_each(|(&bits, value)| *value = Half::F16.widen(bits));
+    }
+
+    /// Of whole groups of sixteen.
+    #[cfg(feature = "cli")]
+    #[target_feature(enable = "avx512f")]
+    pub(super) fn narrow(values: &[f32], bits: &mut [u16]) {
+        for (group, target) in values.as_chunks::<16>().0.iter().zip(bits.as_chunks_mut::<16>().0) {
+            let values = bytemuck::cast::<[f32; 16], __m512>(*group);
+            let nearest = _mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(values);
+            *target = bytemuck::cast::<__m256i, Group>(nearest);
+        }
     }
 
     #[target_feature(enable = "avx512f")]

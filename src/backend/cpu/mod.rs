@@ -8,7 +8,7 @@
 //! - `mean.rs`: the mean of clipped rows.
 //! - `f16.rs`: the processor's own instructions for it.
 
-mod f16;
+pub(crate) mod f16;
 mod half;
 mod mean;
 mod rows;

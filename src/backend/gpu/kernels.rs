@@ -354,26 +354,40 @@ impl Form {
     }
 }
 
-/// The pipelines of a device, made on first use.
+/// The pipelines of a device, each made on first use: compiling takes longer than small batches do, on some devices
+/// seconds a kernel, and no plan needs all of them.
 #[derive(Debug, Default)]
 pub(crate) struct Pipelines {
-    forms: [OnceLock<Vec<Pipeline>>; 12],
+    forms: [[OnceLock<Pipeline>; KERNELS.len()]; 12],
 }
 
 impl Pipelines {
-    /// The pipelines in the order of the table.
-    pub(crate) fn get(&self, device: &wgpu::Device, tuning: &Tuning, form: Form) -> Result<&[Pipeline]> {
-        let cell = &self.forms[form.index()];
+    /// The pipelines of the kernels that are chosen, in the order of the table.
+    pub(crate) fn get(
+        &self,
+        device: &wgpu::Device,
+        tuning: &Tuning,
+        form: Form,
+        chosen: impl Fn(&Kernel) -> bool,
+    ) -> Result<Vec<&Pipeline>> {
+        let one = |(kernel, cell)| Self::one(cell, device, kernel, form, tuning);
+        let cells = KERNELS.iter().zip(&self.forms[form.index()]);
+        cells.filter(|(kernel, _)| chosen(kernel)).map(one).collect()
+    }
+
+    fn one<'a>(
+        cell: &'a OnceLock<Pipeline>,
+        device: &wgpu::Device,
+        kernel: &'static Kernel,
+        form: Form,
+        tuning: &Tuning,
+    ) -> Result<&'a Pipeline> {
         if let Some(made) = cell.get() {
             return Ok(made);
         }
-        let made = guarded(device, "compiling the kernels", || build(device, tuning, form))?;
+        let made = guarded(device, "compiling the kernels", || build_one(device, kernel, form, tuning))?;
         Ok(cell.get_or_init(|| made))
     }
-}
-
-fn build(device: &wgpu::Device, tuning: &Tuning, form: Form) -> Vec<Pipeline> {
-    KERNELS.iter().map(|kernel| build_one(device, kernel, form, tuning)).collect()
 }
 
 fn build_one(device: &wgpu::Device, kernel: &'static Kernel, form: Form, tuning: &Tuning) -> Pipeline {
@@ -667,7 +681,7 @@ mod tests {
         for storage in STORAGES {
             for (wide, centered) in [(true, false), (false, false), (true, true), (false, true)] {
                 let form = Form { wide, centered, storage };
-                let made = pipelines.get(&device, &Tuning::portable(), form).unwrap();
+                let made = pipelines.get(&device, &Tuning::portable(), form, |_| true).unwrap();
                 assert_eq!(made.len(), KERNELS.len());
             }
         }

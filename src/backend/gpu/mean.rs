@@ -8,7 +8,7 @@ use bytemuck::{Pod, Zeroable};
 use super::GpuContext;
 use super::device::{guarded, read_mapped};
 use super::geometry::{Geometry, Window};
-use super::kernels::{Form, Grid, Pipeline, Resource};
+use super::kernels::{Form, Grid, Kernel, Pipeline, Resource};
 use super::plan::{Step, bind, folded};
 use crate::aggregate::Weights;
 use crate::batch::{Granularity, Layout};
@@ -121,11 +121,12 @@ impl MeanPlan {
     pub(super) fn new(context: &GpuContext, source: &Source<'_>, weights: &Weights) -> Result<Self> {
         source.layout.check_alike()?;
         let context = context.clone();
-        let pipelines = context.pipelines.get(&context.device, &context.tuning, source.form())?;
+        let chosen = |kernel: &Kernel| matches!(kernel.grid, Grid::Weights | Grid::Coordinates);
+        let pipelines = context.pipelines.get(&context.device, &context.tuning, source.form(), chosen)?;
         let cut = Cut::new(source, context.tuning.workgroup);
         let buffers = Buffers::new(&context, source.layout, &cut)?;
         let steps = guarded(&context.device, "binding the buffers", || {
-            steps(&context, pipelines, source, &buffers, &cut)
+            steps(&context, &pipelines, source, &buffers, &cut)
         })?;
         let (clients, params) = (source.layout.clients(), source.layout.params());
         let center =
@@ -289,7 +290,7 @@ fn parts(window: &Window, tiles_per_row: u64) -> impl Iterator<Item = Window> {
 /// Every dispatch, in order: the weights, and for each strip of coordinates the windows.
 fn steps(
     context: &GpuContext,
-    pipelines: &[Pipeline],
+    pipelines: &[&Pipeline],
     source: &Source<'_>,
     buffers: &Buffers,
     cut: &Cut,

@@ -8,7 +8,7 @@ use bytemuck::{Pod, Zeroable};
 use super::GpuContext;
 use super::device::{guarded, read_mapped};
 use super::geometry::{Geometry, Placement, Span, Window};
-use super::kernels::{Form, Grid, Pipeline, Resource, Storage};
+use super::kernels::{Form, Grid, Kernel, Pipeline, Resource, Storage};
 use super::mean::MeanPlan;
 use super::rules::{Group, NO_GROUP, Rules};
 use crate::aggregate::Weights;
@@ -204,13 +204,14 @@ impl Plan {
         let centered = clipping.center.is_some();
         let geometry = Geometry::new(layout, clipping.granularity, placement, tuning, centered, storage)?;
         let form = Form { wide: geometry.wide, centered, storage };
-        let pipelines = context.pipelines.get(&context.device, tuning, form)?;
+        let pipelines =
+            context.pipelines.get(&context.device, tuning, form, |kernel| is_step(kernel, &geometry))?;
         let source = Source::new(&clipping.threshold, layout, clipping.granularity)?;
         let rules = Rules::new(&source)?;
         let center = clipping.center.as_ref().map_or(0, |center| center.len());
         let buffers = Buffers::new(&context, &geometry, &rules, center)?;
         let steps = guarded(&context.device, "binding the buffers", || {
-            steps(&context, pipelines, &geometry, &buffers, data)
+            steps(&context, &pipelines, &geometry, &buffers, data)
         })?;
         let mut plan = Self {
             layout: layout.clone(),
@@ -701,24 +702,28 @@ impl Buffers {
     }
 }
 
+/// Whether a run over this geometry dispatches the kernel.
+fn is_step(kernel: &Kernel, geometry: &Geometry) -> bool {
+    match kernel.name {
+        "norms_rows" | "clip_rows" => geometry.short,
+        "norms_tiles" | "clip" => !geometry.short,
+        "norms_few" => !geometry.short && geometry.few,
+        "norms_spans" => !geometry.short && !geometry.few,
+        _ => !matches!(kernel.grid, Grid::Weights | Grid::Coordinates),
+    }
+}
+
 /// Every dispatch of a run, in order.
 fn steps(
     context: &GpuContext,
-    pipelines: &[Pipeline],
+    pipelines: &[&Pipeline],
     geometry: &Geometry,
     buffers: &Buffers,
     data: &wgpu::Buffer,
 ) -> Vec<Step> {
     let mut steps = Vec::new();
     let limit = context.device.limits().max_compute_workgroups_per_dimension;
-    let chosen = |kernel: &str| match kernel {
-        "norms_rows" | "clip_rows" => geometry.short,
-        "norms_tiles" | "clip" => !geometry.short,
-        "norms_few" => !geometry.short && geometry.few,
-        "norms_spans" => !geometry.short && !geometry.few,
-        _ => true,
-    };
-    for pipeline in pipelines.iter().filter(|pipeline| chosen(pipeline.kernel.name)) {
+    for pipeline in pipelines {
         let spans = geometry.spans.len() as u64;
         let each = u64::from(pipeline.workgroup);
         let per_window = |workgroups: &dyn Fn(u64) -> u64| {

@@ -5,6 +5,7 @@ use std::ops::Range;
 use bytemuck::{Pod, Zeroable};
 
 use super::super::cases::{Case, MAX_NORM, Shape};
+use super::super::element::Dtype;
 use super::too_many_elements;
 use crate::backend::gpu::{GpuContext, Tuning, guard, read_mapped};
 use crate::error::Result;
@@ -23,7 +24,7 @@ struct WindowParams {
     tile: u32,
     base: u32,
     bound: f32,
-    factor: f32,
+    padding: u32,
 }
 
 /// What a workgroup of a kernel works on.
@@ -75,10 +76,10 @@ struct Cut {
 }
 
 impl Cut {
-    fn new(shape: Shape, tuning: &Tuning) -> Self {
+    fn new(shape: Shape, dtype: Dtype, tuning: &Tuning) -> Self {
         let tile = (tuning.tile as usize).max((shape.params / TILES_PER_ROW).next_power_of_two());
         let mut cut = Self { tile, tiles_per_row: shape.params.div_ceil(tile), windows: Vec::new() };
-        let alignment = (tuning.offset_alignment / 4) as usize;
+        let alignment = (tuning.offset_alignment / dtype.bytes()) as usize;
         for index in 0..shape.clients * cut.tiles_per_row {
             let first = (index % cut.tiles_per_row) * tile;
             let start = index / cut.tiles_per_row * shape.params + first;
@@ -98,6 +99,7 @@ impl Cut {
 struct Builder<'a> {
     context: &'a GpuContext,
     clients: usize,
+    dtype: Dtype,
     cut: Cut,
     module: wgpu::ShaderModule,
     windows: Vec<wgpu::Buffer>,
@@ -109,8 +111,8 @@ struct Builder<'a> {
 }
 
 impl<'a> Builder<'a> {
-    fn new(context: &'a GpuContext, shape: Shape, data: &'a wgpu::Buffer) -> Result<Self> {
-        let cut = Cut::new(shape, &context.tuning);
+    fn new(context: &'a GpuContext, shape: Shape, dtype: Dtype, data: &'a wgpu::Buffer) -> Result<Self> {
+        let cut = Cut::new(shape, dtype, &context.tuning);
         let (rows, tiles) = (shape.clients as u64 * 4, (shape.clients * cut.tiles_per_row) as u64 * 4);
         let storage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
         let read = storage | wgpu::BufferUsages::COPY_SRC;
@@ -125,7 +127,7 @@ impl<'a> Builder<'a> {
                 tile: cut.tile as u32,
                 base: elements.start as u32,
                 bound: MAX_NORM,
-                factor: 0.5,
+                padding: 0,
             };
             let buffer = context.buffer("plain params", size_of::<WindowParams>() as u64, uniform)?;
             guard(&context.device, "writing plain params", || {
@@ -136,11 +138,12 @@ impl<'a> Builder<'a> {
         let module = guard(&context.device, "compiling the plain kernels", || {
             context.device.create_shader_module(wgpu::ShaderModuleDescriptor {
                 label: Some("plain"),
-                source: wgpu::ShaderSource::Wgsl(source(shape, context.tuning.subgroups).into()),
+                source: wgpu::ShaderSource::Wgsl(source(shape, dtype, context.tuning.subgroups).into()),
             })
         })?;
         Ok(Self {
             clients: shape.clients,
+            dtype,
             module,
             windows,
             data,
@@ -177,8 +180,8 @@ impl<'a> Builder<'a> {
                 let elements = &self.cut.windows[window].1;
                 wgpu::BufferBinding {
                     buffer: self.data,
-                    offset: elements.start as u64 * 4,
-                    size: wgpu::BufferSize::new(elements.len() as u64 * 4),
+                    offset: elements.start as u64 * self.dtype.bytes(),
+                    size: wgpu::BufferSize::new(elements.len() as u64 * self.dtype.bytes()),
                 }
             }
             3 => self.partials.as_entire_buffer_binding(),
@@ -190,13 +193,13 @@ impl<'a> Builder<'a> {
 }
 
 impl Kernels {
-    pub(super) fn new(context: &GpuContext, shape: Shape, data: &wgpu::Buffer) -> Result<Self> {
+    pub(super) fn new(context: &GpuContext, shape: Shape, dtype: Dtype, data: &wgpu::Buffer) -> Result<Self> {
         if u32::try_from(shape.elements()).is_err() {
             return Err(too_many_elements(shape));
         }
-        let plain = Builder::new(context, shape, data)?;
+        let plain = Builder::new(context, shape, dtype, data)?;
         // What the memory allows does not depend on rows.
-        let whole = Builder::new(context, Shape { clients: 1, params: shape.elements() }, data)?;
+        let whole = Builder::new(context, Shape { clients: 1, params: shape.elements() }, dtype, data)?;
         Ok(Self {
             squares: plain.steps(&SQUARES)?,
             roots: plain.steps(&ROOTS)?,
@@ -234,7 +237,7 @@ impl Kernels {
         record(encoder, &[&self.read_all]);
     }
 
-    /// Halves every value.
+    /// Multiplies every value by what no format has to round.
     pub(super) fn scale_all(&self, encoder: &mut wgpu::CommandEncoder) {
         record(encoder, &[&self.scale_all]);
     }
@@ -325,19 +328,26 @@ fn error(tuning: &Tuning, cut: &Cut) -> f32 {
     (tile + row + 16) as f32 * f32::EPSILON
 }
 
-/// The shader for a shape: four elements at a time where every row begins at a multiple of four, as in the library.
-fn source(shape: Shape, subgroups: bool) -> String {
-    let element = if shape.params.is_multiple_of(4) {
-        include_str!("../../../shaders/bench/element_vec4.wgsl")
-    } else {
-        include_str!("../../../shaders/bench/element_scalar.wgsl")
+/// The shader for a shape: four elements at a time where every row begins at a multiple of four, as in the library; else
+/// one, or two halves.
+fn source(shape: Shape, dtype: Dtype, subgroups: bool) -> String {
+    let pair = match dtype {
+        Dtype::F32 => "",
+        Dtype::F16 => include_str!("../../../shaders/bench/pair_f16.wgsl"),
+        Dtype::Bf16 => include_str!("../../../shaders/bench/pair_bf16.wgsl"),
+    };
+    let element = match (dtype, shape.params.is_multiple_of(4)) {
+        (Dtype::F32, true) => include_str!("../../../shaders/bench/element_vec4.wgsl"),
+        (Dtype::F32, false) => include_str!("../../../shaders/bench/element_scalar.wgsl"),
+        (_, true) => include_str!("../../../shaders/bench/element_half_wide.wgsl"),
+        (_, false) => include_str!("../../../shaders/bench/element_half_words.wgsl"),
     };
     let reduce = if subgroups {
         include_str!("../../../shaders/bench/reduce_subgroup.wgsl")
     } else {
         include_str!("../../../shaders/bench/reduce_shared.wgsl")
     };
-    [element, reduce, include_str!("../../../shaders/bench/plain.wgsl")].join("\n")
+    [pair, element, reduce, include_str!("../../../shaders/bench/plain.wgsl")].join("\n")
 }
 
 #[cfg(test)]
@@ -349,11 +359,15 @@ mod tests {
 
     #[test]
     fn every_variant_binds_what_the_table_says() {
-        for (params, subgroups) in [(8, false), (8, true), (7, false), (7, true)] {
-            let text = source(Shape { clients: 1, params }, subgroups);
+        let rows = [(8, false), (8, true), (6, false), (6, true)];
+        for ((params, subgroups), dtype) in
+            rows.into_iter().flat_map(|row| Dtype::ALL.map(|dtype| (row, dtype)))
+        {
+            let text = source(Shape { clients: 1, params }, dtype, subgroups);
             let module =
                 naga::front::wgsl::parse_str(&text).unwrap_or_else(|e| panic!("{}", e.emit_to_string(&text)));
-            let capabilities = naga::valid::Capabilities::SUBGROUP;
+            let capabilities =
+                naga::valid::Capabilities::SUBGROUP | naga::valid::Capabilities::SHADER_FLOAT16_IN_FLOAT32;
             let flags = naga::valid::ValidationFlags::all();
             let info = naga::valid::Validator::new(flags, capabilities).validate(&module).unwrap();
             assert_eq!(module.entry_points.len(), KERNELS.len());
@@ -379,7 +393,7 @@ mod tests {
     fn windows_hold_whole_tiles_and_begin_where_bindings_can() {
         let tuning = Tuning { tile: 64, window: 1000, ..Tuning::portable() };
         let shape = Shape { clients: 7, params: 333 };
-        let cut = Cut::new(shape, &tuning);
+        let cut = Cut::new(shape, Dtype::F32, &tuning);
         let mut next = 0;
         for (tiles, elements) in &cut.windows {
             assert_eq!(tiles.start, next);

@@ -3,11 +3,12 @@
 use std::ops::Range;
 
 use super::super::cases::{Case, Shape};
+use super::super::element::{Dtype, Element};
 use crate::backend::gpu::{GpuContext, guard, read_mapped, wait_for_device};
 use crate::error::Result;
 
-/// Elements that cross at a time: 64 MiB.
-const PIECE: usize = 1 << 24;
+/// Bytes that cross at a time.
+const PIECE: usize = 64 << 20;
 
 /// Separate copies beyond which one of the whole batch is taken.
 const COPIES: usize = 1024;
@@ -16,22 +17,24 @@ pub(super) struct Memory {
     pub work: wgpu::Buffer,
     original: wgpu::Buffer,
     bytes: u64,
+    dtype: Dtype,
 }
 
 impl Memory {
-    pub(super) fn new(context: &GpuContext, shape: Shape) -> Result<Self> {
+    pub(super) fn new(context: &GpuContext, shape: Shape, dtype: Dtype) -> Result<Self> {
         let transfer = wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC;
-        let bytes = shape.elements() as u64 * 4;
+        let bytes = shape.elements() as u64 * dtype.bytes();
         let buffer = |usage| context.buffer("the batch", bytes, usage);
-        Ok(Self { work: buffer(wgpu::BufferUsages::STORAGE | transfer)?, original: buffer(transfer)?, bytes })
+        let work = buffer(wgpu::BufferUsages::STORAGE | transfer)?;
+        Ok(Self { work, original: buffer(transfer)?, bytes, dtype })
     }
 
     /// Writes both buffers.
-    pub(super) fn upload(&self, context: &GpuContext, values: &[f32]) -> Result<()> {
-        for (piece, values) in values.chunks(PIECE).enumerate() {
+    pub(super) fn upload<E: Element>(&self, context: &GpuContext, elements: &[E]) -> Result<()> {
+        let bytes: &[u8] = bytemuck::cast_slice(elements);
+        for (piece, bytes) in bytes.chunks(PIECE).enumerate() {
             guard(&context.device, "uploading the batch", || {
-                let offset = (piece * PIECE * 4) as u64;
-                context.queue.write_buffer(&self.original, offset, bytemuck::cast_slice(values));
+                context.queue.write_buffer(&self.original, (piece * PIECE) as u64, bytes);
                 // Pieces leave one by one, so that staging memory is used again.
                 context.queue.submit([]);
                 wait_for_device(&context.device, None, "uploading the batch")
@@ -41,16 +44,17 @@ impl Memory {
     }
 
     /// Reads what runs have worked on.
-    pub(super) fn download(&self, context: &GpuContext, values: &mut [f32]) -> Result<()> {
+    pub(super) fn download<E: Element>(&self, context: &GpuContext, elements: &mut [E]) -> Result<()> {
         const DURING: &str = "downloading the batch";
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(elements);
         let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
-        let staging = context.buffer("the way back", (values.len().min(PIECE) * 4) as u64, usage)?;
-        for (piece, values) in values.chunks_mut(PIECE).enumerate() {
-            let bytes = (values.len() * 4) as u64;
+        let staging = context.buffer("the way back", bytes.len().min(PIECE) as u64, usage)?;
+        for (piece, values) in bytes.chunks_mut(PIECE).enumerate() {
+            let bytes = values.len() as u64;
             context.submit(DURING, |encoder| {
-                encoder.copy_buffer_to_buffer(&self.work, (piece * PIECE * 4) as u64, &staging, 0, bytes);
+                encoder.copy_buffer_to_buffer(&self.work, (piece * PIECE) as u64, &staging, 0, bytes);
             })?;
-            let read = |bytes: &[u8]| bytemuck::cast_slice_mut(values).copy_from_slice(bytes);
+            let read = |bytes: &[u8]| values.copy_from_slice(bytes);
             context.wait_for(read_mapped(&staging, bytes, DURING, read), DURING)?;
         }
         Ok(())
@@ -72,7 +76,7 @@ impl Memory {
         if runs.len() > COPIES {
             return self.restore_all(context);
         }
-        let row = shape.params as u64 * 4;
+        let row = shape.params as u64 * self.dtype.bytes();
         context.submit("restoring the batch", |encoder| {
             for rows in runs {
                 let (start, bytes) = (rows.start as u64 * row, rows.len() as u64 * row);

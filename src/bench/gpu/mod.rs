@@ -9,6 +9,7 @@ use self::kernels::Kernels;
 use self::memory::Memory;
 use super::cases::{Batch, Case, Shape, Stage};
 use super::ceilings::Ceilings;
+use super::element::{Dtype, Element};
 use super::expected::Expected;
 use super::measure::{Place, Timed, Times};
 use crate::backend::gpu::Plan;
@@ -40,14 +41,20 @@ pub fn workgroup_memory(gpu: &Gpu) -> u64 {
 }
 
 impl<'a> Bench<'a> {
-    /// Buffers for a batch of this shape, and kernels for it.
+    /// Buffers for a batch of this shape and type of elements, and kernels for it.
     ///
     /// # Errors
-    /// Where the batch does not fit the device twice, or the device fails.
-    pub fn new(gpu: &'a Gpu, shape: Shape) -> Result<Self> {
+    /// Where rows of halves share words, the batch does not fit the device twice, or the device fails.
+    pub fn new(gpu: &'a Gpu, shape: Shape, dtype: Dtype) -> Result<Self> {
+        if dtype != Dtype::F32 && !shape.params.is_multiple_of(2) {
+            return Err(Error::Layout {
+                got: format!("{shape} in {dtype}"),
+                expected: "an even number of parameters for halves on a device, where two rows may not share a word",
+            });
+        }
         let context = gpu.context();
-        let memory = Memory::new(context, shape)?;
-        let kernels = Kernels::new(context, shape, &memory.work)?;
+        let memory = Memory::new(context, shape, dtype)?;
+        let kernels = Kernels::new(context, shape, dtype, &memory.work)?;
         Ok(Self { gpu, memory, kernels, clock: Clock::new(context)? })
     }
 
@@ -55,9 +62,9 @@ impl<'a> Bench<'a> {
     ///
     /// # Errors
     /// [`Error::Mismatch`] where a kernel did not do what it is timed for; errors of the device.
-    pub fn ceilings(&self, batch: &mut Batch, runs: usize) -> Result<Ceilings> {
+    pub fn ceilings<E: Element>(&self, batch: &mut Batch<E>, runs: usize) -> Result<Ceilings> {
         self.memory.upload(self.gpu.context(), &batch.original)?;
-        let sum = batch.original.iter().fold(0u32, |sum, value| sum.wrapping_add(value.to_bits()));
+        let sum = batch.original.iter().fold(0u32, |sum, value| sum.wrapping_add(value.bits()));
         let mut read = Times::default();
         for round in 0..=runs {
             let took = self.time("reading the batch", |encoder| self.kernels.read_all(encoder))?;
@@ -70,7 +77,7 @@ impl<'a> Bench<'a> {
         for round in 0..=runs {
             let took = self.time("scaling the batch", |encoder| self.kernels.scale_all(encoder))?;
             if round == 0 {
-                check("scale", self.holds(batch, 0.5)?)?;
+                check("scale", self.holds(batch, E::RESCALED)?)?;
             }
             scale.push_took(round, took);
             self.memory.restore_all(self.gpu.context())?;
@@ -84,18 +91,28 @@ impl<'a> Bench<'a> {
             }
             copy.push_took(round, took);
         }
-        Ok(Ceilings { read, copy, scale, bytes: Case::norms().traffic(batch.shape).one_pass() })
+        Ok(Ceilings { read, copy, scale, bytes: Case::norms().traffic(batch.shape, E::DTYPE).one_pass() })
     }
 
     /// Verifies the case, then times it, in turn with the plain kernels; the batch's `work` is overwritten.
     ///
     /// # Errors
     /// [`Error::Mismatch`] where a result is not the expected one; errors of the device.
-    pub fn measure(&self, batch: &mut Batch, case: &Case, runs: usize, fault: &mut bool) -> Result<Timed> {
+    pub fn measure<E: Element>(
+        &self,
+        batch: &mut Batch<E>,
+        case: &Case,
+        runs: usize,
+        fault: &mut bool,
+    ) -> Result<Timed> {
         let context = self.gpu.context();
         self.memory.upload(context, &batch.original)?;
         let expected = Expected::of(batch, case)?;
-        let plan = self.gpu.plan(&batch.layout, &case.clipping(batch.shape.clients), &self.memory.work)?;
+        let clipping = case.clipping(batch.shape.clients);
+        let plan = match E::DTYPE.half() {
+            None => self.gpu.plan(&batch.layout, &clipping, &self.memory.work)?,
+            Some(half) => self.gpu.plan_half(&batch.layout, half, &clipping, &self.memory.work)?,
+        };
         self.kernels.set_scope(context, batch.shape, case)?;
         let (mut ours, mut plain) = (Times::default(), Times::default());
         // What a run leaves unwritten shows as nonsense.
@@ -130,9 +147,9 @@ impl<'a> Bench<'a> {
         Ok(Timed { method: "device", ours, plain: Some(plain) })
     }
 
-    fn verify(
+    fn verify<E: Element>(
         &self,
-        batch: &mut Batch,
+        batch: &mut Batch<E>,
         case: &Case,
         expected: &Expected,
         plan: &Plan,
@@ -156,7 +173,7 @@ impl<'a> Bench<'a> {
     }
 
     /// Whether every value on the device is `factor` times the original.
-    fn holds(&self, batch: &mut Batch, factor: f32) -> Result<bool> {
+    fn holds<E: Element>(&self, batch: &mut Batch<E>, factor: f32) -> Result<bool> {
         self.memory.download(self.gpu.context(), &mut batch.work)?;
         Ok(batch.holds(factor))
     }
