@@ -32,6 +32,8 @@ pub use plan::Dispatch;
 pub use plan::Plan;
 pub use tuning::Tuning;
 
+pub use crate::report::Strategy;
+
 use self::device::{LostReason, guarded, wait};
 use self::geometry::Placement;
 use self::kernels::{Pipelines, Storage};
