@@ -5,6 +5,8 @@
 @group(0) @binding(1) var<storage, read_write> data: array<Element>;
 @group(0) @binding(2) var<storage, read> tiles: array<Tile>;
 @group(0) @binding(7) var<storage, read> decisions: array<Decision>;
+@group(0) @binding(8) var<storage, read> run: array<u32>;
+@group(0) @binding(19) var<storage, read> open: array<u32>;
 
 @compute @workgroup_size(WORKGROUP)
 fn clip(
@@ -12,7 +14,34 @@ fn clip(
     @builtin(workgroup_id) workgroup: vec3<u32>,
     @builtin(num_workgroups) workgroups: vec3<u32>,
 ) {
-    clip_part(linear(workgroup, workgroups), local, WORKGROUP);
+    if params.clips == CLIPS_ALL {
+        clip_part(linear(workgroup, workgroups), local, WORKGROUP);
+    }
+}
+
+// What is left once others have clipped: only the spans that the fast sums left open, nothing, or all. Few
+// workgroups, as for the exact sums, because it is nearly always nothing.
+@compute @workgroup_size(WORKGROUP)
+fn clip_left(
+    @builtin(local_invocation_index) local: u32,
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) workgroups: vec3<u32>,
+) {
+    let all = workgroups.x * workgroups.y;
+    var places = 0u;
+    if params.clips == CLIPS_ALL {
+        places = arrayLength(&tiles);
+    } else if params.clips == CLIPS_OPEN {
+        places = run[RUN_OPEN_TILES];
+    }
+    for (var place = linear(workgroup, workgroups); place < places; place += all) {
+        var index = place;
+        if params.clips == CLIPS_OPEN {
+            // The tiles of a window lie side by side, those of other windows outside.
+            index = open[params.spans + 2u * place] - tiles[0].slot;
+        }
+        clip_part(index, local, WORKGROUP);
+    }
 }
 
 // Where every span is one short tile: LANES invocations to each.
@@ -26,54 +55,12 @@ fn clip_rows(
     clip_part(first + local / LANES, local % LANES, LANES);
 }
 
-// Groups first, first + step, … of a tile; what is left behind its last whole group comes to the first invocation.
 fn clip_part(index: u32, first: u32, step: u32) {
     if index >= arrayLength(&tiles) {
         return;
     }
     let tile = tiles[index];
-    if tile.span == NO_SPAN {
-        return;
+    if tile.span != NO_SPAN {
+        apply(decisions[tile.span], tile, first, step);
     }
-    let decision = decisions[tile.span];
-    if (decision.status != CLIPPED) & (decision.status != CUT) & (decision.status != ZEROED) {
-        return;
-    }
-    let whole = tile.count / 4u;
-    if !CENTERED && decision.status == CLIPPED && is_quick(decision) {
-        let factors = quick_factors(decision);
-        for (var group = first; group < whole; group += step) {
-            store_whole4(tile, group, scaled_quickly(whole4(tile, group), factors));
-        }
-    } else {
-        for (var group = first; group < whole; group += step) {
-            store_whole4(tile, group, clipped(whole4(tile, group), tile, group, decision));
-        }
-    }
-    if (first == 0u) & (whole * 4u < tile.count) {
-        store4(tile, whole, clipped(load4(tile, whole), tile, whole, decision));
-    }
-}
-
-// What becomes of four elements.
-fn clipped(value: vec4<u32>, tile: Tile, group: u32, decision: Decision) -> vec4<u32> {
-    if decision.status == CUT {
-        return cut(value, decision.bound);
-    }
-    if CENTERED {
-        let center = center4(tile, group, params.tiles_per_row);
-        if decision.status == ZEROED {
-            return center;
-        }
-        return vec4<u32>(
-            scaled_around(value.x, center.x, decision),
-            scaled_around(value.y, center.y, decision),
-            scaled_around(value.z, center.z, decision),
-            scaled_around(value.w, center.w, decision),
-        );
-    }
-    if decision.status == ZEROED {
-        return vec4<u32>();
-    }
-    return scaled(value, decision);
 }

@@ -81,6 +81,11 @@ struct Params {
     coordinates: u32,
     // Where all rows are cut alike: the tiles of a row, which follow each other; else 0.
     tiles_per_row: u32,
+    // The spans that a dispatch is for: from `first` on, below `end`.
+    first: u32,
+    end: u32,
+    // CLIPS_*
+    clips: u32,
 }
 
 const BELOW: u32 = 0u;
@@ -104,6 +109,12 @@ const REFUSED: u32 = 6u;
 const POLICY_ZERO: u32 = 0u;
 const POLICY_ERROR: u32 = 1u;
 const POLICY_KEEP: u32 = 2u;
+
+// What a clip clips: every tile; those of open spans, because fused kernels clip all others; or none, because
+// that is done, or has to wait for the whole batch.
+const CLIPS_ALL: u32 = 0u;
+const CLIPS_OPEN: u32 = 1u;
+const CLIPS_NONE: u32 = 2u;
 
 const RULE_QUANTILE: u32 = 0u;
 const RULE_HISTORY: u32 = 1u;

@@ -1,13 +1,6 @@
 // Stage 1, the fast way: tiles → spans → one norm per span that is certain; the others are UNDECIDED and listed
 // for the exact sums.
 
-struct Partial {
-    high: f32,
-    low: f32,
-    // The bits of the largest magnitude: tells NaN, Inf, zero and what is out of the fast range.
-    largest: u32,
-}
-
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> data: array<Element>;
 @group(0) @binding(2) var<storage, read> tiles: array<Tile>;
@@ -52,8 +45,8 @@ fn norms_spans(
     @builtin(workgroup_id) workgroup: vec3<u32>,
     @builtin(num_workgroups) workgroups: vec3<u32>,
 ) {
-    let index = linear(workgroup, workgroups);
-    if index >= params.spans {
+    let index = params.first + linear(workgroup, workgroups);
+    if index >= params.end {
         return;
     }
     let span = spans[index];
@@ -85,8 +78,8 @@ fn norms_few(
     @builtin(workgroup_id) workgroup: vec3<u32>,
     @builtin(num_workgroups) workgroups: vec3<u32>,
 ) {
-    let index = linear(workgroup, workgroups) * WORKGROUP + local;
-    if index >= params.spans {
+    let index = params.first + linear(workgroup, workgroups) * WORKGROUP + local;
+    if index >= params.end {
         return;
     }
     let span = spans[index];
@@ -155,121 +148,4 @@ fn join_lanes(local: u32, part: Partial) -> Partial {
         }
     }
     return Partial(shared_high[local], shared_low[local], shared_largest[local]);
-}
-
-// Writes the norm of a span. One that stays open joins the list for the exact sums; its tiles' place there is
-// the result, and NO_SPAN for all others.
-fn settle(index: u32, span: Span, sum: Partial) -> u32 {
-    if index == 0u {
-        atomicStore(&run[RUN_NORMS], 1u);
-    }
-    if span.in_scope == 0u {
-        norms[index] = Norm(0u, OUT_OF_SCOPE);
-        return NO_SPAN;
-    }
-    let norm = decided(sum, span);
-    norms[index] = norm;
-    if norm.kind == NON_FINITE {
-        atomicOr(&run[RUN_NON_FINITE], 1u);
-    }
-    if norm.kind != UNDECIDED {
-        return NO_SPAN;
-    }
-    for (var limb = 0u; limb < LIMBS; limb++) {
-        limbs[index * LIMBS + limb] = 0u;
-    }
-    open[atomicAdd(&run[RUN_OPEN_SPANS], 1u)] = index;
-    return atomicAdd(&run[RUN_OPEN_TILES], span.slot_count);
-}
-
-// A tile and the span that it adds to: where rows are cut in segments both may be open, and both get it.
-fn list_tile(place: u32, slot: u32, span: u32) {
-    let at = params.spans + 2u * place;
-    open[at] = slot;
-    open[at + 1u] = span;
-}
-
-fn decided(sum: Partial, span: Span) -> Norm {
-    if sum.largest >= INFINITY {
-        return Norm(0u, NON_FINITE);
-    }
-    if params.coordinates != 0u {
-        return Norm(sum.largest, EXACT);
-    }
-    if sum.largest == 0u {
-        return Norm(0u, EXACT);
-    }
-    if sum.largest >= select(LARGEST, LARGEST_OF_DIFFERENCE, CENTERED) || params.force_exact != 0u {
-        return Norm(0u, UNDECIDED);
-    }
-    return certify(Pair(sum.high, sum.low), span);
-}
-
-// The norm of a sum known to a relative error and an absolute one, where that is enough to know it.
-//
-// The squares of all 25-bit integers, scaled, are the only sums at which the rounded norm or its
-// comparison with the exact one changes: between two neighbours both are constant.
-fn certify(sum: Pair, span: Span) -> Norm {
-    let undecided = Norm(0u, UNDECIDED);
-    let field = bitcast<u32>(sum.high) >> 23u;
-    if field == 0u || field >= 255u {
-        return undecided;
-    }
-    // The sum as an integer of 56 bits times 2^exponent.
-    var integer = vec2<u32>(0u, (bitcast<u32>(sum.high) & 0x7fffffu) | 0x800000u);
-    var exponent = i32(field) - 127 - 23 - 32;
-    let low = bitcast<u32>(sum.low);
-    let low_field = (low & MAGNITUDE) >> 23u;
-    if low_field != 0u {
-        // At most half a unit of high, so at most 2^31 here; what is shifted out is below 1.
-        let down = field - low_field;
-        if low_field + 24u > field {
-            return undecided;
-        }
-        let mantissa = (low & 0x7fffffu) | 0x800000u;
-        var aligned = vec2<u32>();
-        if down <= 32u {
-            aligned = shl64(vec2<u32>(mantissa, 0u), 32u - down);
-        } else if down < 64u {
-            aligned = vec2<u32>(mantissa >> (down - 32u), 0u);
-        }
-        if (low >> 31u) == 0u {
-            integer = add64(integer, aligned);
-        } else {
-            integer = sub64(integer, aligned);
-        }
-    }
-    if integer.y < 0x800000u {
-        integer = shl64(integer, 1u);
-        exponent -= 1;
-    }
-    // In units of 2^-298, the square of the least subnormal.
-    exponent += 298 - 2 * i32(PRESCALE);
-    let length = 56 + exponent;
-    if length <= 49 {
-        return undecided;
-    }
-    let scale = root_scale(length);
-    // The radicand of 49 or 50 bits, and seven bits after the point.
-    let radicand = shl64(integer, u32(exponent - 2 * scale + 7));
-    // Flushed subnormals: below 2^-122 for each element, prescaled; in units of the radicand that
-    // is 2^-flushed.
-    let flushed = 2 * scale + 2 * i32(PRESCALE) - (298 - 122 + 7);
-    if flushed < 0 {
-        return undecided;
-    }
-    let relative = (radicand.y >> 16u) * span.error_units + span.error_units;
-    let error = vec2<u32>(relative + (span.length >> u32(min(flushed, 31))) + 8u, 0u);
-    let root = root64(shr64(radicand, 7u));
-    let below = shl64(square64(root), 7u);
-    let above = shl64(square64(root + 1u), 7u);
-    if !less64(add64(below, error), radicand) || !less64(add64(radicand, error), above) {
-        return undecided;
-    }
-    // Even: just above a representable norm. Odd: past the middle between two, up to the next.
-    return rounded(root, scale, select(ABOVE, BELOW, (root & 1u) == 1u));
-}
-
-fn rounded(root: u32, scale: i32, kind: u32) -> Norm {
-    return Norm(((root + 1u) >> 1u) + (u32(scale + 1) << 23u), kind);
 }

@@ -67,7 +67,7 @@ pub use clip::{Clipping, NonFinite, Scope, Status};
 pub use error::{Error, Result};
 pub use half::Half;
 pub use norms::{Norm, NormClass, NormSum, Norms};
-pub use report::{BackendKind, Ran, Report, RowReport, SegmentReport};
+pub use report::{BackendKind, Ran, Report, RowReport, SegmentReport, Strategy};
 pub use threshold::{Adaptive, Decision, State, Threshold};
 #[cfg(feature = "gpu")]
 pub use wgpu;

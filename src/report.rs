@@ -36,6 +36,38 @@ impl fmt::Display for BackendKind {
     }
 }
 
+/// How norms and clip of a batch are spread over a GPU's dispatches; the results have the same bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Strategy {
+    /// Short rows, several to a workgroup.
+    Rows,
+    /// A workgroup sums, decides and clips a row in one dispatch.
+    Fused,
+    /// Workgroups take tiles, stage by stage.
+    Tiled,
+    /// As tiled, all stages for one group of rows after another.
+    Grouped,
+}
+
+impl Strategy {
+    /// `rows`, `fused`, `tiled` or `grouped`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Rows => "rows",
+            Self::Fused => "fused",
+            Self::Tiled => "tiled",
+            Self::Grouped => "grouped",
+        }
+    }
+}
+
+impl fmt::Display for Strategy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
 /// Which backend ran, on what, and why that one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ran {
@@ -43,16 +75,23 @@ pub struct Ran {
     pub backend: BackendKind,
     /// The adapter's name, on `gpu`.
     pub adapter: Option<String>,
+    /// How the batch was spread over dispatches, in the report of a run of a batch in host memory on `gpu`; of one in
+    /// several windows that of the last. A caller's plan tells it by `Plan::strategy`.
+    pub strategy: Option<Strategy>,
     /// Why this backend was taken, for a person.
     pub why: String,
 }
 
 impl fmt::Display for Ran {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.adapter {
-            Some(adapter) => write!(f, "{} on {adapter} ({})", self.backend, self.why),
-            None => write!(f, "{} ({})", self.backend, self.why),
+        write!(f, "{}", self.backend)?;
+        if let Some(adapter) = &self.adapter {
+            write!(f, " on {adapter}")?;
         }
+        if let Some(strategy) = self.strategy {
+            write!(f, ", {strategy}")?;
+        }
+        write!(f, " ({})", self.why)
     }
 }
 

@@ -8,7 +8,8 @@ mod common;
 
 use byzclip::backend::gpu::{Plan, Tuning};
 use byzclip::{
-    Backend, Clipping, Error, Gpu, Granularity, Layout, NonFinite, Reference, Report, Scope, Status, wgpu,
+    Backend, Clipping, Error, Gpu, Granularity, Half, Layout, NonFinite, Reference, Report, Scope, Status,
+    Strategy, Threshold, wgpu,
 };
 use common::gpu::adapter;
 
@@ -70,6 +71,8 @@ fn assert_same_as_reference(backend: &dyn Backend, layout: &Layout, clipping: &C
     let (mut expected, mut got) = (original.clone(), original);
     let specified = Reference.run(layout, &mut expected, clipping).unwrap();
     let report = backend.run(layout, &mut got, clipping).unwrap();
+    let strategy = report.ran.strategy.expect("a run on a GPU tells its strategy");
+    assert!(report.ran.to_string().contains(strategy.name()), "{}", report.ran);
     assert_eq!(rows(&report), rows(&specified), "{what}: report");
     assert!(bits(&got) == bits(&expected), "{what}: clipped values differ");
 }
@@ -119,6 +122,35 @@ fn strategies(gpu: &Gpu) -> Vec<(&'static str, Tuning)> {
         ("small tiles", Tuning { tile: 64, ..own.clone() }),
         ("small windows", Tuning { tile: 256, window: 1024, ..own.clone() }),
         ("pairs of f32", Tuning { doubles: false, ..own.clone() }),
+        ("fused", Tuning { short_row: 0, fused_row: 1 << 16, ..own.clone() }),
+        ("fused and portable", Tuning { short_row: 0, fused_row: 1 << 16, ..portable.clone() }),
+        (
+            "fused, exact sums only, by two workgroups",
+            Tuning {
+                short_row: 0,
+                fused_row: 1 << 16,
+                force_exact: true,
+                exact_workgroups: 2,
+                ..own.clone()
+            },
+        ),
+        (
+            "fused in small windows, one element at a time",
+            Tuning { short_row: 0, fused_row: 900, tile: 64, window: 1024, wide: false, ..own.clone() },
+        ),
+        ("groups of few rows", Tuning { short_row: 0, group_bytes: 10_000, tile: 256, ..own.clone() }),
+        ("groups of one row each", Tuning { short_row: 0, group_bytes: 1, few_tiles: 0, ..portable.clone() }),
+        (
+            "groups of several windows, exact sums",
+            Tuning {
+                group_bytes: 40_000,
+                tile: 256,
+                window: 1024,
+                short_row: 0,
+                force_exact: true,
+                ..portable.clone()
+            },
+        ),
         ("no row is short", Tuning { short_row: 0, few_tiles: 0, ..own.clone() }),
         ("few tiles", Tuning { tile: 1024, few_tiles: 50, short_row: 0, ..portable.clone() }),
         (
@@ -165,6 +197,191 @@ fn every_strategy_gives_the_bits_of_the_reference() {
                     &clipping,
                     &format!("{name}, layout {i}, {granularity:?}"),
                 );
+            }
+        }
+    }
+}
+
+/// The gpu's device with another tuning.
+fn tuned(gpu: &Gpu, tuning: Tuning) -> Gpu {
+    Gpu::from_device(gpu.device().clone(), gpu.queue().clone()).unwrap().with_tuning(tuning).unwrap()
+}
+
+/// Tunings under which long rows are fused, tiled and grouped.
+fn of_long_rows(gpu: &Gpu) -> [(Strategy, Tuning); 3] {
+    let tiled = Tuning { short_row: 0, fused_row: 0, group_bytes: 0, tile: 256, ..gpu.tuning().clone() };
+    [
+        (Strategy::Fused, Tuning { fused_row: 1 << 14, ..tiled.clone() }),
+        (Strategy::Tiled, tiled.clone()),
+        (Strategy::Grouped, Tuning { group_bytes: 9000, ..tiled }),
+    ]
+}
+
+/// Rows that strategies might confuse: every kind of number, norms that only an exact sum decides, and a factor of 1.
+fn hostile(layout: &Layout) -> Vec<f32> {
+    let mut data = updates(layout);
+    for row in 0..layout.clients() {
+        let values = &mut data[layout.row(row)];
+        match row % 12 {
+            4 => values[0] = f32::INFINITY,
+            5 => values.fill(0.0),
+            6 => values.iter_mut().for_each(|v| *v *= 1e-42),
+            7 => values.iter_mut().for_each(|v| *v *= 1e38),
+            8 => {
+                // A norm of exactly the bound.
+                values.fill(0.0);
+                values[values.len() - 1] = -1.5;
+            }
+            9 => {
+                // A sum that is a rounding boundary and a little more: open, and just above the bound.
+                values.fill(0.0);
+                values[0] = 1.5;
+                values[1] = 1e-12;
+            }
+            11 => values[1] = f32::from_bits(0x7f80_0001),
+            _ => {}
+        }
+    }
+    data
+}
+
+/// The clippings of one plan, one after the other: bounds that rows have alone, those from the whole batch, a batch that
+/// is refused, and back.
+fn clippings(clients: usize) -> Vec<Clipping> {
+    let bounds = (0..clients).map(|row| [0.0, 1.5, f32::INFINITY, 1e-20, 0.3][row % 5]).collect();
+    let fixed = || Clipping::fixed(1.5);
+    let some = || Scope::Rows((0..clients).filter(|row| row % 3 != 1).collect());
+    let clean = Scope::Rows((0..clients).filter(|row| ![4, 10, 11].contains(&(row % 12))).collect());
+    let median = || Clipping { threshold: Threshold::Median { factor: 0.75 }, ..fixed() };
+    vec![
+        fixed(),
+        fixed().non_finite(NonFinite::Error),
+        median(),
+        Clipping::per_row(bounds),
+        median().scope(some()),
+        fixed().non_finite(NonFinite::Keep),
+        fixed().non_finite(NonFinite::Error).scope(clean),
+        median().non_finite(NonFinite::Error),
+        fixed().scope(some()),
+    ]
+}
+
+#[test]
+fn plans_take_the_strategy_of_their_tuning_and_shape() {
+    let Some(gpu) = gpu() else { return };
+    let strategy = |tuning: &Tuning, layout: &Layout, clipping: &Clipping| {
+        let gpu = tuned(&gpu, tuning.clone());
+        let buffer = buffer_of(&gpu, &vec![0.0; layout.len()], wgpu::BufferUsages::STORAGE);
+        gpu.plan(layout, clipping, &buffer).unwrap().strategy()
+    };
+    let dense = Layout::dense(30, 1000).unwrap();
+    for (expected, tuning) in of_long_rows(&gpu) {
+        assert_eq!(strategy(&tuning, &dense, &Clipping::default()), expected);
+        let by_segment = Clipping::default().granularity(Granularity::Segment);
+        assert_eq!(strategy(&tuning, &dense, &by_segment), Strategy::Tiled);
+        let short = Tuning { short_row: 1000, short_rows: 0, tile: 1024, ..tuning.clone() };
+        assert_eq!(strategy(&short, &dense, &Clipping::default()), Strategy::Rows);
+    }
+    let [(_, fused), _, (_, grouped)] = of_long_rows(&gpu);
+    // Too long to fuse, an empty row, around a centre; a batch of less than a group.
+    let long = Tuning { fused_row: 999, ..fused.clone() };
+    assert_eq!(strategy(&long, &dense, &Clipping::default()), Strategy::Tiled);
+    assert_eq!(strategy(&fused, &Layout::ragged(&[1, 1, 9]).unwrap(), &Clipping::default()), Strategy::Tiled);
+    assert_eq!(strategy(&fused, &dense, &Clipping::default().around(vec![1.0; 1000])), Strategy::Tiled);
+    assert_eq!(strategy(&grouped, &Layout::dense(2, 1000).unwrap(), &Clipping::default()), Strategy::Tiled);
+}
+
+#[test]
+fn one_recording_is_right_under_every_clipping_that_comes_later() {
+    let Some(gpu) = gpu() else { return };
+    let layouts = [
+        Layout::dense(25, 1003).unwrap(),
+        Layout::strided(25, 700, 709).unwrap(),
+        Layout::ragged(&(0..26).map(|i| i * 400 + i * i).collect::<Vec<_>>()).unwrap(),
+    ];
+    for (strategy, tuning) in of_long_rows(&gpu) {
+        for exact in [false, true] {
+            let gpu = tuned(&gpu, Tuning { force_exact: exact, ..tuning.clone() });
+            for (i, layout) in layouts.iter().enumerate() {
+                let original = hostile(layout);
+                let buffer = buffer_of(&gpu, &original, wgpu::BufferUsages::STORAGE);
+                // Whatever it was made for, the others follow.
+                let all = clippings(layout.clients());
+                let mut plan = gpu.plan(layout, &all[i], &buffer).unwrap();
+                assert_eq!(plan.strategy(), strategy);
+                for (j, clipping) in all.iter().enumerate() {
+                    let what = format!("{strategy:?}, exact {exact}, layout {i}, clipping {j}");
+                    plan.poison().unwrap();
+                    gpu.queue().write_buffer(&buffer, 0, bytemuck::cast_slice(&original));
+                    // Recorded first, set then.
+                    let mut encoder =
+                        gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+                    plan.record(&mut encoder);
+                    plan.set_clipping(clipping).unwrap();
+                    gpu.queue().submit([encoder.finish()]);
+                    let mut expected = original.clone();
+                    let specified = Reference.run(layout, &mut expected, clipping);
+                    match (plan.report_blocking(), specified) {
+                        (Ok(got), Ok(want)) => assert_eq!(rows(&got), rows(&want), "{what}"),
+                        (got, want) => assert_eq!(got.err(), want.err(), "{what}"),
+                    }
+                    assert!(contents(&gpu, &buffer) == bits(&expected), "{what}: data");
+                    // Once more, on what is clipped now.
+                    submit(&gpu, |encoder| plan.record(encoder));
+                    Reference.run(layout, &mut expected, clipping).ok();
+                    assert!(contents(&gpu, &buffer) == bits(&expected), "{what}: data of a second run");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn stages_recorded_one_by_one_do_only_their_own_work() {
+    let Some(gpu) = gpu() else { return };
+    let layout = Layout::dense(25, 1003).unwrap();
+    for (strategy, tuning) in of_long_rows(&gpu) {
+        let gpu = tuned(&gpu, tuning);
+        let original = hostile(&layout);
+        let buffer = buffer_of(&gpu, &original, wgpu::BufferUsages::STORAGE);
+        let plan = gpu.plan(&layout, &Clipping::fixed(1.5), &buffer).unwrap();
+        plan.poison().unwrap();
+        submit(&gpu, |encoder| plan.record_norms(encoder));
+        submit(&gpu, |encoder| plan.record_threshold(encoder));
+        assert!(contents(&gpu, &buffer) == bits(&original), "{strategy:?}");
+        let mut expected = original;
+        let specified = Reference.run(&layout, &mut expected, &Clipping::fixed(1.5)).unwrap();
+        assert_eq!(rows(&plan.report_blocking().unwrap()), rows(&specified), "{strategy:?}");
+        submit(&gpu, |encoder| plan.record_clip(encoder));
+        assert!(contents(&gpu, &buffer) == bits(&expected), "{strategy:?}");
+    }
+}
+
+#[test]
+fn halves_have_the_same_bits_in_every_strategy() {
+    let Some(gpu) = gpu() else { return };
+    let layout = Layout::strided(25, 701, 704).unwrap();
+    for (strategy, tuning) in of_long_rows(&gpu) {
+        let gpu = tuned(&gpu, Tuning { group_bytes: tuning.group_bytes / 2, ..tuning });
+        for half in [Half::F16, Half::Bf16] {
+            // Every pattern of bits in turn, but NaN and Inf in a third of the rows only.
+            let original: Vec<u16> = (0..layout.len())
+                .map(|i| {
+                    let bits = (i as u32).wrapping_mul(0x9e37_79b9) >> 16;
+                    if i / 704 % 3 == 0 { bits as u16 } else { (bits & 0xbbff) as u16 }
+                })
+                .collect();
+            for clipping in clippings(layout.clients()) {
+                let (mut got, mut want) = (original.clone(), original.clone());
+                let report = gpu.run_half(&layout, half, &mut got, &clipping);
+                let specified = Reference.run_half(&layout, half, &mut want, &clipping);
+                match (report, specified) {
+                    (Ok(report), Ok(specified)) => {
+                        assert_eq!(rows(&report), rows(&specified), "{strategy:?} {half:?}");
+                    }
+                    (report, specified) => assert_eq!(report.err(), specified.err()),
+                }
+                assert!(got == want, "{strategy:?} {half:?} {clipping:?}");
             }
         }
     }
@@ -463,6 +680,7 @@ fn tunings_that_the_device_cannot_run_are_refused() {
         Tuning { row_lanes: 3, ..own.clone() },
         Tuning { short_row: 1 << 20, ..own.clone() },
         Tuning { exact_workgroups: 0, ..own.clone() },
+        Tuning { fused_row: 1 << 17, ..own.clone() },
         Tuning { window: 10, ..own.clone() },
         Tuning { window: u64::MAX / 8, ..own.clone() },
         Tuning { offset_alignment: 4, ..own },

@@ -9,7 +9,7 @@ use std::cell::Cell;
 use std::sync::Mutex;
 use std::sync::atomic::Ordering;
 
-use byzclip::backend::gpu::MAPS;
+use byzclip::backend::gpu::{MAPS, Tuning};
 use byzclip::{
     Adaptive, Backend, Clipping, Error, Gpu, Granularity, Layout, NonFinite, Reference, State, Status,
     Threshold, Weights, wgpu,
@@ -67,6 +67,9 @@ impl Bench {
     fn new(clients: usize, params: usize) -> Option<Self> {
         let (device, queue) = byzclip::backend::gpu::open(&common::gpu::adapter()?).unwrap();
         let gpu = Gpu::from_device(device, queue).unwrap();
+        // The bare calls below know the passes of stages alone.
+        let tuning = Tuning { fused_row: 0, group_bytes: 0, ..gpu.tuning().clone() };
+        let gpu = gpu.with_tuning(tuning).unwrap();
         let layout =
             Layout::dense(clients, params).unwrap().layered(&[params / 3, params - params / 3]).unwrap();
         let mut rng = Rng::new(clients as u64);

@@ -18,7 +18,12 @@ pub struct Reference;
 
 impl Backend for Reference {
     fn ran(&self) -> Ran {
-        Ran { backend: BackendKind::Reference, adapter: None, why: "asked for by name".into() }
+        Ran {
+            backend: BackendKind::Reference,
+            adapter: None,
+            strategy: None,
+            why: "asked for by name".into(),
+        }
     }
 
     fn norms(&self, layout: &Layout, data: &[f32], clipping: &Clipping) -> Result<Norms> {

@@ -36,6 +36,8 @@ pub(super) struct Args {
 struct Clip<'a> {
     backend: &'static str,
     adapter: Option<&'a str>,
+    /// Null unless all stages ran on a GPU together.
+    strategy: Option<&'static str>,
     why: &'a str,
     threshold: String,
     /// Whether norms are those of differences from a centre.
@@ -75,6 +77,7 @@ pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
         None => output::print_json(&Clip {
             backend: report.ran.backend.name(),
             adapter: report.ran.adapter.as_deref(),
+            strategy: report.ran.strategy.map(byzclip::Strategy::name),
             why: &report.ran.why,
             threshold: threshold::name(&clipping.threshold),
             centered: clipping.center.is_some(),

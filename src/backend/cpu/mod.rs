@@ -93,7 +93,7 @@ impl Cpu {
 
 impl Backend for Cpu {
     fn ran(&self) -> Ran {
-        Ran { backend: BackendKind::Cpu, adapter: None, why: self.why.clone() }
+        Ran { backend: BackendKind::Cpu, adapter: None, strategy: None, why: self.why.clone() }
     }
 
     fn norms(&self, layout: &Layout, data: &[f32], clipping: &Clipping) -> Result<Norms> {

@@ -1,6 +1,7 @@
 //! Sums of squares on the CPU: in `f64` with a proven error, and exactly where that leaves the norm open.
 
-use super::squares::{roundings, sum_of_squares};
+use super::squares::{roundings, sum_of_half_squares, sum_of_squares};
+use crate::half::Half;
 use crate::norms::Norm;
 use crate::numerics::{certify, two_sum};
 
@@ -43,6 +44,12 @@ impl FastSum {
             sum = sum.join(Self { high: sum_of_squares(values, center), low: 0.0 });
         }
         sum
+    }
+
+    /// Of halves; `None` where this processor cannot widen them in registers.
+    pub(super) fn of_halves(half: Half, bits: &[u16]) -> Option<Self> {
+        let sum = |block: &[u16]| Some(Self { high: sum_of_half_squares(half, block)?, low: 0.0 });
+        bits.chunks(BLOCK).try_fold(Self::default(), |joined, block| Some(joined.join(sum(block)?)))
     }
 
     #[inline(always)]

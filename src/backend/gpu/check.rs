@@ -45,10 +45,15 @@ enum FastSums {
 }
 
 fn norms_are_right(context: &GpuContext, fast: FastSums, centered: bool) -> Result<bool> {
-    // As short rows and as long ones: the kernels differ.
-    for short_row in [0, PARAMS as u32] {
+    // As short rows, as long ones, and fused where plans may be: the kernels differ.
+    let long = PARAMS as u32;
+    for (short_row, fused_row) in [(0, 0), (long, 0), (0, long)] {
+        if fused_row > context.tuning.fused_row {
+            continue;
+        }
         let mut context = context.clone();
         (context.tuning.short_row, context.tuning.short_rows) = (short_row, 0);
+        context.tuning.fused_row = fused_row;
         let allowed = || OnceLock::from(fast == FastSums::Allowed);
         context.fast_sums = Arc::new([allowed(), allowed()]);
         if !sums_are_right(&context, centered)? {
@@ -71,7 +76,7 @@ fn sums_are_right(context: &GpuContext, centered: bool) -> Result<bool> {
 
     let session = Session::new(context, &layout, &clipping, Storage::Single)?;
     session.upload(context, &data, &Scope::All)?;
-    context.submit("checking the device", |encoder| session.plan.record_norms(encoder))?;
+    context.submit("checking the device", |encoder| session.plan.record(encoder))?;
     let norms = session.plan.norms_blocking()?;
     Ok(norms == Reference.norms(&layout, &data, &clipping)?)
 }

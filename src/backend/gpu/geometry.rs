@@ -8,6 +8,7 @@ use super::Tuning;
 use super::kernels::Storage;
 use crate::batch::{Granularity, Layout};
 use crate::error::{Error, Result};
+use crate::report::Strategy;
 
 /// Marks the entries that pad a window's list of tiles.
 const NO_SPAN: u32 = u32::MAX;
@@ -56,6 +57,16 @@ impl Window {
     }
 }
 
+/// Rows that run through all stages before the next do: spans, and the windows that they alone are in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Portion {
+    pub spans: Range<usize>,
+    pub windows: Range<usize>,
+}
+
+/// Portions that a batch is cut in at most: each is a few dispatches more.
+const MOST_PORTIONS: u64 = 1024;
+
 /// A batch as the kernels see it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Geometry {
@@ -71,8 +82,10 @@ pub(crate) struct Geometry {
     pub windows: Vec<Window>,
     /// The first coordinate of each tile of a row, where all rows are cut alike; else empty.
     pub columns: Vec<u32>,
-    /// Whether every span has a bound and is one short tile.
-    pub short: bool,
+    /// How norms and clip are spread over dispatches.
+    pub strategy: Strategy,
+    /// The portions of [`Strategy::Grouped`]; else empty.
+    pub portions: Vec<Portion>,
     /// Whether no span has many tiles.
     pub few: bool,
     /// Elements of the longest tile.
@@ -131,9 +144,24 @@ impl Geometry {
             .iter()
             .all(|span| span.end.next_multiple_of(4) <= placement.length || span.is_empty());
         let longest = placement.spans.iter().map(|span| span.end - span.start).max().unwrap_or(0);
-        let short = granularity != Granularity::Segment
-            && placement.spans.iter().all(|span| !span.is_empty())
-            && tuning.are_short(placement.spans.len(), longest);
+        let bytes = placement.spans.iter().map(|span| span.end - span.start).sum::<u64>() * storage.bytes();
+        let by_row = granularity == Granularity::Row;
+        let filled = placement.spans.iter().all(|span| !span.is_empty());
+        // A tile has to fit a window, which begins at a multiple of the alignment.
+        let longest_fused =
+            u64::from(tuning.fused_row).min(tuning.window.saturating_sub(tuning.offset_alignment / 2));
+        let short =
+            granularity != Granularity::Segment && filled && tuning.are_short(placement.spans.len(), longest);
+        let strategy = if short {
+            Strategy::Rows
+        } else if by_row && !centered && filled && longest > 0 && longest <= longest_fused {
+            Strategy::Fused
+        } else if by_row && tuning.group_bytes > 0 && placement.spans.len() > 1 && bytes > tuning.group_bytes
+        {
+            Strategy::Grouped
+        } else {
+            Strategy::Tiled
+        };
         let mut geometry = Self {
             spans: Vec::new(),
             bounded: placement.spans.len(),
@@ -145,14 +173,16 @@ impl Geometry {
             slots: 0,
             windows: Vec::new(),
             columns: Vec::new(),
-            short,
+            strategy,
+            portions: Vec::new(),
             few: false,
             longest: 0,
             centered,
             wide: tuning.wide && starts_aligned && ends_inside,
             storage,
         };
-        geometry.cut(layout, granularity, placement, tuning)?;
+        let portion = tuning.group_bytes.max(bytes / MOST_PORTIONS);
+        geometry.cut(layout, granularity, placement, tuning, portion)?;
         geometry.few = geometry.spans.iter().all(|span| span.slot_count <= tuning.few_tiles);
         if layout.check_alike().is_ok() {
             geometry.columns = geometry.first_coordinates(layout.clients());
@@ -182,13 +212,27 @@ impl Geometry {
         granularity: Granularity,
         placement: &Placement,
         tuning: &Tuning,
+        portion: u64,
     ) -> Result<()> {
         let mut rows = Vec::new();
+        let mut filled = 0;
         for row in 0..layout.clients() {
+            if self.strategy == Strategy::Grouped {
+                let bytes = layout.row(row).len() as u64 * self.storage.bytes();
+                filled += bytes;
+                if self.portions.is_empty() || filled > portion {
+                    filled = bytes;
+                    let (span, window) = (self.spans.len(), self.windows.len());
+                    self.portions.push(Portion { spans: span..span, windows: window..window });
+                }
+            }
             let first_slot = self.slots;
             let first_span = self.spans.len();
             for span in layout.spans_of(granularity, row) {
                 self.cut_span(span as u32, placement.spans[span].clone(), tuning);
+            }
+            if let Some(portion) = self.portions.last_mut() {
+                (portion.spans.end, portion.windows.end) = (self.spans.len(), self.windows.len());
             }
             if granularity == Granularity::Segment {
                 let row_span = (self.bounded + row) as u32;
@@ -211,7 +255,9 @@ impl Geometry {
     /// Appends a span and its tiles.
     fn cut_span(&mut self, index: u32, elements: Range<u64>, tuning: &Tuning) {
         let length = elements.end - elements.start;
-        let tile = u64::from(tuning.tile).max((length / (TILES_PER_SPAN as u64 / 2)).next_power_of_two());
+        let whole = if self.strategy == Strategy::Fused { length } else { 0 };
+        let tile =
+            u64::from(tuning.tile).max(whole).max((length / (TILES_PER_SPAN as u64 / 2)).next_power_of_two());
         let first_slot = self.slots;
         let mut start = elements.start;
         while start < elements.end {
@@ -227,7 +273,9 @@ impl Geometry {
     fn push_tile(&mut self, span: u32, elements: Range<u64>, tuning: &Tuning) {
         let alignment = tuning.offset_alignment / self.storage.bytes();
         let end = if self.wide { elements.end.next_multiple_of(4) } else { elements.end };
-        let fits = self.windows.last().is_some_and(|w| end - w.elements.start <= tuning.window);
+        // A portion begins with a window of its own.
+        let first = self.portions.last().is_some_and(|portion| portion.windows.start == self.windows.len());
+        let fits = !first && self.windows.last().is_some_and(|w| end - w.elements.start <= tuning.window);
         if !fits {
             self.pad_tiles(tuning);
             let base = elements.start / alignment * alignment;
@@ -265,7 +313,12 @@ impl Geometry {
             slot_count: slot_count as u32,
             row,
             length: length as u32,
-            error_units: tuning.error_units(slot_count, length, self.short, self.centered),
+            error_units: tuning.error_units(
+                slot_count,
+                length,
+                self.strategy == Strategy::Rows,
+                self.centered,
+            ),
             group: super::rules::NO_GROUP,
         }
     }

@@ -84,7 +84,7 @@ use Resource::{
 };
 
 /// In the order in which a run dispatches them.
-pub(crate) const KERNELS: [Kernel; 12] = [
+pub(crate) const KERNELS: [Kernel; 14] = [
     Kernel {
         name: "norms_tiles",
         file: "norms",
@@ -141,6 +141,22 @@ pub(crate) const KERNELS: [Kernel; 12] = [
             (Open, ReadWrite),
         ],
         grid: Grid::ShortTiles,
+    },
+    Kernel {
+        name: "fused",
+        file: "fused",
+        bindings: &[
+            (Params, Uniform),
+            (Data, ReadWrite),
+            (Tiles, Read),
+            (Spans, Read),
+            (Norms, ReadWrite),
+            (Limbs, ReadWrite),
+            (Run, ReadWrite),
+            (Columns, Read),
+            (Open, ReadWrite),
+        ],
+        grid: Grid::Tile,
     },
     Kernel {
         name: "exact_tiles",
@@ -201,6 +217,20 @@ pub(crate) const KERNELS: [Kernel; 12] = [
         file: "clip",
         bindings: &[(Params, Uniform), (Data, ReadWrite), (Tiles, Read), (Decisions, Read), (Columns, Read)],
         grid: Grid::ShortTiles,
+    },
+    Kernel {
+        name: "clip_left",
+        file: "clip",
+        bindings: &[
+            (Params, Uniform),
+            (Data, ReadWrite),
+            (Tiles, Read),
+            (Decisions, Read),
+            (Run, Read),
+            (Columns, Read),
+            (Open, Read),
+        ],
+        grid: Grid::OpenTiles,
     },
     Kernel {
         name: "mean_weights",
@@ -314,12 +344,17 @@ pub(crate) fn source(file: &str, variant: Variant) -> String {
     } else {
         include_str!("../../../shaders/sum_pairs.wgsl")
     };
+    let settle = include_str!("../../../shaders/settle.wgsl");
+    let decide = include_str!("../../../shaders/decide.wgsl");
+    let apply = include_str!("../../../shaders/apply.wgsl");
+    let fused = include_str!("../../../shaders/fused.wgsl");
     let parts: &[&str] = match file {
-        "norms" => &[data, center, pairs, sum, include_str!("../../../shaders/norms.wgsl"), reduce],
+        "norms" => &[data, center, pairs, sum, settle, include_str!("../../../shaders/norms.wgsl"), reduce],
+        "fused" => &[data, store, center, pairs, sum, settle, decide, product, around, apply, fused, reduce],
         "exact" => &[data, center, include_str!("../../../shaders/exact.wgsl")],
-        "threshold" => &[include_str!("../../../shaders/threshold.wgsl")],
+        "threshold" => &[decide, include_str!("../../../shaders/threshold.wgsl")],
         "mean" => &[data, center, product, around, include_str!("../../../shaders/mean.wgsl")],
-        _ => &[data, store, center, product, around, include_str!("../../../shaders/clip.wgsl")],
+        _ => &[data, store, center, product, around, apply, include_str!("../../../shaders/clip.wgsl")],
     };
     [&[include_str!("../../../shaders/common.wgsl")], parts].concat().join("\n")
 }
@@ -523,7 +558,7 @@ mod tests {
 
     #[test]
     fn every_entry_point_is_in_the_table() {
-        for file in ["norms", "exact", "threshold", "clip", "mean"] {
+        for file in ["norms", "fused", "exact", "threshold", "clip", "mean"] {
             let (module, _) = parse(file, PORTABLE);
             for entry in &module.entry_points {
                 assert!(
@@ -645,7 +680,7 @@ mod tests {
             ])
         );
         assert_eq!(
-            offsets("Params")[..6],
+            offsets("Params"),
             expected(&[
                 ("zero", offset_of!(Params, zero)),
                 ("spans", offset_of!(Params, spans)),
@@ -653,6 +688,11 @@ mod tests {
                 ("non_finite", offset_of!(Params, non_finite)),
                 ("force_exact", offset_of!(Params, force_exact)),
                 ("groups", offset_of!(Params, groups)),
+                ("coordinates", offset_of!(Params, coordinates)),
+                ("tiles_per_row", offset_of!(Params, tiles_per_row)),
+                ("first", offset_of!(Params, first)),
+                ("end", offset_of!(Params, end)),
+                ("clips", offset_of!(Params, clips)),
             ])
         );
     }

@@ -32,6 +32,8 @@ pub use plan::Dispatch;
 pub use plan::Plan;
 pub use tuning::Tuning;
 
+pub use crate::report::Strategy;
+
 use self::device::{LostReason, guarded, wait};
 use self::geometry::Placement;
 use self::kernels::{Pipelines, Storage};
@@ -358,7 +360,8 @@ impl Gpu {
             let next = session.plan.state_blocking()?;
             session.download(&self.context, data, &decisions)?;
             *state = next;
-            Ok(Report::of_stages(self.ran(), layout, clipping.granularity, &norms, &decisions))
+            let ran = Ran { strategy: Some(session.plan.strategy()), ..self.ran() };
+            Ok(Report::of_stages(ran, layout, clipping.granularity, &norms, &decisions))
         })
     }
 
@@ -555,7 +558,7 @@ impl GpuContext {
                 ));
             }
         }
-        Ran { backend: BackendKind::Gpu, adapter: Some(self.adapter.clone()), why }
+        Ran { backend: BackendKind::Gpu, adapter: Some(self.adapter.clone()), strategy: None, why }
     }
 
     /// A buffer, where the device's limits and memory allow it.

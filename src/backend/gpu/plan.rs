@@ -1,5 +1,6 @@
 //! A plan: everything that clipping one buffer needs, made once; recording it allocates nothing.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -17,7 +18,7 @@ use crate::clip::{Clipping, NonFinite, Status};
 use crate::error::{Error, Result};
 use crate::norms::{Norm, Norms};
 use crate::numerics::power_of_two;
-use crate::report::Report;
+use crate::report::{Report, Strategy};
 use crate::threshold::{self, Decision, Source, State, Threshold};
 
 /// `Params` of common.wgsl.
@@ -32,7 +33,34 @@ pub(crate) struct Params {
     pub groups: u32,
     pub coordinates: u32,
     pub tiles_per_row: u32,
+    pub first: u32,
+    pub end: u32,
+    pub clips: u32,
 }
+
+/// CLIPS_* of common.wgsl.
+const CLIPS_ALL: u32 = 0;
+const CLIPS_OPEN: u32 = 1;
+const CLIPS_NONE: u32 = 2;
+
+/// Which of the plan's params a dispatch reads: those of stages alone, those of the whole batch in a run of all stages,
+/// and from here on those of portions.
+const OF_STAGES: usize = 0;
+const OF_RUN: usize = 1;
+const OF_PORTIONS: usize = 2;
+
+/// The kernels of a stage.
+const NORMS: &[&str] =
+    &["norms_tiles", "norms_spans", "norms_few", "norms_rows", "exact_tiles", "exact_spans"];
+const THRESHOLD: &[&str] = &["threshold_groups", "threshold_spans"];
+const CLIP: &[&str] = &["clip", "clip_rows"];
+/// The kernels of all stages where norms and clip share one.
+const FUSED: &[&str] =
+    &["fused", "exact_tiles", "exact_spans", "threshold_groups", "threshold_spans", "clip_left"];
+/// Those of a portion, and those for the whole batch behind the last.
+const PORTION: &[&str] =
+    &["norms_tiles", "norms_spans", "norms_few", "exact_tiles", "exact_spans", "threshold_spans", "clip"];
+const BEHIND_PORTIONS: &[&str] = &["threshold_groups", "threshold_spans", "clip_left"];
 
 /// `Decision` of common.wgsl.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
@@ -48,6 +76,7 @@ pub(crate) struct DeviceDecision {
 /// Words of the run, and their bytes; RUN_* of common.wgsl.
 const RUN_NORMS: usize = 1;
 const RUN_DECISIONS: usize = 2;
+const RUN_OPEN: Range<u64> = 12..20;
 const RUN_BYTES: u64 = 32;
 
 /// What the plan does while a report is read.
@@ -140,7 +169,12 @@ pub struct Plan {
     geometry: Geometry,
     buffers: Buffers,
     data: wgpu::Buffer,
-    steps: Vec<Step>,
+    /// The stages alone.
+    norms: Vec<Step>,
+    decide: Vec<Step>,
+    clip: Vec<Step>,
+    /// The passes of a run of all stages, where these are other than the stages one by one; else empty.
+    passes: Vec<Vec<Step>>,
     recorded: AtomicBool,
 }
 
@@ -210,9 +244,13 @@ impl Plan {
         let rules = Rules::new(&source)?;
         let center = clipping.center.as_ref().map_or(0, |center| center.len());
         let buffers = Buffers::new(&context, &geometry, &rules, center)?;
-        let steps = guarded(&context.device, "binding the buffers", || {
-            steps(&context, &pipelines, &geometry, &buffers, data)
+        let binder =
+            Binder { context: &context, pipelines: &pipelines, geometry: &geometry, buffers: &buffers, data };
+        let (stages, passes) = guarded(&context.device, "binding the buffers", || {
+            let whole = Part::whole(&geometry, OF_STAGES);
+            ([NORMS, THRESHOLD, CLIP].map(|kernels| binder.steps(kernels, &whole)), binder.passes())
         })?;
+        let [norms, decide, clip] = stages;
         let mut plan = Self {
             layout: layout.clone(),
             granularity: clipping.granularity,
@@ -222,7 +260,10 @@ impl Plan {
             geometry,
             buffers,
             data: data.clone(),
-            steps,
+            norms,
+            decide,
+            clip,
+            passes,
             recorded: AtomicBool::new(false),
             context,
         };
@@ -299,8 +340,30 @@ impl Plan {
             groups: rules.groups.len() as u32,
             coordinates: u32::from(self.granularity == Granularity::Coordinate),
             tiles_per_row: self.geometry.columns.len() as u32,
+            first: 0,
+            end: self.geometry.spans.len() as u32,
+            clips: CLIPS_ALL,
         };
-        self.upload(self.buffers.params.clone(), bytemuck::bytes_of(&params))?;
+        // Whether a row can be decided before the others have norms.
+        let alone = matches!(source, Source::Given(_)) && clipping.non_finite != NonFinite::Error;
+        let of_run = match self.geometry.strategy {
+            Strategy::Fused if alone => CLIPS_OPEN,
+            Strategy::Grouped if alone => CLIPS_NONE,
+            _ => CLIPS_ALL,
+        };
+        let mut copies = vec![params, Params { clips: of_run, ..params }];
+        copies.extend(self.geometry.portions.iter().map(|portion| Params {
+            first: portion.spans.start as u32,
+            end: portion.spans.end as u32,
+            clips: if alone { CLIPS_ALL } else { CLIPS_NONE },
+            ..params
+        }));
+        let stride = self.context.tuning.offset_alignment as usize;
+        let mut bytes = vec![0; copies.len() * stride];
+        for (place, copy) in bytes.chunks_exact_mut(stride).zip(&copies) {
+            place[..size_of::<Params>()].copy_from_slice(bytemuck::bytes_of(copy));
+        }
+        self.upload(self.buffers.params.clone(), &bytes)?;
         self.upload(self.buffers.spans.clone(), bytemuck::cast_slice(&self.geometry.spans))?;
         self.upload(self.buffers.groups.clone(), bytemuck::cast_slice(&rules.groups))?;
         self.upload(self.buffers.members.clone(), bytemuck::cast_slice(&rules.members))?;
@@ -355,29 +418,42 @@ impl Plan {
     /// Nothing is submitted and nothing waits. Errors of the recording surface, as wgpu has it, when
     /// the encoder is finished.
     pub fn record(&self, encoder: &mut wgpu::CommandEncoder) {
-        self.record_norms(encoder);
-        self.record_threshold(encoder);
-        self.record_clip(encoder);
+        if self.passes.is_empty() {
+            self.record_norms(encoder);
+            self.record_threshold(encoder);
+            self.record_clip(encoder);
+            return;
+        }
+        encoder.clear_buffer(&self.buffers.run, 0, None);
+        for (i, pass) in self.passes.iter().enumerate() {
+            if i > 0 {
+                // Portions have their own lists of open spans.
+                encoder.clear_buffer(&self.buffers.run, RUN_OPEN.start, Some(RUN_OPEN.end - RUN_OPEN.start));
+            }
+            self.record_steps(encoder, "byzclip", pass);
+        }
+    }
+
+    /// How [`Plan::record`] spreads norms and clip over dispatches. Stages recorded one by one never share one.
+    #[must_use]
+    pub fn strategy(&self) -> Strategy {
+        self.geometry.strategy
     }
 
     /// Records the norms stage.
     pub fn record_norms(&self, encoder: &mut wgpu::CommandEncoder) {
         encoder.clear_buffer(&self.buffers.run, 0, None);
-        self.record_steps(
-            encoder,
-            "byzclip norms",
-            &["norms_tiles", "norms_spans", "norms_few", "norms_rows", "exact_tiles", "exact_spans"],
-        );
+        self.record_steps(encoder, "byzclip norms", &self.norms);
     }
 
     /// Records the threshold stage, on the norms in the plan.
     pub fn record_threshold(&self, encoder: &mut wgpu::CommandEncoder) {
-        self.record_steps(encoder, "byzclip threshold", &["threshold_groups", "threshold_spans"]);
+        self.record_steps(encoder, "byzclip threshold", &self.decide);
     }
 
     /// Records the clip stage, on the decisions in the plan.
     pub fn record_clip(&self, encoder: &mut wgpu::CommandEncoder) {
-        self.record_steps(encoder, "byzclip clip", &["clip", "clip_rows"]);
+        self.record_steps(encoder, "byzclip clip", &self.clip);
     }
 
     /// Everything that the weighted mean of the plan's rows needs, made once; see [`MeanPlan`].
@@ -433,11 +509,11 @@ impl Plan {
         Ok(())
     }
 
-    fn record_steps(&self, encoder: &mut wgpu::CommandEncoder, label: &str, kernels: &[&str]) {
+    fn record_steps(&self, encoder: &mut wgpu::CommandEncoder, label: &str, steps: &[Step]) {
         self.recorded.store(true, Ordering::Release);
         let mut pass = encoder
             .begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some(label), timestamp_writes: None });
-        for step in self.steps.iter().filter(|step| kernels.contains(&step.kernel)) {
+        for step in steps {
             step.record(&mut pass);
         }
     }
@@ -606,7 +682,10 @@ impl Plan {
     /// Every dispatch that [`Plan::record`] makes, pass by pass, for tests that hold it against the bare calls.
     #[doc(hidden)]
     pub fn dispatches(&self) -> impl Iterator<Item = Dispatch<'_>> {
-        self.steps.iter().map(|step| (step.kernel, &step.pipeline, &step.bindings, step.workgroups))
+        let one_by_one = self.passes.is_empty();
+        let stages = [&self.norms, &self.decide, &self.clip].into_iter().filter(move |_| one_by_one);
+        let all = stages.chain(&self.passes).flatten();
+        all.map(|step| (step.kernel, &step.pipeline, &step.bindings, step.workgroups))
     }
 
     /// The buffer that [`Plan::record`] clears first, for the same tests.
@@ -651,7 +730,7 @@ impl Buffers {
         Ok(Self {
             params: make(
                 "params",
-                size_of::<Params>(),
+                (OF_PORTIONS + geometry.portions.len()) * context.tuning.offset_alignment as usize,
                 wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
             )?,
             tiles: make("the list of tiles", geometry.tiles.len().max(16) * 16, storage)?,
@@ -702,65 +781,112 @@ impl Buffers {
     }
 }
 
-/// Whether a run over this geometry dispatches the kernel.
+/// Whether a plan over this geometry dispatches the kernel.
 fn is_step(kernel: &Kernel, geometry: &Geometry) -> bool {
+    let short = geometry.strategy == Strategy::Rows;
     match kernel.name {
-        "norms_rows" | "clip_rows" => geometry.short,
-        "norms_tiles" | "clip" => !geometry.short,
-        "norms_few" => !geometry.short && geometry.few,
-        "norms_spans" => !geometry.short && !geometry.few,
+        "norms_rows" | "clip_rows" => short,
+        "norms_tiles" | "clip" => !short,
+        "norms_few" => !short && geometry.few,
+        "norms_spans" => !short && !geometry.few,
+        "fused" => geometry.strategy == Strategy::Fused,
+        "clip_left" => matches!(geometry.strategy, Strategy::Fused | Strategy::Grouped),
         _ => !matches!(kernel.grid, Grid::Weights | Grid::Coordinates),
     }
 }
 
-/// Every dispatch of a run, in order.
-fn steps(
-    context: &GpuContext,
-    pipelines: &[&Pipeline],
-    geometry: &Geometry,
-    buffers: &Buffers,
-    data: &wgpu::Buffer,
-) -> Vec<Step> {
-    let mut steps = Vec::new();
-    let limit = context.device.limits().max_compute_workgroups_per_dimension;
-    for pipeline in pipelines {
-        let spans = geometry.spans.len() as u64;
-        let each = u64::from(pipeline.workgroup);
-        let per_window = |workgroups: &dyn Fn(u64) -> u64| {
-            let windows = geometry.windows.iter().enumerate();
-            windows.map(|(i, window)| (workgroups(window.tiles.end - window.tiles.start), Some(i))).collect()
-        };
-        let tuning = &context.tuning;
-        let work: Vec<(u64, Option<usize>)> = match pipeline.kernel.grid {
-            Grid::Tile => per_window(&|tiles| tiles),
-            Grid::ShortTiles => per_window(&|tiles| (tiles * u64::from(tuning.lanes())).div_ceil(each)),
-            Grid::OpenTiles => {
-                // Open rows and open segments are listed one by one, those of other windows too.
-                let listed =
-                    geometry.slots as u64 * if geometry.spans.len() > geometry.bounded { 2 } else { 1 };
-                per_window(&|_| tuning.exact_tile_workgroups(listed, geometry.longest))
+/// What steps are made for.
+struct Part {
+    params: usize,
+    spans: Range<usize>,
+    windows: Range<usize>,
+}
+
+impl Part {
+    fn whole(geometry: &Geometry, params: usize) -> Self {
+        Self { params, spans: 0..geometry.spans.len(), windows: 0..geometry.windows.len() }
+    }
+}
+
+/// What steps are made from.
+struct Binder<'a> {
+    context: &'a GpuContext,
+    pipelines: &'a [&'a Pipeline],
+    geometry: &'a Geometry,
+    buffers: &'a Buffers,
+    data: &'a wgpu::Buffer,
+}
+
+impl Binder<'_> {
+    /// The passes of all stages, where they are not run one by one for the whole batch.
+    fn passes(&self) -> Vec<Vec<Step>> {
+        let behind = Part::whole(self.geometry, OF_RUN);
+        match self.geometry.strategy {
+            Strategy::Rows | Strategy::Tiled => Vec::new(),
+            Strategy::Fused => vec![self.steps(FUSED, &behind)],
+            Strategy::Grouped => {
+                let portions = self.geometry.portions.iter().enumerate().map(|(i, portion)| {
+                    let (spans, windows) = (portion.spans.clone(), portion.windows.clone());
+                    self.steps(PORTION, &Part { params: OF_PORTIONS + i, spans, windows })
+                });
+                portions.chain([self.steps(BEHIND_PORTIONS, &behind)]).collect()
             }
-            Grid::OpenSpans => vec![(tuning.exact_span_workgroups(spans), None)],
-            Grid::Span => vec![(spans, None)],
-            Grid::Spans => vec![(spans.div_ceil(each), None)],
-            // A group has a member at least, so there are no more of them than spans; the kernel leaves
-            // those past the end at once.
-            Grid::Group => vec![(geometry.most_groups as u64, None)],
-            Grid::Weights | Grid::Coordinates => Vec::new(),
-        };
-        for (workgroups, window) in work.into_iter().filter(|(workgroups, _)| *workgroups > 0) {
-            steps.push(Step {
-                kernel: pipeline.kernel.name,
-                pipeline: pipeline.pipeline.clone(),
-                bindings: bind(context, pipeline, |resource| {
-                    let buffer = buffers.get(resource, data)?;
-                    Some(binding(buffer, resource, window.map(|i| &geometry.windows[i]), geometry.storage))
-                }),
-                workgroups: folded(workgroups, limit),
-            });
         }
     }
-    steps
+
+    /// Every dispatch of these kernels for a part of the batch, in order.
+    fn steps(&self, kernels: &[&str], part: &Part) -> Vec<Step> {
+        let Self { context, geometry, buffers, .. } = *self;
+        let mut steps = Vec::new();
+        let limit = context.device.limits().max_compute_workgroups_per_dimension;
+        for pipeline in self.pipelines.iter().filter(|pipeline| kernels.contains(&pipeline.kernel.name)) {
+            let spans = part.spans.len() as u64;
+            let each = u64::from(pipeline.workgroup);
+            let tiles_of = |window: usize| {
+                let tiles = &geometry.windows[window].tiles;
+                tiles.end - tiles.start
+            };
+            let per_window = |workgroups: &dyn Fn(u64) -> u64| {
+                part.windows.clone().map(|i| (workgroups(tiles_of(i)), Some(i))).collect()
+            };
+            let tuning = &context.tuning;
+            let work: Vec<(u64, Option<usize>)> = match pipeline.kernel.grid {
+                Grid::Tile => per_window(&|tiles| tiles),
+                Grid::ShortTiles => per_window(&|tiles| (tiles * u64::from(tuning.lanes())).div_ceil(each)),
+                Grid::OpenTiles => {
+                    // Open rows and open segments are listed one by one, those of other windows too.
+                    let times = if geometry.spans.len() > geometry.bounded { 2 } else { 1 };
+                    let listed = part.windows.clone().map(tiles_of).sum::<u64>() * times;
+                    per_window(&|_| tuning.exact_tile_workgroups(listed, geometry.longest))
+                }
+                Grid::OpenSpans => vec![(tuning.exact_span_workgroups(spans), None)],
+                Grid::Span => vec![(spans, None)],
+                Grid::Spans => vec![(spans.div_ceil(each), None)],
+                // A group has a member at least, so there are no more of them than spans; the kernel leaves
+                // those past the end at once.
+                Grid::Group => vec![(geometry.most_groups as u64, None)],
+                Grid::Weights | Grid::Coordinates => Vec::new(),
+            };
+            for (workgroups, window) in work.into_iter().filter(|(workgroups, _)| *workgroups > 0) {
+                let window = window.map(|i| &geometry.windows[i]);
+                steps.push(Step {
+                    kernel: pipeline.kernel.name,
+                    pipeline: pipeline.pipeline.clone(),
+                    bindings: bind(context, pipeline, |resource| {
+                        let buffer = buffers.get(resource, self.data)?;
+                        if resource == Resource::Params {
+                            let offset = part.params as u64 * tuning.offset_alignment;
+                            let size = wgpu::BufferSize::new(size_of::<Params>() as u64);
+                            return Some(wgpu::BufferBinding { buffer, offset, size });
+                        }
+                        Some(binding(buffer, resource, window, geometry.storage))
+                    }),
+                    workgroups: folded(workgroups, limit),
+                });
+            }
+        }
+        steps
+    }
 }
 
 /// A number of workgroups in two dimensions; the kernels leave those past the end at once.

@@ -35,6 +35,12 @@ pub struct Tuning {
     pub short_rows: u32,
     /// Invocations that then share a row: a power of two; a workgroup where it has fewer.
     pub row_lanes: u32,
+    /// Where rows have bounds of their own and none is longer than this, a workgroup sums and clips a row in one
+    /// dispatch; 0: never.
+    pub fused_row: u32,
+    /// Batches of more bytes run through all stages in groups of rows of about so many, so that the clip of a group
+    /// finds it in the cache; 0: never.
+    pub group_bytes: u64,
     /// Where no span has more tiles than this, an invocation joins the partial sums of a span; else a workgroup does.
     pub few_tiles: u32,
     /// Workgroups that look for norms which the fast sums left open; there are more where that could be too many
@@ -66,6 +72,8 @@ impl Tuning {
             short_row: 512,
             short_rows: 1024,
             row_lanes: 8,
+            fused_row: 0,
+            group_bytes: 0,
             few_tiles: 0,
             exact_workgroups: 512,
             force_exact: false,
@@ -92,6 +100,10 @@ impl Tuning {
             tuning.tile = 1 << 14;
             tuning.exact_workgroups = 16;
             tuning.doubles = features.contains(wgpu::Features::SHADER_F64);
+        } else {
+            // By reason, not measured: 64 KiB for a workgroup, and no more than a small last-level cache holds.
+            tuning.fused_row = 1 << 14;
+            tuning.group_bytes = 16 << 20;
         }
         tuning.offset_alignment = u64::from(limits.min_storage_buffer_offset_alignment).max(256);
         // A window's offsets are u32 and its size a multiple of the alignment.
@@ -135,6 +147,9 @@ impl Tuning {
         }
         if self.short_row > 1 << 14 {
             return invalid("short_row", self.short_row.to_string(), "at most 16,384 elements");
+        }
+        if self.fused_row > 1 << 16 {
+            return invalid("fused_row", self.fused_row.to_string(), "at most 65,536 elements");
         }
         if self.few_tiles > 256 {
             return invalid("few_tiles", self.few_tiles.to_string(), "at most 256");

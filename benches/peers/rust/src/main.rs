@@ -73,7 +73,7 @@ fn run(args: &Args) -> Result<(), Failure> {
 
     let (mut wrong, mut lines) = (0, 0);
     for &shape in &args.shapes {
-        let mut batch = Batch::new(shape)?;
+        let mut batch: Batch = Batch::new(shape)?;
         let mut cases = vec![Case::norms()];
         cases.extend(args.clipped.iter().map(|&share| Case::clip(share)));
         for case in cases {

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::panic::{self, AssertUnwindSafe};
 
 use byzclip::bench::cases::{Batch, Case, Shape, Stage};
+use byzclip::bench::element::Dtype;
 use byzclip::bench::expected::Expected;
 use byzclip::bench::measure::{FORMAT, Place, Record, Samples, timed};
 use byzclip::{Cpu, Error, Reference};
@@ -136,7 +137,7 @@ fn check(library: &str, batch: &Batch, case: &Case, expected: &Expected, got: &[
 
 fn record(peer: &dyn Peer, shape: Shape, case: &Case, samples: &Samples) -> Result<Record, Failure> {
     let place = peer.place();
-    let bytes = case.traffic(shape).one_pass();
+    let bytes = case.traffic(shape, Dtype::F32).one_pass();
     Ok(Record {
         format: FORMAT,
         library: peer.library(),
@@ -185,7 +186,7 @@ mod tests {
 
     #[test]
     fn a_spoiled_result_is_found() {
-        let mut batch = Batch::new("30x2000".parse().unwrap()).unwrap();
+        let mut batch: Batch = Batch::new("30x2000".parse().unwrap()).unwrap();
         for case in [Case::norms(), Case::clip(0.0), Case::clip(0.2), Case::clip(1.0)] {
             batch.fill(&case);
             let expected = Expected::of(&batch, &case).unwrap();
@@ -211,7 +212,7 @@ mod tests {
     /// `test_cases.py` holds the same number, so the libraries of both languages clip the same data.
     #[test]
     fn the_data_is_that_of_the_other_package() {
-        let mut batch = Batch::new("30x2000".parse().unwrap()).unwrap();
+        let mut batch: Batch = Batch::new("30x2000".parse().unwrap()).unwrap();
         batch.fill(&Case::clip(0.2));
         let sum: u64 =
             batch.original.iter().enumerate().map(|(i, v)| i as u64 * u64::from(v.to_bits())).sum();

@@ -1,0 +1,45 @@
+// A decision applied to a tile: what is clipped or zeroed is written, all else is not.
+
+// Groups first, first + step, … of a tile; what is left behind its last whole group comes to the first invocation.
+fn apply(decision: Decision, tile: Tile, first: u32, step: u32) {
+    if (decision.status != CLIPPED) & (decision.status != CUT) & (decision.status != ZEROED) {
+        return;
+    }
+    let whole = tile.count / 4u;
+    if !CENTERED && decision.status == CLIPPED && is_quick(decision) {
+        let factors = quick_factors(decision);
+        for (var group = first; group < whole; group += step) {
+            store_whole4(tile, group, scaled_quickly(whole4(tile, group), factors));
+        }
+    } else {
+        for (var group = first; group < whole; group += step) {
+            store_whole4(tile, group, clipped(whole4(tile, group), tile, group, decision));
+        }
+    }
+    if (first == 0u) & (whole * 4u < tile.count) {
+        store4(tile, whole, clipped(load4(tile, whole), tile, whole, decision));
+    }
+}
+
+// What becomes of four elements.
+fn clipped(value: vec4<u32>, tile: Tile, group: u32, decision: Decision) -> vec4<u32> {
+    if decision.status == CUT {
+        return cut(value, decision.bound);
+    }
+    if CENTERED {
+        let center = center4(tile, group, params.tiles_per_row);
+        if decision.status == ZEROED {
+            return center;
+        }
+        return vec4<u32>(
+            scaled_around(value.x, center.x, decision),
+            scaled_around(value.y, center.y, decision),
+            scaled_around(value.z, center.z, decision),
+            scaled_around(value.w, center.w, decision),
+        );
+    }
+    if decision.status == ZEROED {
+        return vec4<u32>();
+    }
+    return scaled(value, decision);
+}
