@@ -64,6 +64,18 @@ static MASKS: [u32; 2 * LANES] = {
     masks
 };
 
+/// The same for halves.
+#[cfg(target_arch = "x86_64")]
+static HALF_MASKS: [u16; 2 * LANES] = {
+    let mut masks = [0; 2 * LANES];
+    let mut i = LANES;
+    while i < 2 * LANES {
+        masks[i] = u16::MAX;
+        i += 1;
+    }
+    masks
+};
+
 /// All groups of the values. What is left behind the last whole one is masked out of the group that ends with it: a
 /// copy into zeros would have to wait until it is written before it can be read.
 #[inline(always)]
@@ -128,7 +140,7 @@ fn portable(values: &[f32], center: Option<&[f32]>) -> f64 {
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::{Group, LANES, Mask, each_group};
+    use super::{Group, HALF_MASKS, LANES, Mask, each_group};
     use crate::half::Half;
 
     #[target_feature(enable = "avx512f")]
@@ -171,8 +183,14 @@ mod x86 {
     #[target_feature(enable = "avx512f")]
     fn half_squares(bits: &[u16], widen: impl Fn(__m256i) -> __m512) -> f64 {
         let (groups, rest) = bits.as_chunks::<LANES>();
+        // As in each_group: what is left is masked out of the group that ends with it, or padded where there is none.
         let mut last = [0; LANES];
-        last[..rest.len()].copy_from_slice(rest);
+        match (bits.last_chunk::<LANES>(), HALF_MASKS[rest.len()..].first_chunk::<LANES>()) {
+            (Some(group), Some(mask)) => {
+                last = std::array::from_fn(|i| group[i] & mask[i]);
+            }
+            _ => last[..rest.len()].copy_from_slice(rest),
+        }
         let last = (!rest.is_empty()).then_some(&last);
         let mut lanes = [_mm512_setzero_pd(); 4];
         for group in groups.iter().chain(last) {
