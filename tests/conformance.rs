@@ -272,7 +272,11 @@ fn batches_of_thousands_of_short_rows_conform() {
     for (rows, cols) in [(70_001, 1), (20_011, 3), (5_003, 60)] {
         let shape = strided(rows, cols, 1, "strided");
         let (data, bounds) = shape.fill(rows, &mut rng);
-        conform(&shape.name, &shape.layout, &data, &Clipping::per_row(bounds));
+        let clipping = Clipping::per_row(bounds);
+        conform(&shape.name, &shape.layout, &data, &clipping);
+        // Neither a period of the group of rows that a thread takes, nor of a workgroup's.
+        let scope = Scope::Mask((0..rows).map(|row| row % 11 != 3 && row % 5 != 1).collect());
+        conform(&format!("{}, some rows", shape.name), &shape.layout, &data, &clipping.scope(scope));
     }
 }
 

@@ -15,6 +15,12 @@ use crate::threshold::{Decision, decide_span};
 /// What norm, decision and report of a row cost beside its elements, as a number of those.
 const ROW: usize = 32;
 
+/// Rows of at most so many elements run through the stages in groups.
+const SHORT: usize = 1024;
+
+/// How many.
+const GROUP: usize = 8;
+
 /// How elements are stored, and what one thread does with some of a row that lie side by side. `first` is the
 /// coordinate of the first of them.
 pub(super) trait Storage: Sync {
@@ -87,6 +93,15 @@ impl<'a, S: Storage> Rows<'a, S> {
         }
         let at_least = self.rows_of_task();
         self.cpu.install(self.work, || match layout.stride() {
+            Some(stride) if params <= SHORT => {
+                let groups = data.par_chunks_mut(stride * GROUP).take(layout.clients().div_ceil(GROUP));
+                let run =
+                    |(group, rows): (usize, &mut [S::Element])| self.run_group(group * GROUP, rows, bounds);
+                let groups = groups.enumerate().with_min_len(at_least.div_ceil(GROUP)).map(run);
+                let mut rows = groups.collect::<Vec<_>>().into_flattened();
+                rows.truncate(layout.clients());
+                rows
+            }
             Some(stride) => {
                 let rows = data.par_chunks_mut(stride).take(layout.clients());
                 let rows = rows.map(|row| &mut row[..params]);
@@ -97,6 +112,26 @@ impl<'a, S: Storage> Rows<'a, S> {
                 rows.into_par_iter().enumerate().with_min_len(at_least).map(run).collect()
             }
         })
+    }
+
+    /// The stages one after the other for a few short rows, so that what one waits for is hidden behind the others.
+    fn run_group(&self, first: usize, rows: &mut [S::Element], bounds: &[f32]) -> [RowReport; GROUP] {
+        let (params, stride) = (self.layout.params(), self.layout.stride().unwrap_or(rows.len()));
+        let mut norms = [Norm::OUT_OF_SCOPE; GROUP];
+        let count = GROUP.min(self.layout.clients() - first);
+        for (i, row) in rows.chunks(stride).take(count).enumerate() {
+            norms[i] = self.row_norm(first + i, &row[..params]);
+        }
+        // The caller leaves off what is behind the last row.
+        let bound = |i: usize| bounds.get(first + i).copied().unwrap_or_default();
+        let decisions: [Decision; GROUP] =
+            std::array::from_fn(|i| decide_span(norms[i], norms[i], bound(i), self.clipping));
+        for (row, decision) in rows.chunks_mut(stride).zip(&decisions[..count]) {
+            if decision.status.is_written() {
+                self.clip_row(&mut row[..params], decision);
+            }
+        }
+        decisions.map(|decision| row_of_one(&decision))
     }
 
     #[inline(never)]
