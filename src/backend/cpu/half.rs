@@ -49,15 +49,17 @@ impl Halves {
         }
         joined
     }
+
+    fn sum_on_the_stack(&self, elements: &[u16]) -> FastSum {
+        self.blocks(elements, |values| FastSum::of(values, None), FastSum::join).unwrap_or_default()
+    }
 }
 
 impl Storage for Halves {
     type Element = u16;
 
     fn sum(&self, elements: &[u16], _first: usize) -> FastSum {
-        FastSum::of_halves(self.half, elements).unwrap_or_else(|| {
-            self.blocks(elements, |values| FastSum::of(values, None), FastSum::join).unwrap_or_default()
-        })
+        FastSum::of_halves(self.half, elements).unwrap_or_else(|| self.sum_on_the_stack(elements))
     }
 
     fn exact_sum(&self, elements: &[u16], _first: usize) -> ExactSum {
@@ -201,4 +203,31 @@ fn scale_fast(bits: &[u16], factor: f32, scaled: &mut [u16], half: Half) -> bool
         certain &= is_certain;
     }
     certain
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::norms::Norm;
+
+    /// Whichever way this processor does not take runs nowhere else.
+    #[test]
+    fn halves_have_the_same_norm_on_the_stack_and_in_registers() {
+        for half in [Half::F16, Half::Bf16] {
+            let halves = Halves::of(half, &Clipping::default());
+            for length in [0, 1, 33, 511, 512, 513, 4097, 10_000] {
+                let mut bits: Vec<u16> =
+                    (0..length).map(|i| half.truncate(((i * 7919) % 1000) as f32 * 0.37 - 150.0)).collect();
+                let exact = halves.exact_sum(&bits, 0).norm();
+                for sum in [halves.sum(&bits, 0), halves.sum_on_the_stack(&bits)] {
+                    assert!(sum.norm().is_none_or(|norm| norm == exact), "{half:?}, {length}");
+                }
+                if let Some(last) = bits.last_mut() {
+                    *last = half.truncate(f32::INFINITY);
+                    assert_eq!(halves.sum(&bits, 0).norm(), Some(Norm::NON_FINITE));
+                    assert_eq!(halves.sum_on_the_stack(&bits).norm(), Some(Norm::NON_FINITE));
+                }
+            }
+        }
+    }
 }
