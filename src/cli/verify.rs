@@ -143,6 +143,11 @@ fn gpu_subjects(args: &Args) -> Result<Vec<Subject>, Failure> {
             ("portable", portable),
             ("one element at a time", Tuning { wide: false, ..suited.clone() }),
             ("small tiles and windows", Tuning { tile: 64, window: 256, ..suited.clone() }),
+            ("rows fused", Tuning { fused_row: 1 << 16, short_row: 0, ..suited.clone() }),
+            (
+                "rows in groups",
+                Tuning { fused_row: 0, group_bytes: 1 << 14, short_row: 0, tile: 1 << 10, ..suited.clone() },
+            ),
             ("exact sums only", Tuning { force_exact: true, ..suited }),
         ];
         for (strategy, tuning) in strategies {
