@@ -179,6 +179,14 @@ pub enum Error {
         /// What a line holds.
         expected: &'static str,
     },
+    /// A saved calibration cannot be read, or is one of another device.
+    #[error("unusable calibration: got {got}; expected {expected}; calibrate anew")]
+    Calibration {
+        /// What it holds.
+        got: String,
+        /// What it should hold.
+        expected: String,
+    },
     /// A backend's results are not those of the reference.
     #[error(
         "{stage} differs from the reference: got {got} for row {row}; expected {expected}; do not trust {backend} and report this"

@@ -15,7 +15,7 @@ const SHAPES: [(u64, u64); 2] = [(20, 1000), (7, 20_001)];
 /// Runs the command on [`SHAPES`] with half of the rows in scope, but for what `args` set.
 fn bench(args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_byzclip"));
-    command.arg("bench").args(args).stdin(Stdio::null());
+    command.arg("bench").args(args).env("BYZCLIP_CALIBRATION", "off").stdin(Stdio::null());
     for (option, value) in [("--shape", "20x1000"), ("--shape", "7x20001"), ("--scope-share", "0.5")] {
         if !args.contains(&option) {
             command.args([option, value]);
@@ -144,6 +144,7 @@ fn records_have_every_field_and_their_figures_agree() {
         "backend",
         "device",
         "driver",
+        "calibrated",
         "clients",
         "params",
         "dtype",

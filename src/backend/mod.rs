@@ -12,6 +12,8 @@ pub use cpu::Cpu;
 #[cfg(feature = "gpu")]
 pub use gpu::Gpu;
 pub use reference::Reference;
+#[cfg(feature = "gpu")]
+pub use select::select_prepared;
 pub use select::{Choice, select};
 
 use crate::aggregate::{self, Weights};

@@ -2,6 +2,8 @@
 
 use std::str::FromStr;
 
+#[cfg(feature = "gpu")]
+use super::Gpu;
 use super::{Backend, Cpu, Reference};
 #[cfg(feature = "gpu")]
 use crate::batch::Layout;
@@ -65,6 +67,28 @@ impl FromStr for Choice {
 /// # Ok::<(), byzclip::Error>(())
 /// ```
 pub fn select(choice: Choice, adapter: Option<&str>) -> Result<Box<dyn Backend>> {
+    choose(choice, adapter, Ok)
+}
+
+/// The same, where a GPU goes through `prepare` before it is tried or taken: to be given a
+/// [`Calibration`](super::gpu::Calibration), for example.
+///
+/// # Errors
+/// Those of [`select`] and of `prepare`; under [`Choice::Auto`] these only say why the CPU was taken.
+#[cfg(feature = "gpu")]
+pub fn select_prepared(
+    choice: Choice,
+    adapter: Option<&str>,
+    prepare: impl FnOnce(Gpu) -> Result<Gpu>,
+) -> Result<Box<dyn Backend>> {
+    choose(choice, adapter, prepare)
+}
+
+fn choose(
+    choice: Choice,
+    adapter: Option<&str>,
+    prepare: impl FnOnce(Gpu) -> Result<Gpu>,
+) -> Result<Box<dyn Backend>> {
     match (choice, adapter) {
         (Choice::Cpu, None) => Ok(Box::new(Cpu::new()?)),
         (Choice::Reference, None) => Ok(Box::new(Reference)),
@@ -73,29 +97,21 @@ pub fn select(choice: Choice, adapter: Option<&str>) -> Result<Box<dyn Backend>>
             got: adapter.to_owned(),
             expected: "no adapter with the backends cpu and reference",
         }),
-        (Choice::Gpu, _) | (Choice::Auto, Some(_)) => gpu(adapter),
-        (Choice::Auto, None) => automatic(),
+        (Choice::Gpu, _) | (Choice::Auto, Some(_)) => gpu(adapter, prepare),
+        (Choice::Auto, None) => automatic(prepare),
     }
 }
 
 #[cfg(feature = "gpu")]
-fn gpu(adapter: Option<&str>) -> Result<Box<dyn Backend>> {
-    Ok(Box::new(super::Gpu::open(adapter)?))
-}
-
-#[cfg(not(feature = "gpu"))]
-fn gpu(_adapter: Option<&str>) -> Result<Box<dyn Backend>> {
-    Err(Error::NoAdapter {
-        wanted: "a build with the feature `gpu`".into(),
-        found: "a build without GPU support".into(),
-    })
+fn gpu(adapter: Option<&str>, prepare: impl FnOnce(Gpu) -> Result<Gpu>) -> Result<Box<dyn Backend>> {
+    Ok(Box::new(prepare(Gpu::open(adapter)?)?))
 }
 
 /// The CPU, or a hardware GPU where that is faster although the batch has to be shipped there and back.
-fn automatic() -> Result<Box<dyn Backend>> {
+#[cfg(feature = "gpu")]
+fn automatic(prepare: impl FnOnce(Gpu) -> Result<Gpu>) -> Result<Box<dyn Backend>> {
     let cpu = Cpu::new()?;
-    #[cfg(feature = "gpu")]
-    let why = match super::Gpu::open(None) {
+    let why = match Gpu::open(None).and_then(prepare) {
         Ok(gpu) => match Contest::of(&cpu, &gpu) {
             Ok(contest) if contest.second_wins() => return Ok(Box::new(gpu.because(contest.why()))),
             Ok(contest) => contest.why(),
@@ -104,9 +120,24 @@ fn automatic() -> Result<Box<dyn Backend>> {
         Err(Error::NoAdapter { found, .. }) => format!("auto: no hardware GPU, found {found}"),
         Err(error) => format!("auto: the GPU did not open: {error}"),
     };
-    #[cfg(not(feature = "gpu"))]
-    let why = "auto: built without GPU support".into();
     Ok(Box::new(cpu.because(why)))
+}
+
+/// What a build without the feature has none of.
+#[cfg(not(feature = "gpu"))]
+enum Gpu {}
+
+#[cfg(not(feature = "gpu"))]
+fn gpu(_: Option<&str>, _: impl FnOnce(Gpu) -> Result<Gpu>) -> Result<Box<dyn Backend>> {
+    Err(Error::NoAdapter {
+        wanted: "a build with the feature `gpu`".into(),
+        found: "a build without GPU support".into(),
+    })
+}
+
+#[cfg(not(feature = "gpu"))]
+fn automatic(_: impl FnOnce(Gpu) -> Result<Gpu>) -> Result<Box<dyn Backend>> {
+    Ok(Box::new(Cpu::new()?.because("auto: built without GPU support".into())))
 }
 
 /// Rows and params of the batch that backends are tried on: 16 MiB, beyond most caches, and a moment's work.

@@ -152,6 +152,8 @@ pub struct Place {
     pub device: String,
     /// The adapter's driver.
     pub driver: Option<String>,
+    /// Whether the adapter's kernels are shaped as measured.
+    pub calibrated: bool,
 }
 
 impl Place {
@@ -161,7 +163,8 @@ impl Place {
         let kind = backend.ran().backend;
         let threads = if kind == BackendKind::Reference { 1 } else { rayon::current_num_threads() };
         let s = if threads == 1 { "" } else { "s" };
-        Self { backend: kind.name(), device: format!("{} x {threads} thread{s}", processor()), driver: None }
+        let device = format!("{} x {threads} thread{s}", processor());
+        Self { backend: kind.name(), device, driver: None, calibrated: false }
     }
 }
 
@@ -190,6 +193,8 @@ pub struct Record {
     pub device: String,
     /// The adapter's driver.
     pub driver: Option<String>,
+    /// Whether the adapter's kernels were shaped as measured, by `byzclip calibrate`.
+    pub calibrated: bool,
     /// Rows.
     pub clients: usize,
     /// Elements of a row.
@@ -240,6 +245,7 @@ impl Record {
             backend: place.backend,
             device: place.device.clone(),
             driver: place.driver.clone(),
+            calibrated: place.calibrated,
             clients: shape.clients,
             params: shape.params,
             dtype: dtype.name(),

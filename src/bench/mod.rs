@@ -67,20 +67,34 @@ impl Subject {
     /// The backend that was asked for; `auto` is a hardware GPU if there is one, in whose own memory is much to measure,
     /// else the CPU.
     ///
+    /// A GPU goes through `prepare`, where it may be given a calibration.
+    ///
+    /// # Errors
+    /// Those of [`select`] and of `prepare`.
+    #[cfg(feature = "gpu")]
+    pub fn open(
+        choice: Choice,
+        adapter: Option<&str>,
+        prepare: impl FnOnce(Gpu) -> Result<Gpu>,
+    ) -> Result<Self> {
+        let named = choice == Choice::Gpu || adapter.is_some() && choice == Choice::Auto;
+        if !named && choice != Choice::Auto {
+            return Ok(Self::Host(select(choice, adapter)?));
+        }
+        match Gpu::open(adapter) {
+            Ok(gpu) if named => Ok(Self::Gpu(Box::new(prepare(gpu)?))),
+            Ok(gpu) => Ok(Self::Gpu(Box::new(prepare(gpu)?.because("auto: the first hardware GPU".into())))),
+            Err(error) if named => Err(error),
+            Err(_) => Ok(Self::Host(select(choice, adapter)?)),
+        }
+    }
+
+    /// The backend that was asked for; without the feature `gpu` there is no other than those of the host.
+    ///
     /// # Errors
     /// Those of [`select`].
+    #[cfg(not(feature = "gpu"))]
     pub fn open(choice: Choice, adapter: Option<&str>) -> Result<Self> {
-        #[cfg(feature = "gpu")]
-        if choice == Choice::Gpu || adapter.is_some() && choice == Choice::Auto {
-            let gpu = Gpu::open(adapter)?;
-            return Ok(Self::Gpu(Box::new(gpu)));
-        }
-        #[cfg(feature = "gpu")]
-        if choice == Choice::Auto
-            && let Ok(gpu) = Gpu::open(None)
-        {
-            return Ok(Self::Gpu(Box::new(gpu.because("auto: the first hardware GPU".into()))));
-        }
         Ok(Self::Host(select(choice, adapter)?))
     }
 

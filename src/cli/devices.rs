@@ -1,9 +1,13 @@
 //! `byzclip devices`.
 
+use std::path::PathBuf;
+
 use byzclip::backend::{Choice, select};
 use clap::ValueEnum;
 use serde::Serialize;
 
+#[cfg(feature = "gpu")]
+use super::calibration;
 use super::failure::{Failure, Outcome};
 use super::output;
 
@@ -35,6 +39,8 @@ struct Adapter {
     kind: String,
     api: String,
     driver: String,
+    /// The file that tunings were saved in, where there is one.
+    calibration: Option<PathBuf>,
     subgroup_size: [u32; 2],
     limits: Limits,
     features: Features,
@@ -101,7 +107,8 @@ fn adapters() -> Vec<Adapter> {
             software: gpu::is_software(&info),
             kind: format!("{:?}", info.device_type),
             api: info.backend.to_string(),
-            driver: [info.driver, info.driver_info].join(" ").trim().to_owned(),
+            driver: gpu::driver(&info),
+            calibration: calibration::saved_for(&info),
             name: info.name,
             subgroup_size: [info.subgroup_min_size, info.subgroup_max_size],
             limits: Limits {
@@ -142,12 +149,16 @@ fn describe(devices: &Devices) -> String {
         ];
         let has: Vec<_> = has.iter().filter(|(_, has)| *has).map(|(name, _)| *name).collect();
         text.push_str(&format!(
-            "{}\n  {}, {}, {}\n  buffers up to {}, bindings up to {}, {} workgroups a dimension\n  \
+            "{}\n  {}, {}, {}\n  calibration: {}\n  buffers up to {}, bindings up to {}, {} workgroups a dimension\n  \
              workgroups of {} invocations with {} shared, subgroups of {} to {}\n  features: {}\n\n",
             adapter.name,
             if adapter.software { "software (used only when named with --adapter)" } else { "hardware" },
             adapter.api,
             adapter.driver,
+            match &adapter.calibration {
+                Some(file) => file.display().to_string(),
+                None => format!("none; byzclip calibrate --adapter \"{}\" measures one", adapter.name),
+            },
             bytes(limits.max_buffer_bytes),
             bytes(limits.max_binding_bytes),
             limits.max_workgroups,

@@ -3,6 +3,9 @@
 mod analyze;
 mod batch_file;
 mod bench;
+#[cfg(feature = "gpu")]
+mod calibrate;
+mod calibration;
 mod clip;
 mod clipping;
 mod devices;
@@ -58,6 +61,9 @@ enum Command {
     Verify(verify::Args),
     /// Time norms and clipping, verified, beside plain loops and what the memory allows.
     Bench(bench::Args),
+    /// Measure which shape of the kernels suits a GPU, and save it: same bits, other times.
+    #[cfg(feature = "gpu")]
+    Calibrate(calibrate::Args),
     /// Train a model with and without hostile clients, and with clipping.
     Train(train::Args),
 }
@@ -77,6 +83,8 @@ pub(crate) fn main() -> ExitCode {
         Command::Analyze(args) => analyze::run(&args, cli.json),
         Command::Verify(args) => verify::run(&args, cli.json),
         Command::Bench(args) => bench::run(&args, cli.json),
+        #[cfg(feature = "gpu")]
+        Command::Calibrate(args) => calibrate::run(&args, cli.json),
         Command::Train(args) => train::run(&args, cli.json),
     };
     match done {

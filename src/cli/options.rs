@@ -2,10 +2,15 @@
 
 use std::str::FromStr;
 
-use byzclip::backend::{Choice, select};
+use byzclip::backend::Choice;
+#[cfg(not(feature = "gpu"))]
+use byzclip::backend::select;
+#[cfg(feature = "gpu")]
+use byzclip::backend::select_prepared;
 use byzclip::bench::Subject;
 use byzclip::{Backend, NonFinite, Scope};
 
+use super::calibration::CalibrationArgs;
 use super::failure::Failure;
 use super::stream;
 
@@ -19,18 +24,28 @@ pub(super) struct BackendArgs {
     /// Run on the adapter whose name contains NAME, in any case; the only way to a software adapter.
     #[arg(long, value_name = "NAME")]
     adapter: Option<String>,
+    #[command(flatten)]
+    calibration: CalibrationArgs,
 }
 
 impl BackendArgs {
     pub(super) fn open(&self) -> Result<Box<dyn Backend>, Failure> {
         self.check()?;
-        Ok(select(self.backend, self.adapter.as_deref())?)
+        #[cfg(feature = "gpu")]
+        let backend = select_prepared(self.backend, self.adapter.as_deref(), self.calibration.prepare()?);
+        #[cfg(not(feature = "gpu"))]
+        let backend = select(self.backend, self.adapter.as_deref());
+        Ok(backend?)
     }
 
     /// The same, as something to measure.
     pub(super) fn subject(&self) -> Result<Subject, Failure> {
         self.check()?;
-        Ok(Subject::open(self.backend, self.adapter.as_deref())?)
+        #[cfg(feature = "gpu")]
+        let subject = Subject::open(self.backend, self.adapter.as_deref(), self.calibration.prepare()?);
+        #[cfg(not(feature = "gpu"))]
+        let subject = Subject::open(self.backend, self.adapter.as_deref());
+        Ok(subject?)
     }
 
     fn check(&self) -> Result<(), Failure> {

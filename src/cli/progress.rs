@@ -69,3 +69,14 @@ pub(super) fn bar(steps: u64, what: &str) -> ProgressBar {
     }
     bar
 }
+
+/// A spinner, for steps of which nobody knows how many there will be.
+#[cfg(feature = "gpu")]
+pub(super) fn spinner(what: &str) -> ProgressBar {
+    let spinner = ProgressBar::new_spinner().with_message(what.to_owned());
+    if let Ok(style) = ProgressStyle::with_template("{spinner} {elapsed} {msg}") {
+        spinner.set_style(style);
+    }
+    spinner.enable_steady_tick(Duration::from_millis(100));
+    spinner
+}

@@ -6,6 +6,7 @@ use byzclip::{Backend, Cpu, Half, Reference, Report, Weights};
 use serde::Serialize;
 
 use self::cases::Case;
+use super::calibration::CalibrationArgs;
 use super::failure::{Failure, Outcome};
 use super::{output, progress};
 
@@ -14,6 +15,8 @@ pub(super) struct Args {
     /// Check the adapter whose name contains NAME, in any case, instead of every one found.
     #[arg(long, value_name = "NAME")]
     adapter: Option<String>,
+    #[command(flatten)]
+    calibration: CalibrationArgs,
     /// Spoil one bit of one GPU result, to see that the check finds it (exit code 1).
     #[arg(long)]
     inject_fault: bool,
@@ -150,13 +153,17 @@ fn gpu_subjects(args: &Args) -> Result<Vec<Subject>, Failure> {
             ),
             ("exact sums only", Tuning { force_exact: true, ..suited }),
         ];
+        let subject = |strategy, gpu: Gpu| Subject {
+            name: name.clone(),
+            adapter: Some(name.clone()),
+            strategy,
+            backend: Box::new(gpu),
+        };
         for (strategy, tuning) in strategies {
-            subjects.push(Subject {
-                name: name.clone(),
-                adapter: Some(name.clone()),
-                strategy,
-                backend: Box::new(make()?.with_tuning(tuning)?),
-            });
+            subjects.push(subject(strategy, make()?.with_tuning(tuning)?));
+        }
+        if let Some(calibrated) = args.calibration.taken(own)? {
+            subjects.push(subject("as calibrated", calibrated));
         }
     }
     Ok(subjects)

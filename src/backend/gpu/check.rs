@@ -8,7 +8,7 @@
 use std::sync::{Arc, OnceLock};
 
 use super::kernels::Storage;
-use super::{Gpu, GpuContext, Session};
+use super::{GpuContext, Session};
 use crate::backend::{Backend, Reference};
 use crate::batch::Layout;
 use crate::clip::{Clipping, Scope};
@@ -19,15 +19,15 @@ const ROWS: usize = 64;
 /// Elements of a row: several groups of four for every invocation of a workgroup, and a remainder.
 const PARAMS: usize = 1501;
 
-impl Gpu {
+impl GpuContext {
     /// Checks the device, once: the kernels for updates, or those around a centre.
     pub(super) fn ensure_checked(&self, centered: bool) -> Result<()> {
-        let checked = &self.context.fast_sums[usize::from(centered)];
+        let checked = &self.fast_sums[usize::from(centered)];
         if checked.get().is_some() {
             return Ok(());
         }
-        let fast = norms_are_right(&self.context, FastSums::Allowed, centered)?;
-        if !fast && !norms_are_right(&self.context, FastSums::Forbidden, centered)? {
+        let fast = norms_are_right(self, FastSums::Allowed, centered)?;
+        if !fast && !norms_are_right(self, FastSums::Forbidden, centered)? {
             return Err(Error::Gpu {
                 during: "checking the device's arithmetic",
                 message: "wrong norms, also from integer sums".into(),
@@ -83,7 +83,7 @@ fn sums_are_right(context: &GpuContext, centered: bool) -> Result<bool> {
 
 /// A magnitude in [0.5, 1) with all of its 24 bits in use: the hardest sums to round are those of
 /// many terms of a size. The bits come from a multiplicative hash of the index.
-fn pseudo_random(index: usize) -> f32 {
+pub(super) fn pseudo_random(index: usize) -> f32 {
     let bits = (index as u32).wrapping_mul(0x9e37_79b9).rotate_left(15).wrapping_mul(0x85eb_ca6b) >> 9;
     f32::from_bits(0x3f00_0000 | bits)
 }

@@ -23,6 +23,12 @@ pub fn is_software(info: &wgpu::AdapterInfo) -> bool {
     info.device_type == wgpu::DeviceType::Cpu
 }
 
+/// The driver and its version, in one line; empty where the adapter tells neither.
+#[must_use]
+pub fn driver(info: &wgpu::AdapterInfo) -> String {
+    one_line(&[&*info.driver, &*info.driver_info].join(" "))
+}
+
 const fn rank(kind: wgpu::DeviceType) -> u8 {
     match kind {
         wgpu::DeviceType::DiscreteGpu => 0,
@@ -137,13 +143,13 @@ pub(crate) fn guarded<T>(
         Some(wgpu::Error::OutOfMemory { source }) => {
             Err(Error::GpuOutOfMemory { during, message: source.to_string() })
         }
-        Some(error) => Err(Error::Gpu { during, message: one_line(&error) }),
+        Some(error) => Err(Error::Gpu { during, message: one_line(&error.to_string()) }),
     }
 }
 
-/// wgpu's messages span lines; errors here are one.
-fn one_line(error: &wgpu::Error) -> String {
-    error.to_string().split_whitespace().collect::<Vec<_>>().join(" ")
+/// wgpu's messages span lines; errors here are one, and names too.
+pub(super) fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// Waits until the device has done a submission, or everything submitted so far.

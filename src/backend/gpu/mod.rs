@@ -4,9 +4,11 @@
 //! - [`Plan`] clips a batch in a buffer on the device, recorded into the caller's encoder.
 //! - [`MeanPlan`] records the mean of the clipped rows behind a plan's threshold stage.
 //! - [`adapters`] and [`choose_adapter`] tell what is there; [`Tuning`] shapes the kernels.
+//! - [`Calibration`] is the choice of tunings by measurement.
 //!
 //! wgpu is re-exported as [`byzclip::wgpu`](wgpu).
 
+mod calibration;
 mod check;
 mod device;
 mod geometry;
@@ -21,9 +23,10 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use bytemuck::Pod;
 
+pub use calibration::{Calibration, ShapeClass, Trial};
 #[doc(hidden)]
 pub use device::MAPS;
-pub use device::{adapters, choose_adapter, is_software, open};
+pub use device::{adapters, choose_adapter, driver, is_software, open};
 #[cfg(feature = "cli")]
 pub(crate) use device::{guarded as guard, read_mapped, wait as wait_for_device};
 pub use mean::MeanPlan;
@@ -34,6 +37,7 @@ pub use tuning::Tuning;
 
 pub use crate::report::Strategy;
 
+use self::calibration::Calibrated;
 use self::device::{LostReason, guarded, wait};
 use self::geometry::Placement;
 use self::kernels::{Pipelines, Storage};
@@ -64,6 +68,8 @@ use crate::threshold::{self, Decision, Source, State, Threshold};
 #[derive(Debug)]
 pub struct Gpu {
     context: GpuContext,
+    /// What plans run with instead, where a calibration was taken.
+    calibrated: Option<Box<Calibrated>>,
     /// The plan and buffer of the last batch in host memory: training loops send one shape again and again.
     session: Mutex<Option<Session>>,
 }
@@ -130,22 +136,21 @@ impl Gpu {
             device,
             queue,
         };
-        Ok(Self { context, session: Mutex::new(None) })
+        Ok(Self { context, calibrated: None, session: Mutex::new(None) })
     }
 
-    /// Replaces the shape of the kernels; every shape gives the same bits.
+    /// Replaces the shape of the kernels, also a calibrated one; every shape gives the same bits.
     ///
     /// # Errors
     /// [`Error::Setting`] where the device cannot run it.
     pub fn with_tuning(mut self, tuning: Tuning) -> Result<Self> {
         tuning.check(&self.context.device)?;
-        self.context.tuning = tuning;
-        self.context.pipelines = Arc::default();
-        self.context.fast_sums = Arc::default();
+        self.context = self.context.with_tuning(tuning);
+        self.calibrated = None;
         Ok(self)
     }
 
-    /// The shape of the kernels.
+    /// The shape of the kernels, where no calibration was taken.
     #[must_use]
     pub fn tuning(&self) -> &Tuning {
         &self.context.tuning
@@ -170,6 +175,9 @@ impl Gpu {
     }
 
     pub(crate) fn because(mut self, why: String) -> Self {
+        if let Some(calibrated) = &mut self.calibrated {
+            calibrated.because(&why);
+        }
         self.context.why = why;
         self
     }
@@ -232,8 +240,9 @@ impl Gpu {
         let elements = buffer.size() / 4 * 4 / storage.bytes();
         layout.check(elements as usize)?;
         let placement = Placement::in_place(layout, clipping.granularity, elements);
-        self.ensure_checked(clipping.center.is_some())?;
-        Plan::new(&self.context, layout, clipping, &placement, storage, buffer)
+        let context = self.context_for(layout, clipping.granularity);
+        context.ensure_checked(clipping.center.is_some())?;
+        Plan::new(context, layout, clipping, &placement, storage, buffer)
     }
 
     /// The storage of the session that is kept.
@@ -250,7 +259,8 @@ impl Gpu {
         clipping: &Clipping,
         work: impl FnOnce(&Session) -> Result<T>,
     ) -> Result<T> {
-        self.ensure_checked(clipping.center.is_some())?;
+        let context = self.context_for(layout, clipping.granularity);
+        context.ensure_checked(clipping.center.is_some())?;
         let mut slot = self.session.lock().unwrap_or_else(PoisonError::into_inner);
         let rules = Rules::new(&Source::new(&clipping.threshold, layout, clipping.granularity)?)?;
         let fits = |s: &Session| {
@@ -262,7 +272,7 @@ impl Gpu {
             None => {
                 // The old buffer is freed before the new one is made.
                 *slot = None;
-                *slot = Some(Session::new(&self.context, layout, clipping, storage)?);
+                *slot = Some(Session::new(context, layout, clipping, storage)?);
             }
         }
         slot.as_ref().map_or(Err(Error::NotRecorded), work)
@@ -414,7 +424,9 @@ impl Gpu {
 
 impl Backend for Gpu {
     fn ran(&self) -> Ran {
-        self.context.ran()
+        let failed = |context: &&GpuContext| [false, true].iter().any(|kind| context.fast_sums_failed(*kind));
+        let contexts = self.calibrated.as_ref().map_or(std::slice::from_ref(&self.context), |c| c.contexts());
+        contexts.iter().find(failed).or(contexts.first()).unwrap_or(&self.context).ran()
     }
 
     fn norms(&self, layout: &Layout, data: &[f32], clipping: &Clipping) -> Result<Norms> {

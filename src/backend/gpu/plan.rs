@@ -6,12 +6,12 @@ use std::sync::{Mutex, PoisonError};
 
 use bytemuck::{Pod, Zeroable};
 
-use super::GpuContext;
 use super::device::{guarded, read_mapped};
 use super::geometry::{Geometry, Placement, Span, Window};
 use super::kernels::{Form, Grid, Kernel, Pipeline, Resource, Storage};
 use super::mean::MeanPlan;
 use super::rules::{Group, NO_GROUP, Rules};
+use super::{GpuContext, Tuning};
 use crate::aggregate::Weights;
 use crate::batch::{Granularity, Layout};
 use crate::clip::{Clipping, NonFinite, Status};
@@ -373,6 +373,14 @@ impl Plan {
         let same = self.threshold == clipping.threshold;
         (self.threshold, self.source) = (clipping.threshold.clone(), source);
         if same { Ok(()) } else { self.set_state(&self.source.initial_state()) }
+    }
+
+    pub(super) fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    pub(super) fn tuning(&self) -> &Tuning {
+        &self.context.tuning
     }
 
     /// Whether the plan has the kernels for this clipping, and room for its rules.

@@ -12,7 +12,7 @@ use super::ceilings::Ceilings;
 use super::element::{Dtype, Element};
 use super::expected::Expected;
 use super::measure::{Place, Timed, Times};
-use crate::backend::gpu::Plan;
+use crate::backend::gpu::{Plan, driver};
 use crate::backend::{Backend, Gpu};
 use crate::error::{Error, Result};
 
@@ -29,8 +29,8 @@ impl Place {
     #[must_use]
     pub fn gpu(gpu: &Gpu) -> Self {
         let info = gpu.device().adapter_info();
-        let driver = [info.driver, info.driver_info].join(" ").trim().to_owned();
-        Self { backend: "gpu", device: info.name, driver: Some(driver).filter(|driver| !driver.is_empty()) }
+        let driver = Some(driver(&info)).filter(|driver| !driver.is_empty());
+        Self { backend: "gpu", device: info.name, driver, calibrated: gpu.calibration().is_some() }
     }
 }
 

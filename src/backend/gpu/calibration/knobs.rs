@@ -1,0 +1,101 @@
+//! What is tried, knob by knob, and in which order: first how a batch is spread, then by how many, then how it is
+//! summed.
+
+use super::ShapeClass;
+use crate::backend::gpu::Tuning;
+
+/// An alternative in words, and its tuning.
+pub(super) type Alternative = (String, Tuning);
+
+/// The alternatives of one knob to a tuning.
+pub(super) type Knob = fn(ShapeClass, &Tuning) -> Vec<Alternative>;
+
+pub(super) const KNOBS: [Knob; 7] = [rows, groups, workgroups, lanes, tiles, sums, joins];
+
+/// Rows that a workgroup keeps, several to a workgroup, or cut in tiles.
+fn rows(class: ShapeClass, from: &Tuning) -> Vec<Alternative> {
+    let fused = Tuning { short_rows: u32::MAX, fused_row: 1 << 14, ..from.clone() };
+    let tiled = Tuning { short_rows: u32::MAX, fused_row: 0, group_bytes: 0, ..from.clone() };
+    match class {
+        ShapeClass::Short | ShapeClass::Medium => {
+            vec![("rows fused".into(), fused), ("rows in tiles".into(), tiled)]
+        }
+        // Too long to keep.
+        ShapeClass::Long | ShapeClass::Huge => Vec::new(),
+    }
+}
+
+/// All stages for a group of rows after another, in groups of several sizes, or stage by stage.
+fn groups(class: ShapeClass, from: &Tuning) -> Vec<Alternative> {
+    if class == ShapeClass::Short {
+        return Vec::new();
+    }
+    let of = |mib: u64| {
+        let tuning = Tuning { fused_row: 0, group_bytes: mib << 20, ..from.clone() };
+        (if mib == 0 { "no groups".into() } else { format!("groups of {mib} MiB") }, tuning)
+    };
+    [0, 2, 8, 16, 32].map(of).into()
+}
+
+fn workgroups(_: ShapeClass, from: &Tuning) -> Vec<Alternative> {
+    let of = |workgroup: u32| {
+        // Where they are as wide as a register, those of spans are too.
+        let same = from.span_workgroup == from.workgroup;
+        let span_workgroup = if same { workgroup } else { from.span_workgroup };
+        (format!("workgroup {workgroup}"), Tuning { workgroup, span_workgroup, ..from.clone() })
+    };
+    // A factor of two to either side, then of four.
+    let sizes = [from.workgroup * 2, from.workgroup / 2, from.workgroup * 4, from.workgroup / 4];
+    sizes.into_iter().filter(|size| *size > 0).map(of).collect()
+}
+
+/// Invocations to a short row.
+fn lanes(class: ShapeClass, from: &Tuning) -> Vec<Alternative> {
+    let of = |row_lanes: u32| (format!("{row_lanes} lanes a row"), Tuning { row_lanes, ..from.clone() });
+    match class {
+        ShapeClass::Short if from.short_rows < u32::MAX => [1, 2, 4, 8, 16, 32].map(of).into(),
+        _ => Vec::new(),
+    }
+}
+
+fn tiles(class: ShapeClass, from: &Tuning) -> Vec<Alternative> {
+    let of = |tile: u32| (format!("tiles of {tile}"), Tuning { tile, ..from.clone() });
+    match class {
+        ShapeClass::Short => Vec::new(),
+        _ => [from.tile * 2, from.tile / 2, from.tile * 4].map(of).into(),
+    }
+}
+
+fn sums(_: ShapeClass, from: &Tuning) -> Vec<Alternative> {
+    let what = if from.doubles { "sums in pairs of f32" } else { "sums in f64" };
+    vec![(what.into(), Tuning { doubles: !from.doubles, ..from.clone() })]
+}
+
+/// How the sums of a workgroup are joined.
+fn joins(_: ShapeClass, from: &Tuning) -> Vec<Alternative> {
+    let what = if from.subgroups { "sums joined in shared memory" } else { "sums joined by subgroups" };
+    vec![(what.into(), Tuning { subgroups: !from.subgroups, ..from.clone() })]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn alternatives_are_others_and_have_names_of_their_own() {
+        for class in ShapeClass::ALL {
+            let from = Tuning::portable();
+            let all: Vec<_> = KNOBS.iter().flat_map(|knob| knob(class, &from)).collect();
+            assert!(all.len() >= 6, "{class}");
+            for (i, (name, tuning)) in all.iter().enumerate() {
+                // Of what is the default already there may be one.
+                let same = |(other, as_well): &&Alternative| other == name || as_well == tuning;
+                let twins = all[..i].iter().find(same);
+                assert!(
+                    twins.is_none() || *tuning == from || name == "no groups",
+                    "{class}: {name}, {twins:?}"
+                );
+            }
+        }
+    }
+}
