@@ -96,8 +96,11 @@ struct Scale<'a> {
     factor: f64,
 }
 
-/// Elements that are looked at before they are multiplied.
-const BLOCK: usize = 256;
+/// Elements that are multiplied before any of them is written.
+const GROUP: usize = 64;
+
+/// The same behind the last whole group.
+const END: usize = 16;
 
 impl Kernel for Scale<'_> {
     type Output = ();
@@ -114,18 +117,84 @@ impl Kernel for Scale<'_> {
             self.values.iter_mut().for_each(|value| *value = scaled(*value, factor));
             return;
         }
-        // 2^-126 by the factor's power of two: from there on products are normal. One is taken off all magnitudes, so
-        // that 0, whose product is what it should be, becomes the largest of them.
-        let exponent = (single.to_bits() >> 23).min(127);
-        let limit = ((128 - exponent) << 23) - 1;
-        for block in self.values.chunks_mut(BLOCK) {
-            let least = block
-                .iter()
-                .fold(u32::MAX, |least, value| least.min((value.to_bits() & 0x7fff_ffff).wrapping_sub(1)));
-            if least < limit {
-                block.iter_mut().for_each(|value| *value = scaled(*value, factor));
-            } else {
-                block.iter_mut().for_each(|value| *value *= single);
+        // What is left behind the last whole group is multiplied as the end of one more, taken before the others are
+        // written: one by one it would take as long as all of them.
+        let end = self.values.last_chunk::<END>().copied();
+        let (groups, rest) = self.values.as_chunks_mut::<GROUP>();
+        // Not `for_each`: what it calls is not always inlined.
+        for group in groups {
+            scale_group(group, factor, single);
+        }
+        let (groups, rest) = rest.as_chunks_mut::<END>();
+        for group in groups {
+            scale_group(group, factor, single);
+        }
+        if rest.is_empty() {
+            return;
+        }
+        match (end, self.values.last_chunk_mut::<END>()) {
+            (Some(mut end), Some(last)) => {
+                scale_group(&mut end, factor, single);
+                *last = end;
+            }
+            _ => self.values.iter_mut().for_each(|value| *value = scaled(*value, factor)),
+        }
+    }
+}
+
+#[inline(always)]
+fn scale_group<const N: usize>(group: &mut [f32; N], factor: f64, single: f32) {
+    let products = group.map(|value| value * single);
+    // From the least subnormal number to the smallest normal one; 0 becomes the largest of all.
+    let is_open = |open: bool, product: &f32| {
+        open | ((product.to_bits() & 0x7fff_ffff).wrapping_sub(1) < f32::MIN_POSITIVE.to_bits())
+    };
+    if products.iter().fold(false, is_open) {
+        group.iter_mut().for_each(|value| *value = scaled(*value, factor));
+    } else {
+        *group = products;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::numerics::power_of_two;
+
+    /// Values whose products with a factor are of all kinds: normal, the smallest normal number in `f32` though not
+    /// in 24 bits, subnormal, and zero.
+    fn values(factor: f64) -> Vec<f32> {
+        let around = |value: f32| {
+            (-3..=3).map(move |step: i32| f32::from_bits(value.to_bits().saturating_add_signed(step)))
+        };
+        let least = (power_of_two(-126) / factor) as f32;
+        let magnitudes = [0.0, f32::MIN_POSITIVE, least, 1.0, 1e-38, 3e38].into_iter().flat_map(around);
+        magnitudes.filter(|value| value.is_finite()).flat_map(|value| [value, -value]).collect()
+    }
+
+    #[test]
+    fn products_of_groups_are_those_of_single_elements() {
+        for factor in [
+            1.0 - 2f64.powi(-24),
+            0.75,
+            0.5,
+            2f64.powi(-60),
+            2f64.powi(-126) * 1.5,
+            2f64.powi(-140) * (2.0 - 2f64.powi(-23)),
+        ] {
+            for value in values(factor) {
+                // Alone among ordinary ones, at every place of rows with and without a rest.
+                for (length, place) in
+                    [(1, 0), (15, 3), (16, 15), (17, 0), (80, 64), (100, 90), (100, 99), (131, 7)]
+                {
+                    let mut row: Vec<f32> = (0..length).map(|i| i as f32 - 5.5).collect();
+                    row[place] = value;
+                    let expected: Vec<u32> =
+                        row.iter().map(|value| scaled(*value, factor).to_bits()).collect();
+                    vectorised(Scale { values: &mut row, factor });
+                    let got: Vec<u32> = row.iter().map(|value| value.to_bits()).collect();
+                    assert_eq!(got, expected, "{value:e} by {factor:e} at {place} of {length}");
+                }
             }
         }
     }
