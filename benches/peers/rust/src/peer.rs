@@ -146,6 +146,7 @@ fn record(peer: &dyn Peer, shape: Shape, case: &Case, samples: &Samples) -> Resu
         backend: place.backend,
         device: place.device.clone(),
         driver: place.driver.clone(),
+        calibrated: place.calibrated,
         clients: shape.clients,
         params: shape.params,
         dtype: "f32",

@@ -47,7 +47,8 @@ fn wgpu() -> Result<Box<dyn Peer>, Failure> {
         );
     }
     let driver = format!("{} {}", info.driver, info.driver_info);
-    let place = Place { backend: "wgpu", device: info.name, driver: Some(driver.trim().to_owned()) };
+    let driver = Some(driver.trim().to_owned());
+    let place = Place { backend: "wgpu", device: info.name, driver, calibrated: false };
     Ok(peer("burn wgpu", "device", place, device))
 }
 
