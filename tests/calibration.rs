@@ -14,7 +14,7 @@ fn odd() -> Option<(Gpu, String)> {
     let (device, queue) = open(&adapter).unwrap();
     let info = device.adapter_info();
     let gpu = Gpu::from_device(device, queue).unwrap();
-    let rest = "subgroups=0 doubles=0 short_rows";
+    let rest = "subgroups=0 doubles=0 trusted=0 short_rows";
     let text = format!(
         "byzclip calibration 1\nadapter {}\ndriver {}\nversion {}\n\
          short workgroup=64 span_workgroup=64 tile=512 {rest}=2 row_lanes=4 fused_row=0 group_bytes=0\n\
@@ -69,6 +69,8 @@ fn a_calibration_of_another_device_or_that_no_device_can_run_is_refused() {
         ("workgroup=128", "workgroup=4294967295"),
         ("tile=32768", "tile=131072"),
         ("row_lanes=4", "row_lanes=0"),
+        #[cfg(not(feature = "trusted"))]
+        ("trusted=0", "trusted=1"),
         ("fused_row=16384", "fused_row=65537"),
     ] {
         assert!(matches!(refused(from, to), Error::Setting { .. }), "{to}");

@@ -91,10 +91,15 @@ class Join(unittest.TestCase):
         page = join.report([], [record("byzclip", 90.0, backend="gpu", **gpu), record("torch", 60.0, backend="cuda", **gpu)])
         self.assertIn("| `torch (cuda)` | `torch (cuda)` 60.0 | 90.0 | 60.0 | 1.50 |", page)
 
-    def test_a_record_that_is_there_twice_is_refused(self):
-        for twice in ("byzclip", "peer"):
-            with self.assertRaisesRegex(join.Bad, f"got {twice} twice"):
-                join.join([record(twice, 1.0), record(twice, 2.0)])
+    def test_of_several_rounds_the_middle_one_counts_and_any_wrong_one(self):
+        rounds = [record("byzclip", 10.0), record("peer", 8.0), record("byzclip", 1.0), record("peer", 9.0)]
+        rounds += [record("byzclip", 12.0), record("peer", 2.0)]
+        ours, peers = self.joined(*rounds)
+        self.assertEqual((ours["gb_per_s"], [peer["gb_per_s"] for peer in peers]), (10.0, [8.0]))
+        ours, _ = self.joined(record("byzclip", 10.0), record("byzclip", 12.0))
+        self.assertEqual(ours["gb_per_s"], 10.0)
+        _, peers = self.joined(*rounds, record("peer", 0.0, verified=False))
+        self.assertFalse(peers[0]["verified"])
 
     def test_the_means_are_geometric(self):
         self.assertAlmostEqual(join.geometric_mean([0.5, 2.0, 8.0]), 2.0)

@@ -432,10 +432,7 @@ fn build_one(device: &wgpu::Device, kernel: &'static Kernel, form: Form, tuning:
         doubles: tuning.doubles,
         storage: form.storage,
     };
-    let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
-        label: Some(kernel.file),
-        source: wgpu::ShaderSource::Wgsl(source(kernel.file, variant).into()),
-    });
+    let module = module(device, tuning, kernel.file, source(kernel.file, variant));
     let entries: Vec<_> = kernel.bindings.iter().map(layout_entry).collect();
     let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
         label: Some(kernel.name),
@@ -469,6 +466,23 @@ fn build_one(device: &wgpu::Device, kernel: &'static Kernel, form: Form, tuning:
         cache: None,
     });
     Pipeline { kernel, layout, pipeline, workgroup }
+}
+
+/// A shader module, with the checks that wgpu adds to it but where the tuning does without.
+fn module(device: &wgpu::Device, tuning: &Tuning, file: &str, source: String) -> wgpu::ShaderModule {
+    let source = wgpu::ShaderSource::Wgsl(source.into());
+    let descriptor = wgpu::ShaderModuleDescriptor { label: Some(file), source };
+    #[cfg(feature = "trusted")]
+    if tuning.trusted {
+        #[allow(unsafe_code)]
+        // SAFETY: the kernels read and write what the geometry lists, all of it inside the buffers that a plan has
+        // checked or made; they have no loop without an end, and divide by nothing that may be 0.
+        return unsafe {
+            device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked())
+        };
+    }
+    let _ = tuning;
+    device.create_shader_module(descriptor)
 }
 
 fn layout_entry(&(resource, access): &(Resource, Access)) -> wgpu::BindGroupLayoutEntry {

@@ -48,6 +48,8 @@ pub struct Tuning {
     pub exact_workgroups: u32,
     /// Whether every norm takes the exact sum.
     pub force_exact: bool,
+    /// Whether wgpu adds no checks of its own to the shaders; only in a build with the feature `trusted`.
+    pub trusted: bool,
     /// Bytes to which the offset of a binding is aligned.
     pub offset_alignment: u64,
     /// The zero behind which the shaders hide rounding errors from the compiler. Any other value
@@ -77,6 +79,7 @@ impl Tuning {
             few_tiles: 0,
             exact_workgroups: 512,
             force_exact: false,
+            trusted: false,
             offset_alignment: 256,
             zero: 0,
         }
@@ -141,6 +144,9 @@ impl Tuning {
         }
         if self.doubles && !device.features().contains(wgpu::Features::SHADER_F64) {
             return invalid("doubles", "true".into(), "false on a device without the feature SHADER_F64");
+        }
+        if self.trusted && !cfg!(feature = "trusted") {
+            return invalid("trusted", "true".into(), "false in a build without the feature `trusted`");
         }
         if !self.row_lanes.is_power_of_two() {
             return invalid("row_lanes", self.row_lanes.to_string(), "a power of two");

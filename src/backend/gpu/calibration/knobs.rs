@@ -10,7 +10,7 @@ pub(super) type Alternative = (String, Tuning);
 /// The alternatives of one knob to a tuning.
 pub(super) type Knob = fn(ShapeClass, &Tuning) -> Vec<Alternative>;
 
-pub(super) const KNOBS: [Knob; 7] = [rows, groups, workgroups, lanes, tiles, sums, joins];
+pub(super) const KNOBS: [Knob; 8] = [rows, groups, workgroups, lanes, tiles, sums, joins, modules];
 
 /// Rows that a workgroup keeps, several to a workgroup, or cut in tiles.
 fn rows(class: ShapeClass, from: &Tuning) -> Vec<Alternative> {
@@ -75,6 +75,12 @@ fn sums(_: ShapeClass, from: &Tuning) -> Vec<Alternative> {
 fn joins(_: ShapeClass, from: &Tuning) -> Vec<Alternative> {
     let what = if from.subgroups { "sums joined in shared memory" } else { "sums joined by subgroups" };
     vec![(what.into(), Tuning { subgroups: !from.subgroups, ..from.clone() })]
+}
+
+/// Not tried where the build has no unsafe code for it.
+fn modules(_: ShapeClass, from: &Tuning) -> Vec<Alternative> {
+    let what = if from.trusted { "checked shaders" } else { "trusted shaders" };
+    vec![(what.into(), Tuning { trusted: !from.trusted, ..from.clone() })]
 }
 
 #[cfg(test)]

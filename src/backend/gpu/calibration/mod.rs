@@ -84,6 +84,7 @@ struct Choice {
     tile: u32,
     subgroups: bool,
     doubles: bool,
+    trusted: bool,
     short_rows: u32,
     row_lanes: u32,
     fused_row: u32,
@@ -92,12 +93,13 @@ struct Choice {
 
 impl Choice {
     /// Their names in a saved calibration, in its order.
-    const NAMES: [&str; 9] = [
+    const NAMES: [&str; 10] = [
         "workgroup",
         "span_workgroup",
         "tile",
         "subgroups",
         "doubles",
+        "trusted",
         "short_rows",
         "row_lanes",
         "fused_row",
@@ -105,7 +107,7 @@ impl Choice {
     ];
 
     fn of(tuning: &Tuning) -> Self {
-        let &Tuning { workgroup, span_workgroup, tile, subgroups, doubles, .. } = tuning;
+        let &Tuning { workgroup, span_workgroup, tile, subgroups, doubles, trusted, .. } = tuning;
         let &Tuning { short_rows, row_lanes, fused_row, group_bytes, .. } = tuning;
         Self {
             workgroup,
@@ -113,6 +115,7 @@ impl Choice {
             tile,
             subgroups,
             doubles,
+            trusted,
             short_rows,
             row_lanes,
             fused_row,
@@ -121,7 +124,7 @@ impl Choice {
     }
 
     fn applied_to(self, device: &Tuning) -> Tuning {
-        let Self { workgroup, span_workgroup, tile, subgroups, doubles, .. } = self;
+        let Self { workgroup, span_workgroup, tile, subgroups, doubles, trusted, .. } = self;
         let Self { short_rows, row_lanes, fused_row, group_bytes, .. } = self;
         Tuning {
             workgroup,
@@ -129,6 +132,7 @@ impl Choice {
             tile,
             subgroups,
             doubles,
+            trusted,
             short_rows,
             row_lanes,
             fused_row,
@@ -137,13 +141,14 @@ impl Choice {
         }
     }
 
-    fn to_numbers(self) -> [u64; 9] {
+    fn to_numbers(self) -> [u64; 10] {
         [
             self.workgroup.into(),
             self.span_workgroup.into(),
             self.tile.into(),
             self.subgroups.into(),
             self.doubles.into(),
+            self.trusted.into(),
             self.short_rows.into(),
             self.row_lanes.into(),
             self.fused_row.into(),
@@ -152,13 +157,14 @@ impl Choice {
     }
 
     /// Nothing where a number is too large for its place.
-    fn from_numbers(numbers: [u64; 9]) -> Option<Self> {
+    fn from_numbers(numbers: [u64; 10]) -> Option<Self> {
         let [
             workgroup,
             span_workgroup,
             tile,
             subgroups,
             doubles,
+            trusted,
             short_rows,
             row_lanes,
             fused_row,
@@ -172,6 +178,7 @@ impl Choice {
             tile: narrow(tile)?,
             subgroups: flag(subgroups)?,
             doubles: flag(doubles)?,
+            trusted: flag(trusted)?,
             short_rows: narrow(short_rows)?,
             row_lanes: narrow(row_lanes)?,
             fused_row: narrow(fused_row)?,
