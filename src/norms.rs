@@ -47,6 +47,13 @@ impl Norm {
         Self { wide, class: class as u32 }
     }
 
+    /// One whose exact norm is not a number of 24 bits, and was rounded up or down.
+    #[inline(always)]
+    pub(crate) const fn rounded(wide: u32, up: bool) -> Self {
+        Self { wide, class: NormClass::Above as u32 - NormClass::Above as u32 * up as u32 }
+    }
+
+    #[inline(always)]
     pub(crate) const fn wide(self) -> u32 {
         self.wide
     }
@@ -73,7 +80,8 @@ impl Norm {
         if self.wide >= INFINITY_BITS { f32::INFINITY } else { f32::from_bits(self.wide) }
     }
 
-    const fn has_value(self) -> bool {
+    #[inline(always)]
+    pub(crate) const fn has_value(self) -> bool {
         self.class <= NormClass::Above as u32
     }
 
@@ -81,6 +89,7 @@ impl Norm {
     ///
     /// `bound` is not negative and not NaN.
     #[must_use]
+    #[inline(always)]
     pub const fn exceeds(self, bound: f32) -> bool {
         let bits = bound.to_bits() & 0x7fff_ffff;
         // Without branches on the side, which is as good as random.

@@ -174,8 +174,9 @@ pub fn certify(sum: f64, quality: u32) -> Option<Norm> {
         // An f64 holds the square of every nonzero f32, so a zero sum has no nonzero term.
         return Some(Norm::new(0, NormClass::Exact));
     }
-    if let Some(norm) = certify_root(sum, quality) {
-        return Some(norm);
+    let root = certify_root(sum, quality);
+    if !root.is_open {
+        return Some(Norm::rounded(root.wide, root.up));
     }
     let bits = sum.to_bits();
     let mantissa = bits & ((1 << 52) - 1) | 1 << 52;
@@ -199,24 +200,32 @@ pub fn certify(sum: f64, quality: u32) -> Option<Norm> {
     Some(Norm::new(half as u32 + (((scale + 1) as u32) << 23), class))
 }
 
-/// [`certify`] for nearly all sums, from the root in `f64`; `None` says nothing.
+/// A root, rounded to 24 bits up or down, where it is not open.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Root {
+    pub(crate) wide: u32,
+    pub(crate) up: bool,
+    pub(crate) is_open: bool,
+}
+
+/// [`certify`] for nearly all sums, from the root in `f64` and without a branch; of the others, and of those that are not
+/// finite, it says only that they are open.
 ///
 /// The root of a sum within `1 ± 2^-quality` is off by half of that, relatively, and by its own rounding: by at
 /// most `2^(52 - quality) + 1` units in the last of its 53 bits. If the 28 bits behind the first 25 are farther than
 /// that from all zeros and all ones, the exact root begins with the same 25 bits and has more behind them.
 #[inline(always)]
-fn certify_root(sum: f64, quality: u32) -> Option<Norm> {
+pub(crate) fn certify_root(sum: f64, quality: u32) -> Root {
     const BEHIND: u64 = 1 << 28;
+    const LEAST: u64 = (1023 - 126) << 52;
     let bits = sum.sqrt().to_bits();
-    let error = 2 << (52 - quality);
-    let normal = bits >= (1023 - 126) << 52;
-    if !normal || (bits & (BEHIND - 1)).wrapping_sub(error) >= BEHIND - 2 * error {
-        return None;
-    }
+    let error = (2 << (52 - quality)).min(BEHIND / 2);
+    let is_normal = bits.wrapping_sub(LEAST) < f64::INFINITY.to_bits() - LEAST;
+    let is_far = (bits & (BEHIND - 1)).wrapping_sub(error) < BEHIND - 2 * error;
     // The exponent counts from another bias; the last of the 25 bits rounds the others, and may carry.
-    let odd = (bits >> 28) % 2 == 1;
-    let wide = (bits >> 29) - ((1023 - 127) << 23) + u64::from(odd);
-    Some(Norm::new(wide as u32, [NormClass::Above, NormClass::Below][usize::from(odd)]))
+    let odd = (bits >> 28) & 1;
+    let wide = (bits >> 29).wrapping_sub((1023 - 127) << 23).wrapping_add(odd);
+    Root { wide: wide as u32, up: odd == 1, is_open: !(is_normal & is_far) }
 }
 
 /// The factor that brings a row of this norm to a bound below it; 1 where the norm does not exceed the
@@ -230,23 +239,30 @@ fn certify_root(sum: f64, quality: u32) -> Option<Norm> {
 ///
 /// It has 24 bits and is exact as `f64`, also where an `f32` would underflow (1e-30 / 1e38).
 #[must_use]
+#[inline]
 pub fn factor(bound: f32, norm: Norm) -> f64 {
-    if !norm.exceeds(bound) {
-        return 1.0;
-    }
-    if bound == 0.0 {
-        return 0.0;
-    }
-    let (a, a_exponent) = normalised(bound.to_bits());
-    let above = u32::from(norm.wide() < 1 << 23 && norm.class() == NormClass::Above);
-    let (b, b_exponent) = normalised(norm.wide() + above);
-    let less = u32::from(a < b);
-    // 2^25 <= quotient < 2^26
-    let quotient = (u64::from(a) << (25 + less)) / u64::from(b) - 8;
-    let borrow = u32::from(quotient < 1 << 25);
-    let mantissa = quotient >> (2 - borrow);
-    let exponent = a_exponent - b_exponent - (less + borrow) as i32;
-    mantissa as f64 * power_of_two(exponent - 23)
+    if norm.exceeds(bound) { factor_below_one(bound, norm) } else { 1.0 }
+}
+
+/// [`factor`] where the norm exceeds the bound.
+///
+/// The quotient in `f64` begins with the 26 bits of the exact one: where that has more, it is a 2^24th of their last
+/// unit or more away from the next such number, and the rounding moves it by a 2^28th.
+#[inline(always)]
+pub(crate) fn factor_below_one(bound: f32, norm: Norm) -> f64 {
+    let above = norm.wide() < 1 << 23 && norm.class() == NormClass::Above;
+    let quotient = f64::from(bound) / wide_value(norm.wide() + u32::from(above));
+    let exponent = f64::from_bits(quotient.to_bits() & !((1 << 52) - 1));
+    f64::from_bits((quotient - exponent * power_of_two(-22)).to_bits() & !BELOW_24_BITS)
+}
+
+/// The value of a wide norm.
+#[inline(always)]
+fn wide_value(wide: u32) -> f64 {
+    // A subnormal norm has no leading one, and the exponent of the smallest that has.
+    let subnormal = f64::from(wide) * power_of_two(-149);
+    let normal = f64::from_bits((u64::from(wide) << 29) + ((1023 - 127) << 52));
+    if wide < 1 << 23 { subnormal } else { normal }
 }
 
 /// `total` · √(part / whole), rounded down to 24 bits; 0 where `whole` is 0.
@@ -306,6 +322,9 @@ pub fn clamped(value: f32, bound: f32) -> f32 {
 /// Products below this round to a subnormal `f32` when rounded to 24 bits.
 const TINY: f64 = f64::from_bits(((1023 - 126 - 1) << 52) | 0x000f_ffff_f000_0000);
 
+/// The bits of an `f64` behind the first 24 of its mantissa.
+const BELOW_24_BITS: u64 = (1 << 29) - 1;
+
 /// `factor · value` rounded to nearest even; a zero of the same sign where that would be subnormal.
 ///
 /// The `f64` product of two 24-bit numbers is exact. "Would be subnormal" is meant after rounding
@@ -329,7 +348,6 @@ pub fn scaled(value: f32, factor: f64) -> f32 {
 #[inline(always)]
 pub fn scaled_around(value: f32, center: f32, factor: f64) -> f32 {
     const SIGN: u64 = 1 << 63;
-    const BELOW_24_BITS: u64 = (1 << 29) - 1;
     let (x, v) = (f64::from(value), f64::from(center));
     let (difference, lost) = two_sum(x, -v);
     // What was rounded up, away from 0, goes one step down before it is cut.
@@ -380,6 +398,58 @@ mod tests {
     #[test]
     fn tiny_is_the_midpoint_below_the_first_normal() {
         assert_eq!(TINY, power_of_two(-126) - power_of_two(-151));
+    }
+
+    /// The factor as NUMERICS.md has it, in integers.
+    fn factor_of_integers(bound: f32, norm: Norm) -> f64 {
+        let (a, a_exponent) = normalised(bound.to_bits());
+        let above = u32::from(norm.wide() < 1 << 23 && norm.class() == NormClass::Above);
+        let (b, b_exponent) = normalised(norm.wide() + above);
+        let less = u32::from(a < b);
+        // 2^25 <= quotient < 2^26
+        let quotient = (u64::from(a) << (25 + less)) / u64::from(b) - 8;
+        let borrow = u32::from(quotient < 1 << 25);
+        let mantissa = quotient >> (2 - borrow);
+        mantissa as f64 * power_of_two(a_exponent - b_exponent - (less + borrow) as i32 - 23)
+    }
+
+    #[test]
+    fn factors_are_those_of_integers() {
+        // Mantissas whose quotient is, or is next to, a number of few bits, and others.
+        const MANTISSAS: [u32; 10] =
+            [0, 1, 2, 8, 0x20_0000, 0x40_0000, 0x40_0001, 0x7f_fff7, 0x7f_fffe, 0x7f_ffff];
+        let mut state = 11u64;
+        let mut random = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (state >> 32) as u32
+        };
+        let check = |bound: u32, wide: u32, class| {
+            let (bound, norm) = (f32::from_bits(bound), Norm::new(wide, class));
+            if bound > 0.0 && norm.exceeds(bound) {
+                assert_eq!(factor(bound, norm), factor_of_integers(bound, norm), "{bound:e} {norm:?}");
+            }
+        };
+        let classes = [NormClass::Below, NormClass::Exact, NormClass::Above];
+        for (field, wide_field) in
+            [(0, 0), (0, 1), (0, 271), (1, 1), (100, 100), (100, 101), (3, 250), (254, 254), (254, 271)]
+        {
+            for bound in MANTISSAS {
+                for wide in MANTISSAS {
+                    for class in classes {
+                        check(field << 23 | bound, wide_field << 23 | wide, class);
+                    }
+                }
+            }
+            for _ in 0..100_000 {
+                let [bound, wide] = [(); 2].map(|()| random() >> 9 >> (random() % 23));
+                let [bound, wide] = if random().is_multiple_of(2) {
+                    [bound, wide]
+                } else {
+                    [0x7f_ffff - bound, 0x7f_ffff - wide]
+                };
+                check(field << 23 | bound, wide_field << 23 | wide, classes[wide as usize % 3]);
+            }
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Threads and SIMD on the CPU.
 //!
 //! - `rows.rs`: the stages over rows, however their elements are stored; `single.rs` and `half.rs`: what is done with
-//!   some elements of a row.
+//!   some elements of a row; `group.rs`: norms and decisions of a few short rows side by side.
 //! - `sum.rs`: sums of squares in `f64`, where the square of an `f32` is exact and cannot over- or underflow;
 //!   their error is bounded, and a row whose rounding they leave open is summed exactly.
 //! - `squares.rs`, `simd.rs`: the vectors of this processor.
@@ -9,6 +9,7 @@
 //! - `f16.rs`: the processor's own instructions for it.
 
 pub(crate) mod f16;
+mod group;
 mod half;
 mod mean;
 mod rows;

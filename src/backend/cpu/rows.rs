@@ -2,6 +2,8 @@
 
 use rayon::prelude::*;
 
+use super::group::{Certify, Decide, GROUP};
+use super::simd::vectorised;
 use super::sum::FastSum;
 use super::{Cpu, OWN, SEQUENTIAL, TASK};
 use crate::batch::{Granularity, Layout};
@@ -17,9 +19,6 @@ const ROW: usize = 32;
 
 /// Rows of at most so many elements run through the stages in groups.
 const SHORT: usize = 1024;
-
-/// How many.
-const GROUP: usize = 8;
 
 /// How elements are stored, and what one thread does with some of a row that lie side by side. `first` is the
 /// coordinate of the first of them.
@@ -71,7 +70,13 @@ impl<'a, S: Storage> Rows<'a, S> {
     pub(super) fn norms(&self, data: &[S::Element]) -> Norms {
         let row = |row: usize| &data[self.layout.row(row)];
         if self.clipping.granularity != Granularity::Segment {
-            let rows = self.map(|index| self.row_norm(index, row(index)));
+            let rows = match self.layout.stride() {
+                Some(stride) if self.in_groups() => {
+                    let groups = data.par_chunks(stride * GROUP).enumerate();
+                    self.groups(groups.map(|(group, rows)| self.group_norms(group * GROUP, rows)))
+                }
+                _ => self.map(|index| self.row_norm(index, row(index))),
+            };
             return Norms { rows, segments: Vec::new() };
         }
         let norms = self.map(|index| self.segment_norms(index, row(index)));
@@ -91,17 +96,12 @@ impl<'a, S: Storage> Rows<'a, S> {
         if self.work <= SEQUENTIAL {
             return rows_mut(layout, data).enumerate().map(run).collect();
         }
+        if let Some(stride) = layout.stride().filter(|_| self.in_groups()) {
+            let groups = data.par_chunks_mut(stride * GROUP).enumerate();
+            return self.groups(groups.map(|(group, rows)| self.run_group(group * GROUP, rows, bounds)));
+        }
         let at_least = self.rows_of_task();
         self.cpu.install(self.work, || match layout.stride() {
-            Some(stride) if params <= SHORT => {
-                let groups = data.par_chunks_mut(stride * GROUP).take(layout.clients().div_ceil(GROUP));
-                let run =
-                    |(group, rows): (usize, &mut [S::Element])| self.run_group(group * GROUP, rows, bounds);
-                let groups = groups.enumerate().with_min_len(at_least.div_ceil(GROUP)).map(run);
-                let mut rows = groups.collect::<Vec<_>>().into_flattened();
-                rows.truncate(layout.clients());
-                rows
-            }
             Some(stride) => {
                 let rows = data.par_chunks_mut(stride).take(layout.clients());
                 let rows = rows.map(|row| &mut row[..params]);
@@ -114,24 +114,64 @@ impl<'a, S: Storage> Rows<'a, S> {
         })
     }
 
+    /// Whether rows are worked on in groups: many short ones of a length.
+    fn in_groups(&self) -> bool {
+        self.work > SEQUENTIAL && self.layout.params() <= SHORT && self.layout.stride().is_some()
+    }
+
+    /// What work on all groups, in parallel, makes of the rows.
+    fn groups<T: Send>(&self, groups: impl IndexedParallelIterator<Item = [T; GROUP]>) -> Vec<T> {
+        let clients = self.layout.clients();
+        let groups = groups.take(clients.div_ceil(GROUP)).with_min_len(self.rows_of_task().div_ceil(GROUP));
+        let mut rows = self.cpu.install(self.work, || groups.collect::<Vec<_>>()).into_flattened();
+        rows.truncate(clients);
+        rows
+    }
+
     /// The stages one after the other for a few short rows, so that what one waits for is hidden behind the others.
     fn run_group(&self, first: usize, rows: &mut [S::Element], bounds: &[f32]) -> [RowReport; GROUP] {
         let (params, stride) = (self.layout.params(), self.layout.stride().unwrap_or(rows.len()));
-        let mut norms = [Norm::OUT_OF_SCOPE; GROUP];
-        let count = GROUP.min(self.layout.clients() - first);
-        for (i, row) in rows.chunks(stride).take(count).enumerate() {
-            norms[i] = self.row_norm(first + i, &row[..params]);
-        }
+        let norms = self.group_norms(first, rows);
         // The caller leaves off what is behind the last row.
-        let bound = |i: usize| bounds.get(first + i).copied().unwrap_or_default();
-        let decisions: [Decision; GROUP] =
-            std::array::from_fn(|i| decide_span(norms[i], norms[i], bound(i), self.clipping));
-        for (row, decision) in rows.chunks_mut(stride).zip(&decisions[..count]) {
+        let bounds = std::array::from_fn(|i| bounds.get(first + i).copied().unwrap_or_default());
+        let decisions = vectorised(Decide { norms: &norms, bounds: &bounds, clipping: self.clipping });
+        let count = self.layout.clients() - first;
+        for (row, decision) in rows.chunks_mut(stride).take(count).zip(&decisions) {
             if decision.status.is_written() {
                 self.clip_row(&mut row[..params], decision);
             }
         }
         decisions.map(|decision| row_of_one(&decision))
+    }
+
+    /// The norms of a few short rows; out of scope behind the last.
+    fn group_norms(&self, first: usize, rows: &[S::Element]) -> [Norm; GROUP] {
+        let (params, stride) = (self.layout.params(), self.layout.stride().unwrap_or(rows.len()));
+        let rows = || {
+            let rows = (first..self.layout.clients()).zip(rows.chunks(stride));
+            rows.map(|(row, elements)| (row, &elements[..params])).enumerate()
+        };
+        if self.clipping.granularity == Granularity::Coordinate {
+            let mut norms = [Norm::OUT_OF_SCOPE; GROUP];
+            rows().for_each(|(i, (row, elements))| norms[i] = self.row_norm(row, elements));
+            return norms;
+        }
+        let mut sums = [FastSum::default(); GROUP];
+        for (i, (row, elements)) in rows() {
+            if self.mask[row] {
+                sums[i] = self.sum(elements, 0);
+            }
+        }
+        let (mut norms, is_open) = vectorised(Certify(&sums));
+        if is_open.contains(&true) || self.cpu.force_exact {
+            norms = [Norm::OUT_OF_SCOPE; GROUP];
+            for (i, (row, elements)) in rows() {
+                if self.mask[row] {
+                    norms[i] = self.norm(elements, 0, sums[i]);
+                }
+            }
+        }
+        norms
     }
 
     #[inline(never)]

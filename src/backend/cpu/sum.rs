@@ -3,7 +3,7 @@
 use super::squares::{roundings, sum_of_half_squares, sum_of_squares};
 use crate::half::Half;
 use crate::norms::Norm;
-use crate::numerics::{certify, two_sum};
+use crate::numerics::{Root, certify, certify_root, two_sum};
 
 /// Elements that are summed in plain `f64` before the block's sum joins the row's.
 const BLOCK: usize = 4096;
@@ -33,6 +33,11 @@ impl FastSum {
             return Self { high: sum_of_squares(values, center), low: 0.0 };
         }
         Self::of_blocks(values, center)
+    }
+
+    #[cfg(test)]
+    pub(super) fn of_value(high: f64) -> Self {
+        Self { high, low: 0.0 }
     }
 
     #[inline(never)]
@@ -66,6 +71,12 @@ impl FastSum {
             return Some(Norm::NON_FINITE);
         }
         certify(self.high + self.low, QUALITY)
+    }
+
+    /// [`FastSum::norm`] without a branch, and whether it is open.
+    #[inline(always)]
+    pub(super) fn root(self) -> Root {
+        certify_root(self.high + self.low, QUALITY)
     }
 
     /// Whether every value was finite.
