@@ -6,7 +6,7 @@ use std::str::FromStr;
 use bytemuck::{Pod, Zeroable};
 
 use crate::backend::Backend;
-use crate::backend::cpu::f16;
+use crate::backend::cpu::half_simd;
 use crate::batch::Layout;
 use crate::clip::Clipping;
 use crate::error::{Error, Result};
@@ -296,14 +296,14 @@ fn narrow_bf16(values: &[f32], bits: &mut [u16]) {
 
 #[inline(always)]
 fn widen_f16(bits: &[u16], values: &mut [f32]) {
-    if !f16::widen(bits, values) {
+    if !half_simd::widen_f16(bits, values) {
         values.iter_mut().zip(bits).for_each(|(value, bits)| *value = Half::F16.widen(*bits));
     }
 }
 
 #[inline(always)]
 fn narrow_f16(values: &[f32], bits: &mut [u16]) {
-    if !f16::narrow(values, bits) {
+    if !half_simd::narrow_f16(values, bits) {
         bits.iter_mut().zip(values).for_each(|(bits, value)| *bits = nearest_f16(*value));
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! Half the bytes come from memory, and what is widened never goes back there.
 
-use super::f16;
+use super::half_simd;
 use super::rows::Storage;
 use super::simd::{Kernel, vectorised};
 use super::sum::FastSum;
@@ -38,7 +38,7 @@ impl Halves {
         for block in bits.chunks(BLOCK) {
             let widened = &mut widened[..block.len()];
             // Squares have no signs, and need none.
-            if self.half != Half::F16 || !f16::widen(block, widened) {
+            if self.half != Half::F16 || !half_simd::widen_f16(block, widened) {
                 vectorised(Widen::<false> { half: self.half, bits: block, values: widened });
             }
             let of_block = work(widened);
@@ -58,6 +58,7 @@ impl Halves {
 impl Storage for Halves {
     type Element = u16;
 
+    #[inline]
     fn sum(&self, elements: &[u16], _first: usize) -> FastSum {
         FastSum::of_halves(self.half, elements).unwrap_or_else(|| self.sum_on_the_stack(elements))
     }
@@ -93,7 +94,7 @@ impl Kernel for Largest<'_> {
 
 /// Writes the values of halves.
 pub(super) fn widen(half: Half, bits: &[u16], values: &mut [f32]) {
-    if half != Half::F16 || !f16::widen(bits, values) {
+    if half != Half::F16 || !half_simd::widen_f16(bits, values) {
         vectorised(Widen::<true> { half, bits, values });
     }
 }
@@ -127,7 +128,7 @@ pub(super) fn apply(half: Half, values: &mut [u16], decision: &Decision, granula
         (Status::Zeroed, _) => values.fill(0),
         (Status::Clipped, Granularity::Coordinate) => vectorised(Clamp { half, values, bound }),
         (Status::Clipped, Granularity::Row | Granularity::Segment) => {
-            vectorised(Scale { half, values, factor });
+            scale(half, values, factor);
         }
     }
 }
@@ -147,6 +148,16 @@ impl Kernel for Clamp<'_> {
     }
 }
 
+fn scale(half: Half, values: &mut [u16], factor: f64) {
+    let single = factor as f32;
+    // Below the normal numbers the factor may be another in `f32`.
+    let is_normal = single >= f32::MIN_POSITIVE;
+    if !(is_normal && half_simd::scale(half, values, single)) {
+        vectorised(Scale { half, values, factor });
+    }
+}
+
+/// Without instructions for halves.
 struct Scale<'a> {
     half: Half,
     values: &'a mut [u16],
@@ -162,26 +173,25 @@ impl Kernel for Scale<'_> {
     #[inline(always)]
     fn run(self) {
         match self.half {
-            Half::F16 => scale(self.values, self.factor, Half::F16),
-            Half::Bf16 => scale(self.values, self.factor, Half::Bf16),
+            Half::F16 => scale_blocks(self.values, self.factor, Half::F16),
+            Half::Bf16 => scale_blocks(self.values, self.factor, Half::Bf16),
         }
     }
 }
 
 #[inline(always)]
-fn scale(values: &mut [u16], factor: f64, half: Half) {
+fn scale_blocks(values: &mut [u16], factor: f64, half: Half) {
     let single = factor as f32;
-    // Below the normal numbers the factor may be another in `f32`.
-    let normal = single >= f32::MIN_POSITIVE;
+    let is_normal = single >= f32::MIN_POSITIVE;
     for block in values.chunks_mut(LOOK) {
         let mut cut = [0; LOOK];
-        if normal && scale_fast(block, single, &mut cut[..block.len()], half) {
+        if is_normal && scale_fast(block, single, &mut cut[..block.len()], half) {
             block.copy_from_slice(&cut[..block.len()]);
             continue;
         }
         for bits in block {
             *bits = match half.scaled_fast(*bits, single) {
-                (scaled, true) if normal => scaled,
+                (scaled, true) if is_normal => scaled,
                 _ => half.scaled(*bits, factor),
             };
         }
@@ -191,11 +201,6 @@ fn scale(values: &mut [u16], factor: f64, half: Half) {
 /// Whether the scaled halves are certain.
 #[inline(always)]
 fn scale_fast(bits: &[u16], factor: f32, scaled: &mut [u16], half: Half) -> bool {
-    if half == Half::F16
-        && let Some(certain) = f16::scale(bits, factor, scaled)
-    {
-        return certain;
-    }
     let mut certain = true;
     for (target, &bits) in scaled.iter_mut().zip(bits) {
         let (scaled, is_certain) = half.scaled_fast(bits, factor);
@@ -227,6 +232,24 @@ mod tests {
                     assert_eq!(halves.sum(&bits, 0).norm(), Some(Norm::NON_FINITE));
                     assert_eq!(halves.sum_on_the_stack(&bits).norm(), Some(Norm::NON_FINITE));
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn products_with_and_without_instructions_are_those_of_single_halves() {
+        for half in [Half::F16, Half::Bf16] {
+            // All there are, and blocks in which every product needs more bits than a half has.
+            let finite = (0..=u16::MAX).filter(|bits| half.widen(*bits).is_finite());
+            let finite: Vec<u16> = finite.chain([0x6001; 2 * LOOK]).collect();
+            // 25 · 0.04 is rounded up to 1 in f32, and the last factor is no f32.
+            let factors = [0.749_999_94f32, 0.33, 0.04, 1e-5, 1e-30, f32::MIN_POSITIVE].map(f64::from);
+            for factor in factors.into_iter().chain([2.7 * 2f64.powi(-149)]) {
+                let want: Vec<u16> = finite.iter().map(|bits| half.scaled(*bits, factor)).collect();
+                let (mut portable, mut fast) = (finite.clone(), finite.clone());
+                vectorised(Scale { half, values: &mut portable, factor });
+                scale(half, &mut fast, factor);
+                assert!(portable == want && fast == want, "{half:?} {factor:e}");
             }
         }
     }

@@ -6,11 +6,11 @@
 //!   their error is bounded, and a row whose rounding they leave open is summed exactly.
 //! - `squares.rs`, `simd.rs`: the vectors of this processor.
 //! - `mean.rs`: the mean of clipped rows.
-//! - `f16.rs`: the processor's own instructions for it.
+//! - `half_simd.rs`: the processor's own instructions for halves.
 
-pub(crate) mod f16;
 mod group;
 mod half;
+pub(crate) mod half_simd;
 mod mean;
 mod rows;
 pub(crate) mod simd;

@@ -171,17 +171,28 @@ mod x86 {
     #[target_feature(enable = "avx512f")]
     pub(super) fn avx512_half(half: Half, bits: &[u16]) -> f64 {
         match half {
-            Half::F16 => half_squares(bits, |bits| _mm512_cvtph_ps(bits)),
-            // The upper half of an f32.
-            Half::Bf16 => half_squares(bits, |bits| {
-                _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))
+            // Eight at a time: taking sixteen apart costs a third of the speed.
+            Half::F16 => half_squares(bits, |group| {
+                bytemuck::cast::<_, [__m128i; 4]>(*group).map(|bits| _mm256_cvtph_ps(bits))
+            }),
+            // One is the upper half of an f32 as it is, its neighbour shifted up: sums know no order.
+            Half::Bf16 => half_squares(bits, |group| {
+                let [a, b]: [__m256i; 2] = bytemuck::cast(*group);
+                let upper = _mm256_set1_epi32(0xffff_0000_u32 as i32);
+                let parts = [
+                    _mm256_slli_epi32(a, 16),
+                    _mm256_and_si256(a, upper),
+                    _mm256_slli_epi32(b, 16),
+                    _mm256_and_si256(b, upper),
+                ];
+                parts.map(|part| _mm256_castsi256_ps(part))
             }),
         }
     }
 
     #[inline]
     #[target_feature(enable = "avx512f")]
-    fn half_squares(bits: &[u16], widen: impl Fn(__m256i) -> __m512) -> f64 {
+    fn half_squares(bits: &[u16], widen: impl Fn(&[u16; LANES]) -> [__m256; 4]) -> f64 {
         let (groups, rest) = bits.as_chunks::<LANES>();
         // As in each_group: what is left is masked out of the group that ends with it, or padded where there is none.
         let mut last = [0; LANES];
@@ -194,10 +205,8 @@ mod x86 {
         let last = (!rest.is_empty()).then_some(&last);
         let mut lanes = [_mm512_setzero_pd(); 4];
         for group in groups.iter().chain(last) {
-            let parts: [__m256i; 2] = bytemuck::cast(*group);
-            let values: [[__m256; 2]; 2] = bytemuck::cast(parts.map(&widen));
-            for (lane, values) in lanes.iter_mut().zip(values.as_flattened()) {
-                let value = _mm512_cvtps_pd(*values);
+            for (lane, part) in lanes.iter_mut().zip(widen(group)) {
+                let value = _mm512_cvtps_pd(part);
                 *lane = _mm512_fmadd_pd(value, value, *lane);
             }
         }

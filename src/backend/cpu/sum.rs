@@ -52,7 +52,11 @@ impl FastSum {
     }
 
     /// Of halves; `None` where this processor cannot widen them in registers.
+    #[inline]
     pub(super) fn of_halves(half: Half, bits: &[u16]) -> Option<Self> {
+        if bits.len() <= BLOCK {
+            return Some(Self { high: sum_of_half_squares(half, bits)?, low: 0.0 });
+        }
         let sum = |block: &[u16]| Some(Self { high: sum_of_half_squares(half, block)?, low: 0.0 });
         bits.chunks(BLOCK).try_fold(Self::default(), |joined, block| Some(joined.join(sum(block)?)))
     }
