@@ -8,8 +8,8 @@ mod common;
 
 use byzclip::backend::gpu::{Plan, Tuning};
 use byzclip::{
-    Backend, Clipping, Error, Gpu, Granularity, Half, Layout, NonFinite, Reference, Report, Scope, Status,
-    Strategy, Threshold, wgpu,
+    Adaptive, Backend, Clipping, Error, Gpu, Granularity, Half, Layout, NonFinite, Reference, Report, Scope,
+    State, Status, Strategy, Threshold, wgpu,
 };
 use common::gpu::adapter;
 
@@ -337,6 +337,34 @@ fn one_recording_is_right_under_every_clipping_that_comes_later() {
 }
 
 #[test]
+fn thresholds_that_remember_go_on_from_round_to_round_in_every_strategy() {
+    let Some(gpu) = gpu() else { return };
+    let layout = Layout::strided(25, 700, 709).unwrap();
+    let adaptive = Adaptive { initial: 1.0, target: 0.5, rate: 0.7, ..Adaptive::default() };
+    for (strategy, tuning) in of_long_rows(&gpu) {
+        let gpu = tuned(&gpu, tuning);
+        for threshold in [Threshold::Adaptive(adaptive), Threshold::History { window: 2, factor: 0.8 }] {
+            let clipping = Clipping { threshold, ..Clipping::default() };
+            let buffer = buffer_of(&gpu, &vec![0.0; layout.len()], wgpu::BufferUsages::STORAGE);
+            let plan = gpu.plan(&layout, &clipping, &buffer).unwrap();
+            assert_eq!(plan.strategy(), strategy);
+            let mut state = State::default();
+            for round in 0..4u8 {
+                let what = format!("{strategy:?}, {:?}, round {round}", clipping.threshold);
+                let mut expected = hostile(&layout);
+                expected.iter_mut().for_each(|value| *value *= 0.5f32.powi(round.into()));
+                gpu.queue().write_buffer(&buffer, 0, bytemuck::cast_slice(&expected));
+                submit(&gpu, |encoder| plan.record(encoder));
+                let want = Reference.run_with(&layout, &mut expected, &clipping, &mut state).unwrap();
+                assert_eq!(rows(&plan.report_blocking().unwrap()), rows(&want), "{what}");
+                assert!(contents(&gpu, &buffer) == bits(&expected), "{what}: data");
+                assert_eq!(plan.state_blocking().unwrap(), state, "{what}");
+            }
+        }
+    }
+}
+
+#[test]
 fn stages_recorded_one_by_one_do_only_their_own_work() {
     let Some(gpu) = gpu() else { return };
     let layout = Layout::dense(25, 1003).unwrap();
@@ -441,10 +469,10 @@ fn stages_called_one_by_one_give_what_one_call_gives() {
         let mut data = updates(&layout);
         let norms = gpu.norms(&layout, &data, &clipping).unwrap();
         assert_eq!(norms, Reference.norms(&layout, &data, &clipping).unwrap());
-        let decisions = gpu.threshold(&layout, &norms, &clipping, &mut byzclip::State::default()).unwrap();
+        let decisions = gpu.threshold(&layout, &norms, &clipping, &mut State::default()).unwrap();
         assert_eq!(
             decisions,
-            Reference.threshold(&layout, &norms, &clipping, &mut byzclip::State::default()).unwrap()
+            Reference.threshold(&layout, &norms, &clipping, &mut State::default()).unwrap()
         );
         gpu.clip(&layout, &mut data, &clipping, &decisions).unwrap();
         assert!(bits(&data) == bits(&expected));

@@ -33,13 +33,16 @@ struct Subject {
     backend: Box<dyn Backend>,
 }
 
-/// What a backend made of a case: the clipped batch, the mean of its clipped rows, and the batch in half precision.
+/// What a backend made of a case in `f32` and in both halves: the clipped batch, and the mean of its clipped rows.
 struct Answer {
-    data: Vec<f32>,
+    single: Clipped<f32>,
+    halves: [Clipped<u16>; 2],
+}
+
+struct Clipped<T> {
+    data: Vec<T>,
     report: Result<Report, byzclip::Error>,
     mean: Result<Vec<f32>, byzclip::Error>,
-    halves: Vec<u16>,
-    report_of_halves: Result<Report, byzclip::Error>,
 }
 
 #[derive(Serialize)]
@@ -184,41 +187,61 @@ fn no_adapter_to_spoil() -> Failure {
 }
 
 fn answer(backend: &dyn Backend, case: &Case) -> Answer {
-    let mut data = case.data.clone();
-    let report = backend.run(&case.layout, &mut data, &case.clipping);
-    let weights = Weights::PerRow((0..case.layout.clients()).map(|row| (row % 5) as f32).collect());
+    let (layout, clipping) = (&case.layout, &case.clipping);
+    let weights = Weights::PerRow((0..layout.clients()).map(|row| (row % 5) as f32).collect());
     // Of long rows in the smallest windows it would be thousands of dispatches over all coordinates each.
-    let mean = if case.layout.params() > LONGEST_MEAN {
-        Ok(Vec::new())
-    } else {
-        backend.run_mean(&case.layout, &case.data, &case.clipping, &weights).map(|(mean, _)| mean)
+    let has_mean = layout.params() <= LONGEST_MEAN;
+    let mean = |run: &dyn Fn() -> byzclip::Result<(Vec<f32>, Report)>| match has_mean {
+        true => run().map(|(mean, _)| mean),
+        false => Ok(Vec::new()),
     };
-    let half = if case.class.is_multiple_of(2) { Half::F16 } else { Half::Bf16 };
-    let mut halves: Vec<u16> = case.data.iter().map(|value| half.truncate(*value)).collect();
-    let report_of_halves = backend.run_half(&case.layout, half, &mut halves, &case.clipping);
-    Answer { data, report, mean, halves, report_of_halves }
+    let mut data = case.data.clone();
+    let report = backend.run(layout, &mut data, clipping);
+    let of_single = mean(&|| backend.run_mean(layout, &case.data, clipping, &weights));
+    let halves = [Half::F16, Half::Bf16].map(|half| {
+        let before: Vec<u16> = case.data.iter().map(|value| half.truncate(*value)).collect();
+        let mut data = before.clone();
+        let report = backend.run_half(layout, half, &mut data, clipping);
+        let mean = mean(&|| backend.run_mean_half(layout, half, &before, clipping, &weights));
+        Clipped { data, report, mean }
+    });
+    Answer { single: Clipped { data, report, mean: of_single }, halves }
 }
 
 /// Flips the lowest bit of one value that the clip stage has written, or of the first.
 fn spoil(answer: &mut Answer) {
-    let written = answer.data.iter().position(|value| *value != 0.0 && value.is_finite()).unwrap_or(0);
-    if let Some(value) = answer.data.get_mut(written) {
+    let data = &mut answer.single.data;
+    let written = data.iter().position(|value| *value != 0.0 && value.is_finite()).unwrap_or(0);
+    if let Some(value) = data.get_mut(written) {
         *value = f32::from_bits(value.to_bits() ^ 1);
     }
 }
 
 /// The first difference, in words.
 fn difference(got: &Answer, expected: &Answer, of: &str) -> Option<String> {
-    let bits = |values: &[f32]| -> Vec<u32> { values.iter().map(|value| value.to_bits()).collect() };
+    let halves = got.halves.iter().zip(&expected.halves).zip(["f16", "bf16"]);
+    different(&got.single, &expected.single, "f32", of, |value| value.to_bits()).or_else(|| {
+        halves.into_iter().find_map(|((got, expected), name)| different(got, expected, name, of, |bits| bits))
+    })
+}
+
+fn different<T: Copy, B: PartialEq + std::fmt::LowerHex>(
+    got: &Clipped<T>,
+    expected: &Clipped<T>,
+    dtype: &str,
+    of: &str,
+    bits: impl Fn(T) -> B,
+) -> Option<String> {
+    let data = |answer: &Clipped<T>| answer.data.iter().copied().map(&bits).collect::<Vec<B>>();
+    let mean = |mean: &[f32]| mean.iter().map(|value| value.to_bits()).collect::<Vec<u32>>();
     let of_means = || match (&got.mean, &expected.mean) {
-        (Ok(got), Ok(expected)) => different_bits(&bits(got), &bits(expected), "element of the mean", of),
+        (Ok(got), Ok(expected)) => different_bits(&mean(got), &mean(expected), "element of the mean", of),
         (got, expected) => different_errors(got.as_ref().err(), expected.as_ref().err(), of),
     };
-    different_reports(&got.report, &expected.report, of)
-        .or_else(|| different_bits(&bits(&got.data), &bits(&expected.data), "element", of))
-        .or_else(of_means)
-        .or_else(|| different_reports(&got.report_of_halves, &expected.report_of_halves, of))
-        .or_else(|| different_bits(&got.halves, &expected.halves, "half", of))
+    let words = different_reports(&got.report, &expected.report, of)
+        .or_else(|| different_bits(&data(got), &data(expected), "element", of))
+        .or_else(of_means)?;
+    Some(format!("{dtype}: {words}"))
 }
 
 fn different_reports(
@@ -340,7 +363,7 @@ mod tests {
     fn the_matrix_meets_every_status() {
         let mut seen = std::collections::BTreeSet::new();
         for case in cases::all().unwrap() {
-            if let Ok(report) = answer(&Reference, &case).report {
+            if let Ok(report) = answer(&Reference, &case).single.report {
                 seen.extend(report.rows.iter().map(|row| row.status.name()));
             }
         }
@@ -362,6 +385,17 @@ mod tests {
         let mut got = answer(&Reference, &case);
         assert_eq!(difference(&got, &exact, "x"), None);
         spoil(&mut got);
-        assert!(difference(&got, &exact, "x").is_some());
+        assert!(difference(&got, &exact, "x").is_some_and(|words| words.starts_with("f32: element 0")));
+        for half in 0..2 {
+            let mut got = answer(&Reference, &case);
+            got.halves[half].data[1] ^= 1;
+            assert!(difference(&got, &exact, "x").is_some_and(|words| words.contains("f16: element 1")));
+            let mut got = answer(&Reference, &case);
+            got.halves[half].mean = Ok(vec![1.0, 2.0, 3.0]);
+            assert!(
+                difference(&got, &exact, "x")
+                    .is_some_and(|words| words.contains("f16: element of the mean 0"))
+            );
+        }
     }
 }
