@@ -15,6 +15,7 @@ use std::time::Duration;
 use byzclip::bench::cases::{Batch, Case, SHAPES, Shape, Stage};
 use byzclip::bench::element::Dtype;
 use byzclip::bench::expected::Expected;
+use byzclip::bench::host::AnyBatch;
 use byzclip::bench::measure::timed;
 use byzclip::bench::{Settings, host, plain};
 use byzclip::{Backend, Clipping, Cpu, Layout, Norms};
@@ -50,7 +51,8 @@ fn clip(criterion: &mut Criterion) {
             for case in settings.cases() {
                 batch.fill(&case);
                 // Verified, and run once more.
-                host::measure(backend.as_ref(), &mut batch, &case, 1, &mut false).unwrap();
+                let any: &mut (dyn AnyBatch + 'static) = &mut batch;
+                host::measure(backend.as_ref(), [any], &case, 1, &mut false).unwrap();
                 group.throughput(Throughput::Bytes(case.traffic(shape, Dtype::F32).one_pass()));
                 group.bench_function(BenchmarkId::new("byzclip", case), |bencher| {
                     bencher.iter_custom(|runs| total(runs, || ours(backend.as_ref(), &mut batch, &case)));

@@ -4,7 +4,7 @@ use std::hint::black_box;
 
 use rayon::prelude::*;
 
-use super::cases::{Batch, Case, Shape, Traffic, copy};
+use super::cases::{Batch, Case, Shape, copy};
 use super::element::{Dtype, Element};
 use super::measure::{Place, Record, Times, timed};
 use crate::backend::cpu::simd::{Kernel, vectorised};
@@ -30,25 +30,6 @@ pub struct Ceilings {
 }
 
 impl Ceilings {
-    /// The time that the fastest runs of these ceilings allow a case: rows that are only read at the rate of reading, clipped rows at that of
-    /// scaling, and before that at that of reading where they do not stay in a cache of `cache` bytes.
-    #[must_use]
-    pub fn allow(&self, traffic: Traffic, shape: Shape, cache: u64) -> f64 {
-        let per_byte = |times: &Times| times.wall.min() / self.bytes as f64;
-        let twice = if self.bytes / shape.clients as u64 <= cache { 0 } else { traffic.scaled };
-        (traffic.only_read + twice) as f64 * per_byte(&self.read)
-            + traffic.scaled as f64 * per_byte(&self.scale)
-    }
-
-    /// Both measurements as one: what limits a case is the best that either saw.
-    #[must_use]
-    pub(super) fn joined(mut self, later: Self) -> Self {
-        self.read.join(later.read);
-        self.copy.join(later.copy);
-        self.scale.join(later.scale);
-        self
-    }
-
     /// A record for each ceiling.
     #[must_use]
     pub fn records(&self, place: &Place, shape: Shape, dtype: Dtype) -> Vec<Record> {
@@ -76,13 +57,13 @@ pub fn measure<E: Element>(batch: &mut Batch<E>, runs: usize) -> Result<Ceilings
     for round in 0..=runs {
         let (got, seconds) = timed(|| sum_of_bits(black_box(&batch.work)));
         check(LOOPS, "read", got == sum)?;
-        read.push_after_first(round, seconds);
+        read.push_if(round > 0, seconds);
     }
     let mut scaled = Times::default();
     for round in 0..=runs {
         let ((), seconds) = timed(|| rescale(black_box(&mut batch.work)));
         check(LOOPS, "scale", round > 0 || batch.holds(E::RESCALED))?;
-        scaled.push_after_first(round, seconds);
+        scaled.push_if(round > 0, seconds);
         batch.restore_all();
     }
     let mut copied = Times::default();
@@ -90,7 +71,7 @@ pub fn measure<E: Element>(batch: &mut Batch<E>, runs: usize) -> Result<Ceilings
     for round in 0..=runs {
         let ((), seconds) = timed(|| copy(black_box(&batch.original), black_box(&mut batch.work)));
         check(LOOPS, "copy", round > 0 || batch.holds(1.0))?;
-        copied.push_after_first(round, seconds);
+        copied.push_if(round > 0, seconds);
     }
     let bytes = Case::norms().traffic(batch.shape, E::DTYPE).one_pass();
     Ok(Ceilings { read, copy: copied, scale: scaled, bytes })
@@ -98,12 +79,13 @@ pub fn measure<E: Element>(batch: &mut Batch<E>, runs: usize) -> Result<Ceilings
 
 /// The sum of all bits: integers, so that no order of additions holds the loop up.
 fn sum_of_bits<E: Element>(values: &[E]) -> u32 {
-    values.par_chunks(TASK).map(|part| vectorised(Bits(part))).reduce(|| 0, u32::wrapping_add)
+    values.par_chunks(TASK).map(|part| vectorised(Sum(part))).reduce(|| 0, u32::wrapping_add)
 }
 
-struct Bits<'a, E>(&'a [E]);
+/// The same of one task.
+pub(super) struct Sum<'a, E>(pub(super) &'a [E]);
 
-impl<E: Element> Kernel for Bits<'_, E> {
+impl<E: Element> Kernel for Sum<'_, E> {
     type Output = u32;
 
     #[inline(always)]
@@ -136,7 +118,7 @@ fn rescale<E: Element>(values: &mut [E]) {
     values.par_chunks_mut(TASK).for_each(|part| vectorised(Rescaled(part)));
 }
 
-struct Rescaled<'a, E>(&'a mut [E]);
+pub(super) struct Rescaled<'a, E>(pub(super) &'a mut [E]);
 
 impl<E: Element> Kernel for Rescaled<'_, E> {
     type Output = ();
@@ -198,18 +180,5 @@ mod tests {
         assert!(check(LOOPS, "read", batch.holds(1.0)).is_ok());
         batch.work[17] = 0.25;
         assert!(matches!(check(LOOPS, "copy", batch.holds(1.0)), Err(Error::Mismatch { .. })));
-    }
-
-    #[test]
-    fn rows_that_fit_a_cache_are_moved_once() {
-        let times = |seconds| {
-            let mut times = Times::default();
-            times.wall.push(seconds);
-            times
-        };
-        let ceilings = Ceilings { read: times(1.0), copy: times(2.0), scale: times(3.0), bytes: 40 };
-        let (shape, traffic) = (Shape { clients: 2, params: 5 }, Traffic { only_read: 20, scaled: 20 });
-        assert_eq!(ceilings.allow(traffic, shape, 20), 0.5 + 1.5);
-        assert_eq!(ceilings.allow(traffic, shape, 19), 1.0 + 1.5);
     }
 }

@@ -1,58 +1,186 @@
-//! A backend over host memory, beside plain loops over the same memory.
+//! A backend over host memory, beside plain loops over the same memory, and beside what that memory allows.
 
 use std::hint::black_box;
 
-use super::cases::{Batch, Case, Stage};
-use super::element::Element;
+use super::cases::{Batch, Case, Shape, Stage};
+use super::ceilings::{self, Ceilings};
+use super::element::{Bf16, Dtype, Element, F16};
 use super::expected::Expected;
 use super::measure::{Timed, Times, timed};
+use super::moves::Moves;
 use super::plain;
 use crate::backend::Backend;
 use crate::clip::Clipping;
 use crate::error::Result;
 use crate::report::BackendKind;
 
-/// Verifies the case, then times it, in turn with plain where the backend runs on the same threads.
+/// A batch of elements of any type.
+pub trait AnyBatch {
+    /// What its elements are stored as.
+    fn dtype(&self) -> Dtype;
+
+    /// [`Batch::fill`].
+    fn fill(&mut self, case: &Case);
+
+    /// [`ceilings::measure`].
+    ///
+    /// # Errors
+    /// Those of [`ceilings::measure`].
+    fn ceilings(&mut self, runs: usize) -> Result<Ceilings>;
+
+    /// A case on the batch, which is filled for it, of which no round has run.
+    ///
+    /// # Errors
+    /// Those of the specification, on data that is not the case's.
+    fn rounds<'a>(&'a mut self, backend: &'a dyn Backend, case: &'a Case) -> Result<Box<dyn Rounds + 'a>>;
+}
+
+/// Room for a batch of this shape and type.
+///
+/// # Errors
+/// Those of [`Batch::new`].
+pub fn batch(shape: Shape, dtype: Dtype) -> Result<Box<dyn AnyBatch>> {
+    Ok(match dtype {
+        Dtype::F32 => Box::new(Batch::<f32>::new(shape)?),
+        Dtype::F16 => Box::new(Batch::<F16>::new(shape)?),
+        Dtype::Bf16 => Box::new(Batch::<Bf16>::new(shape)?),
+    })
+}
+
+impl<E: Element> AnyBatch for Batch<E> {
+    fn dtype(&self) -> Dtype {
+        E::DTYPE
+    }
+
+    fn fill(&mut self, case: &Case) {
+        self.fill(case);
+    }
+
+    fn ceilings(&mut self, runs: usize) -> Result<Ceilings> {
+        ceilings::measure(self, runs)
+    }
+
+    fn rounds<'a>(&'a mut self, backend: &'a dyn Backend, case: &'a Case) -> Result<Box<dyn Rounds + 'a>> {
+        let ran = backend.ran();
+        let beside = (ran.backend != BackendKind::Gpu).then(|| Beside {
+            moves: Moves::of(self, case, ceilings::core_cache()),
+            plain: Times::default(),
+            allowed: Times::default(),
+        });
+        let (name, expected) = (ran.to_string(), Expected::of(self, case)?);
+        Ok(Box::new(OnHost { backend, name, batch: self, case, expected, ours: Times::default(), beside }))
+    }
+}
+
+/// What becomes of a round.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Round {
+    is_verified: bool,
+    is_counted: bool,
+}
+
+/// What is timed round by round.
+pub trait Rounds {
+    /// A round, each of its runs behind a restoration.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`](crate::Error::Mismatch) where a result is not the expected one; errors of the backend.
+    fn run(&mut self, round: Round, fault: &mut bool) -> Result<()>;
+
+    /// What all rounds took.
+    fn timed(self: Box<Self>) -> Timed;
+}
+
+/// Rounds of one batch before the next has its turn.
+const TURN: usize = 5;
+
+/// Verifies a case on batches that are filled for it, then times it on all of them in turns: whatever slows the machine
+/// down for a while slows all types of elements, and with them plain loops and what memory allows.
+///
+/// The first round of a turn is not counted: it finds in the caches what another batch has left there.
 ///
 /// # Errors
 /// [`Error::Mismatch`](crate::Error::Mismatch) where a result is not the expected one; errors of the backend.
-pub fn measure<E: Element>(
+pub fn measure<'a>(
     backend: &dyn Backend,
-    batch: &mut Batch<E>,
+    batches: impl IntoIterator<Item = &'a mut (dyn AnyBatch + 'static)>,
     case: &Case,
     runs: usize,
     fault: &mut bool,
-) -> Result<Timed> {
-    let expected = Expected::of(batch, case)?;
-    let (ran, shape) = (backend.ran(), batch.shape);
-    let name = ran.to_string();
-    let has_plain = ran.backend != BackendKind::Gpu;
-    let (mut ours, mut plain) = (Times::default(), Times::default());
-    // The first round verifies and warms up; it is not counted.
-    for round in 0..=runs {
-        let seconds = run(backend, batch, case, &expected, &name)?;
-        if round == 0 && *fault && batch.spoil(case) {
+) -> Result<Vec<Timed>> {
+    let batches = batches.into_iter().map(|batch| batch.rounds(backend, case));
+    let mut batches = batches.collect::<Result<Vec<_>>>()?;
+    let mut counted = 0;
+    while counted < runs {
+        let turn = TURN.min(runs - counted);
+        for batch in &mut batches {
+            batch.run(Round { is_verified: counted == 0, is_counted: false }, fault)?;
+            for round in 1..=turn {
+                batch.run(Round { is_verified: counted + round == runs, is_counted: true }, fault)?;
+            }
+        }
+        counted += turn;
+    }
+    Ok(batches.into_iter().map(Rounds::timed).collect())
+}
+
+struct OnHost<'a, E> {
+    backend: &'a dyn Backend,
+    name: String,
+    batch: &'a mut Batch<E>,
+    case: &'a Case,
+    expected: Expected,
+    ours: Times,
+    /// Nothing where the backend does not run on the host's threads.
+    beside: Option<Beside>,
+}
+
+/// What takes turns with ours.
+struct Beside {
+    moves: Moves,
+    plain: Times,
+    allowed: Times,
+}
+
+impl<E: Element> Rounds for OnHost<'_, E> {
+    fn run(&mut self, round: Round, fault: &mut bool) -> Result<()> {
+        let Self { batch, case, expected, .. } = self;
+        let seconds = run(self.backend, batch, case, expected, &self.name)?;
+        self.ours.push_if(round.is_counted, seconds);
+        if round.is_verified && *fault && batch.spoil(case) {
             *fault = false;
         }
-        if round == 0 || round == runs {
-            expected.check_values(&name, batch, &batch.work)?;
+        if round.is_verified {
+            expected.check_values(&self.name, batch, &batch.work)?;
         }
         batch.restore(case);
-        ours.push_after_first(round, seconds);
-        if has_plain {
-            let (norms, seconds) = timed(|| match case.stage {
-                Stage::Norms => plain::norms(shape, case, black_box(&batch.work)),
-                Stage::Clip => plain::clip(shape, case, black_box(&mut batch.work)),
-            });
-            if round == 0 {
-                expected.check_plain(&norms, plain::error(shape))?;
-                expected.check_plain_values(batch, &batch.work, 2.0 * plain::error(shape))?;
-            }
-            plain.push_after_first(round, seconds);
-            batch.restore(case);
+        let Some(Beside { moves, plain, allowed }) = &mut self.beside else { return Ok(()) };
+
+        let shape = batch.shape;
+        let (norms, seconds) = timed(|| match case.stage {
+            Stage::Norms => plain::norms(shape, case, black_box(&batch.work)),
+            Stage::Clip => plain::clip(shape, case, black_box(&mut batch.work)),
+        });
+        plain.push_if(round.is_counted, seconds);
+        if round.is_verified {
+            expected.check_plain(&norms, plain::error(shape))?;
+            expected.check_plain_values(batch, &batch.work, 2.0 * plain::error(shape))?;
         }
+        batch.restore(case);
+
+        let (sum, seconds) = timed(|| moves.run(black_box(&mut batch.work)));
+        allowed.push_if(round.is_counted, seconds);
+        if round.is_verified {
+            moves.check(batch, case, sum)?;
+        }
+        batch.restore(case);
+        Ok(())
     }
-    Ok(Timed { method: "host", ours, plain: has_plain.then_some(plain) })
+
+    fn timed(self: Box<Self>) -> Timed {
+        let (plain, allowed) = self.beside.map(|beside| (beside.plain, beside.allowed)).unzip();
+        Timed { method: "host", ours: self.ours, plain, allowed: allowed.map(|times| times.wall.median()) }
+    }
 }
 
 /// One run, its norms or report held against the expected ones.

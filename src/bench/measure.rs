@@ -5,7 +5,6 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::cases::{Case, Shape, Stage};
-use super::ceilings::Ceilings;
 use super::element::Dtype;
 use crate::backend::Backend;
 use crate::report::BackendKind;
@@ -34,6 +33,7 @@ impl Samples {
     }
 
     /// Adds the runs of another measurement.
+    #[cfg(feature = "gpu")]
     pub(super) fn join(&mut self, other: Self) {
         other.ascending.into_iter().for_each(|seconds| self.push(seconds));
     }
@@ -81,15 +81,16 @@ pub struct Times {
 
 impl Times {
     /// Adds the runs of another measurement.
+    #[cfg(feature = "gpu")]
     pub(super) fn join(&mut self, other: Self) {
         self.wall.join(other.wall);
         self.device.join(other.device);
         self.submit.join(other.submit);
     }
 
-    /// Adds a run on the host, but for round 0, which verifies and warms up.
-    pub(crate) fn push_after_first(&mut self, round: usize, seconds: f64) {
-        if round > 0 {
+    /// Adds a run on the host that counts.
+    pub(super) fn push_if(&mut self, is_counted: bool, seconds: f64) {
+        if is_counted {
             self.wall.push(seconds);
         }
     }
@@ -104,27 +105,21 @@ pub struct Timed {
     pub ours: Times,
     /// The baseline, where there is one.
     pub plain: Option<Times>,
+    /// Seconds that the memory allows, where the data stays in one.
+    pub allowed: Option<f64>,
 }
 
 impl Timed {
-    /// A record for ours, and one for plain; `ceilings` are those of the memory that the data is in, if it
-    /// stays in one, with the bytes of a cache that keeps a row.
+    /// A record for ours, and one for plain.
     #[must_use]
-    pub fn records(
-        &self,
-        place: &Place,
-        (shape, dtype): (Shape, Dtype),
-        case: &Case,
-        ceilings: Option<(&Ceilings, u64)>,
-    ) -> Vec<Record> {
-        let traffic = case.traffic(shape, dtype);
-        let allowed = ceilings.map(|(ceilings, cache)| ceilings.allow(traffic, shape, cache));
+    pub fn records(&self, place: &Place, (shape, dtype): (Shape, Dtype), case: &Case) -> Vec<Record> {
+        let bytes = case.traffic(shape, dtype).one_pass();
         let libraries = [("byzclip", Some(&self.ours)), ("plain", self.plain.as_ref())];
         let libraries = libraries.into_iter().filter_map(|(library, times)| Some((library, times?)));
         let record = |(library, times): (&'static str, &Times)| {
             let filled = |samples: &Samples| (samples.count() > 0).then(|| samples.median());
             // Where nothing is in scope nothing has to be moved, and no share says anything.
-            let share = allowed.filter(|allowed| *allowed > 0.0).map(|allowed| allowed / times.wall.median());
+            let share = self.allowed.filter(|_| bytes > 0).map(|allowed| allowed / times.wall.median());
             Record {
                 library,
                 case: match case.stage {
@@ -136,7 +131,7 @@ impl Timed {
                 share,
                 device_median_s: filled(&times.device),
                 submit_median_s: filled(&times.submit),
-                ..Record::new(place, (shape, dtype), self.method, &times.wall, traffic.one_pass())
+                ..Record::new(place, (shape, dtype), self.method, &times.wall, bytes)
             }
         };
         libraries.map(record).collect()
@@ -219,7 +214,7 @@ pub struct Record {
     pub bytes: u64,
     /// These bytes by the median, in 10^9 bytes a second.
     pub gb_per_s: f64,
-    /// The time that the fastest runs of the ceilings allow, by the median.
+    /// The time that the memory allows, by the median.
     pub share: Option<f64>,
     /// Seconds by the device's own clock.
     pub device_median_s: Option<f64>,

@@ -4,12 +4,13 @@
 //! - [`element`]: what the data is stored as: `f32`, f16 or bf16.
 //! - [`expected`]: what every result must be, bit for bit, before anything is timed.
 //! - [`plain`]: the same work without exactness: an `f32` sum, then the scaling. What exactness costs.
-//! - [`ceilings`]: what the memory allows in the same buffer: a read, a copy, a scaling in place.
+//! - [`ceilings`]: what the memory allows in the same buffer: a read, a copy, a scaling in place; `moves`: what it allows a
+//!   case on the host.
 //! - [`measure`]: samples, and the records that they become.
 //! - [`host`]: a backend over host memory; `gpu`: a plan over a buffer on the device.
 //!
-//! The rules: a case is verified before it is timed, and its last run afterwards; ours and plain alternate, so that
-//! noise hits both; data is restored outside the timed region, and only rows that were written; a case's bytes are those
+//! The rules: a case is verified before it is timed, and its last run afterwards; what is compared takes turns, so that
+//! noise hits all of it; data is restored outside the timed region, and only rows that were written; a case's bytes are those
 //! that one pass would need, whatever is really moved.
 
 pub mod cases;
@@ -20,6 +21,7 @@ pub mod expected;
 pub mod gpu;
 pub mod host;
 pub mod measure;
+mod moves;
 pub mod plain;
 
 #[cfg(feature = "gpu")]
@@ -28,8 +30,8 @@ use crate::backend::{Backend, Choice, select};
 use crate::error::Result;
 use crate::report::Ran;
 
-use self::cases::{Batch, Case, Shape};
-use self::element::{Bf16, Dtype, Element, F16};
+use self::cases::{Case, Shape};
+use self::element::Dtype;
 use self::measure::{Place, Record};
 
 /// What to measure.
@@ -108,17 +110,17 @@ impl Subject {
         }
     }
 
-    /// How many steps [`Subject::measure`] takes for a shape, for a progress bar.
+    /// How many steps [`Subject::measure`] takes for a shape and so many types of elements, for a progress bar.
     #[must_use]
-    pub fn steps(&self, settings: &Settings) -> usize {
+    pub fn steps(&self, settings: &Settings, dtypes: usize) -> usize {
         match self {
-            Self::Host(_) => 2 + settings.cases().len(),
+            Self::Host(_) => dtypes + settings.cases().len(),
             #[cfg(feature = "gpu")]
-            Self::Gpu(..) => 2 + 2 * settings.cases().len(),
+            Self::Gpu(..) => dtypes * (2 + 2 * settings.cases().len()),
         }
     }
 
-    /// Measures ceilings and every case of a shape, of elements of a type; `begins` is told what begins.
+    /// Measures ceilings and every case of a shape, of elements of each of these types; `begins` is told what begins.
     ///
     /// A `fault` that is set spoils one bit of the first result that has one to spoil, and is taken then: the check has
     /// to find it. On a GPU that is a result in its own memory.
@@ -127,95 +129,45 @@ impl Subject {
     /// [`Error::Mismatch`](crate::Error::Mismatch) where a result is not the expected one; errors of the backend.
     pub fn measure(
         &self,
-        (shape, dtype): (Shape, Dtype),
-        settings: &Settings,
-        fault: &mut bool,
-        begins: impl FnMut(&str),
-    ) -> Result<Vec<Record>> {
-        match dtype {
-            Dtype::F32 => self.measure_of::<f32>(shape, settings, fault, begins),
-            Dtype::F16 => self.measure_of::<F16>(shape, settings, fault, begins),
-            Dtype::Bf16 => self.measure_of::<Bf16>(shape, settings, fault, begins),
-        }
-    }
-
-    fn measure_of<E: Element>(
-        &self,
         shape: Shape,
+        dtypes: &[Dtype],
         settings: &Settings,
         fault: &mut bool,
-        begins: impl FnMut(&str),
+        begins: &mut dyn FnMut(&str),
     ) -> Result<Vec<Record>> {
         match self {
-            Self::Host(backend) => measure_host::<E>(backend.as_ref(), shape, settings, fault, begins),
+            Self::Host(backend) => measure_host(backend.as_ref(), shape, dtypes, settings, fault, begins),
             #[cfg(feature = "gpu")]
-            Self::Gpu(gpu) => measure_gpu::<E>(gpu, shape, settings, fault, begins),
+            Self::Gpu(gpu) => gpu::measure(gpu, shape, dtypes, settings, fault, begins),
         }
     }
 }
 
-fn measure_host<E: Element>(
+/// All types of elements in turn.
+fn measure_host(
     backend: &dyn Backend,
     shape: Shape,
+    dtypes: &[Dtype],
     settings: &Settings,
     fault: &mut bool,
-    mut begins: impl FnMut(&str),
+    begins: &mut dyn FnMut(&str),
 ) -> Result<Vec<Record>> {
-    let (place, cache) = (Place::host(backend), ceilings::core_cache());
-    let mut batch = Batch::<E>::new(shape)?;
-    begins(&format!("{shape} {}: ceilings", E::DTYPE));
-    batch.fill(&Case::norms());
-    let before = ceilings::measure(&mut batch, settings.runs)?;
-    let mut timed = Vec::new();
+    let place = Place::host(backend);
+    let room = dtypes.iter().map(|dtype| host::batch(shape, *dtype));
+    let mut batches = room.collect::<Result<Vec<_>>>()?;
+    let mut records = Vec::new();
+    for batch in &mut batches {
+        begins(&format!("{shape} {}: ceilings", batch.dtype()));
+        batch.fill(&Case::norms());
+        records.extend(batch.ceilings(settings.runs)?.records(&place, shape, batch.dtype()));
+    }
     for case in settings.cases() {
-        begins(&format!("{shape} {}: {case}", E::DTYPE));
-        batch.fill(&case);
-        timed.push((case, host::measure(backend, &mut batch, &case, settings.runs, fault)?));
-    }
-    // Again behind the cases: a machine that was busy before is seen to allow more.
-    begins(&format!("{shape} {}: ceilings again", E::DTYPE));
-    batch.fill(&Case::norms());
-    let ceilings = before.joined(ceilings::measure(&mut batch, settings.runs)?);
-    let mut records = ceilings.records(&place, shape, E::DTYPE);
-    for (case, timed) in timed {
-        records.extend(timed.records(&place, (shape, E::DTYPE), &case, Some((&ceilings, cache))));
-    }
-    Ok(records)
-}
-
-/// From host memory without a share, because what takes the time there is the way to the device and back; then in the
-/// device's memory.
-#[cfg(feature = "gpu")]
-fn measure_gpu<E: Element>(
-    gpu: &Gpu,
-    shape: Shape,
-    settings: &Settings,
-    fault: &mut bool,
-    mut begins: impl FnMut(&str),
-) -> Result<Vec<Record>> {
-    let (place, cache) = (Place::gpu(gpu), gpu::workgroup_memory(gpu));
-    let mut batch = Batch::<E>::new(shape)?;
-    let bench = gpu::Bench::new(gpu, shape, E::DTYPE)?;
-    begins(&format!("{shape} {}: ceilings", E::DTYPE));
-    batch.fill(&Case::norms());
-    let before = bench.ceilings(&mut batch, settings.runs)?;
-    let mut timed = Vec::new();
-    for case in settings.cases() {
-        batch.fill(&case);
-        begins(&format!("{shape} {}: {case}, on the device", E::DTYPE));
-        let on_device = bench.measure(&mut batch, &case, settings.runs, fault)?;
-        begins(&format!("{shape} {}: {case}, from the host", E::DTYPE));
-        batch.restore_all();
-        let from_host = host::measure(gpu, &mut batch, &case, settings.runs, &mut false)?;
-        timed.push((case, on_device, from_host));
-    }
-    begins(&format!("{shape} {}: ceilings again", E::DTYPE));
-    batch.fill(&Case::norms());
-    let ceilings = before.joined(bench.ceilings(&mut batch, settings.runs)?);
-    let mut records = ceilings.records(&place, shape, E::DTYPE);
-    for (case, on_device, from_host) in timed {
-        records.extend(on_device.records(&place, (shape, E::DTYPE), &case, Some((&ceilings, cache))));
-        records.extend(from_host.records(&place, (shape, E::DTYPE), &case, None));
+        begins(&format!("{shape}: {case}"));
+        batches.iter_mut().for_each(|batch| batch.fill(&case));
+        let batches = batches.iter_mut().map(|batch| batch.as_mut());
+        let timed = host::measure(backend, batches, &case, settings.runs, fault)?;
+        let of_types = timed.iter().zip(dtypes);
+        records.extend(of_types.flat_map(|(timed, &dtype)| timed.records(&place, (shape, dtype), &case)));
     }
     Ok(records)
 }

@@ -44,15 +44,14 @@ pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
     if !json {
         output::print(&format!("{}\n{LEGEND}\n", subject.ran()))?;
     }
-    let of_shape = |&shape: &Shape| args.dtypes.iter().map(move |&dtype| (shape, dtype));
-    let batches: Vec<_> = args.shapes.iter().flat_map(of_shape).collect();
-    let bar = progress::bar((batches.len() * subject.steps(&settings)) as u64, "measuring");
-    for batch in batches {
-        let begins = |what: &str| {
+    let bar =
+        progress::bar((args.shapes.len() * subject.steps(&settings, args.dtypes.len())) as u64, "measuring");
+    for &shape in &args.shapes {
+        let mut begins = |what: &str| {
             bar.set_message(what.to_owned());
             bar.inc(1);
         };
-        let records = match subject.measure(batch, &settings, &mut fault, begins) {
+        let records = match subject.measure(shape, &args.dtypes, &settings, &mut fault, &mut begins) {
             Ok(records) => records,
             Err(error) => {
                 // The line that says why stands alone.
@@ -64,7 +63,7 @@ pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
             if json {
                 records.iter().try_for_each(output::print_json)
             } else {
-                output::print(&table(batch, &records))
+                args.dtypes.iter().try_for_each(|&dtype| output::print(&table(shape, dtype, &records)))
             }
         })?;
     }
@@ -79,8 +78,8 @@ pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
 
 /// What the columns mean.
 const LEGEND: &str = "every case verified bit for bit; GB/s: the bytes that one pass needs, by the median; \
-                      share: the time\nthat the best runs of the ceilings allow, by the median; plain: an f32 sum and a \
-                      multiplication, without exactness";
+                      share: the time\nthat this memory allows, by the median; plain: an f32 sum and a multiplication, \
+                      without exactness";
 
 fn parse_runs(text: &str) -> Result<u32, String> {
     text.parse::<u32>()
@@ -96,31 +95,37 @@ fn parse_share(text: &str) -> Result<f64, String> {
         .ok_or_else(|| "expected a share from 0 to 1, such as 0.2".into())
 }
 
-/// The figures of a shape.
-fn table((shape, dtype): (Shape, Dtype), records: &[Record]) -> String {
-    let (ceilings, measured): (Vec<_>, Vec<_>) = records.iter().partition(|record| record.case == "ceiling");
+/// The figures of a shape and type of elements, among the records of all types.
+fn table(shape: Shape, dtype: Dtype, records: &[Record]) -> String {
+    let of_type = records.iter().filter(|record| record.dtype == dtype.name());
+    let (ceilings, measured): (Vec<_>, Vec<_>) = of_type.partition(|record| record.case == "ceiling");
     let ceilings = ceilings.iter().map(|c| format!("{} {:.1} GB/s", c.method, c.gb_per_s));
     let bytes = shape.elements() as f64 * dtype.bytes() as f64;
     let mut text =
         format!("\n{shape} in {dtype}, {:.1} MB; {}\n", bytes / 1e6, ceilings.collect::<Vec<_>>().join(", "));
 
     let ours: Vec<&Record> = measured.iter().copied().filter(|record| record.library == "byzclip").collect();
-    let plain_of = |ours: &Record| {
-        let same = |r: &&&Record| {
-            r.library == "plain"
-                && (&r.method, &r.case, r.clipped, r.scope)
-                    == (&ours.method, &ours.case, ours.clipped, ours.scope)
+    // The same case of another library or type.
+    let other = |ours: &Record, library: &str, dtype: Dtype| {
+        let same = |r: &&Record| {
+            (r.library, r.dtype) == (library, dtype.name())
+                && (r.method, r.case, r.clipped, r.scope)
+                    == (ours.method, ours.case, ours.clipped, ours.scope)
         };
-        measured.iter().find(same).copied()
+        records.iter().find(same)
     };
+    let has_singles = dtype != Dtype::F32 && records.iter().any(|record| record.dtype == Dtype::F32.name());
     let on_device = ours.iter().any(|record| record.submit_median_s.is_some());
     let mut head = vec!["case", "from", "median", "min", "max", "GB/s", "share", "plain", "ours/plain"];
+    if has_singles {
+        head.push("rows/s of f32's");
+    }
     if on_device {
         head.extend(["device clock", "submit"]);
     }
     let cells = |row: usize| {
         let record = ours[row];
-        let plain = plain_of(record);
+        let plain = other(record, "plain", dtype);
         let shown = |value: Option<String>| value.unwrap_or_else(|| "-".into());
         let mut cells = vec![
             case(record),
@@ -133,6 +138,10 @@ fn table((shape, dtype): (Shape, Dtype), records: &[Record]) -> String {
             shown(plain.map(|plain| time(plain.median_s))),
             shown(plain.map(|plain| format!("{:.2}", record.median_s / plain.median_s))),
         ];
+        if has_singles {
+            let single = other(record, "byzclip", Dtype::F32);
+            cells.push(shown(single.map(|single| format!("{:.2}", single.median_s / record.median_s))));
+        }
         if on_device {
             cells.extend([shown(record.device_median_s.map(time)), shown(record.submit_median_s.map(time))]);
         }

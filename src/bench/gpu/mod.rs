@@ -7,14 +7,77 @@ mod memory;
 use self::clock::{Clock, Took};
 use self::kernels::Kernels;
 use self::memory::Memory;
-use super::cases::{Batch, Case, Shape, Stage};
+use super::Settings;
+use super::cases::{Batch, Case, Shape, Stage, Traffic};
 use super::ceilings::Ceilings;
-use super::element::{Dtype, Element};
+use super::element::{Bf16, Dtype, Element, F16};
 use super::expected::Expected;
-use super::measure::{Place, Timed, Times};
+use super::host::{self, AnyBatch};
+use super::measure::{Place, Record, Timed, Times};
 use crate::backend::gpu::{Plan, driver};
 use crate::backend::{Backend, Gpu};
 use crate::error::{Error, Result};
+
+/// Measures ceilings and every case of a shape, of elements of each of these types, one type after the other: a device
+/// may not hold several.
+///
+/// # Errors
+/// [`Error::Mismatch`] where a result is not the expected one; errors of the device.
+pub fn measure(
+    gpu: &Gpu,
+    shape: Shape,
+    dtypes: &[Dtype],
+    settings: &Settings,
+    fault: &mut bool,
+    begins: &mut dyn FnMut(&str),
+) -> Result<Vec<Record>> {
+    let of_type = |dtype: &Dtype| match dtype {
+        Dtype::F32 => measure_of::<f32>(gpu, shape, settings, fault, begins),
+        Dtype::F16 => measure_of::<F16>(gpu, shape, settings, fault, begins),
+        Dtype::Bf16 => measure_of::<Bf16>(gpu, shape, settings, fault, begins),
+    };
+    Ok(dtypes.iter().map(of_type).collect::<Result<Vec<_>>>()?.concat())
+}
+
+/// From host memory without a share, because what takes the time there is the way to the device and back; then in the
+/// device's memory.
+fn measure_of<E: Element>(
+    gpu: &Gpu,
+    shape: Shape,
+    settings: &Settings,
+    fault: &mut bool,
+    begins: &mut dyn FnMut(&str),
+) -> Result<Vec<Record>> {
+    let (place, cache) = (Place::gpu(gpu), workgroup_memory(gpu));
+    let mut batch = Batch::<E>::new(shape)?;
+    let bench = Bench::new(gpu, shape, E::DTYPE)?;
+    begins(&format!("{shape} {}: ceilings", E::DTYPE));
+    batch.fill(&Case::norms());
+    let before = bench.ceilings(&mut batch, settings.runs)?;
+    let mut timed = Vec::new();
+    for case in settings.cases() {
+        batch.fill(&case);
+        begins(&format!("{shape} {}: {case}, on the device", E::DTYPE));
+        let on_device = bench.measure(&mut batch, &case, settings.runs, fault)?;
+        begins(&format!("{shape} {}: {case}, from the host", E::DTYPE));
+        batch.restore_all();
+        let batch: &mut (dyn AnyBatch + 'static) = &mut batch;
+        let from_host = host::measure(gpu, [batch], &case, settings.runs, &mut false)?;
+        timed.push((case, on_device, from_host));
+    }
+    // Again behind the cases: a device that was busy before is seen to allow more.
+    begins(&format!("{shape} {}: ceilings again", E::DTYPE));
+    batch.fill(&Case::norms());
+    let ceilings = before.joined(bench.ceilings(&mut batch, settings.runs)?);
+    let mut records = ceilings.records(&place, shape, E::DTYPE);
+    for (case, mut on_device, from_host) in timed {
+        on_device.allowed = Some(ceilings.allow(case.traffic(shape, E::DTYPE), shape, cache));
+        for timed in [on_device].iter().chain(&from_host) {
+            records.extend(timed.records(&place, (shape, E::DTYPE), &case));
+        }
+    }
+    Ok(records)
+}
 
 /// A batch on a device, and all that is run on it there.
 pub struct Bench<'a> {
@@ -144,7 +207,7 @@ impl<'a> Bench<'a> {
             plain.push_took(round, took);
             self.memory.restore(context, batch.shape, case)?;
         }
-        Ok(Timed { method: "device", ours, plain: Some(plain) })
+        Ok(Timed { method: "device", ours, plain: Some(plain), allowed: None })
     }
 
     fn verify<E: Element>(
@@ -179,6 +242,28 @@ impl<'a> Bench<'a> {
     }
 }
 
+impl Ceilings {
+    /// The time that the fastest runs of these ceilings allow a case on a device: rows that are only read at the rate of
+    /// reading, clipped rows at that of scaling, and before that at that of reading where they do not stay in a cache of
+    /// `cache` bytes.
+    #[must_use]
+    pub fn allow(&self, traffic: Traffic, shape: Shape, cache: u64) -> f64 {
+        let per_byte = |times: &Times| times.wall.min() / self.bytes as f64;
+        let twice = if self.bytes / shape.clients as u64 <= cache { 0 } else { traffic.scaled };
+        (traffic.only_read + twice) as f64 * per_byte(&self.read)
+            + traffic.scaled as f64 * per_byte(&self.scale)
+    }
+
+    /// Both measurements as one: what limits a case is the best that either saw.
+    #[must_use]
+    pub fn joined(mut self, later: Self) -> Self {
+        self.read.join(later.read);
+        self.copy.join(later.copy);
+        self.scale.join(later.scale);
+        self
+    }
+}
+
 impl Times {
     fn push_took(&mut self, round: usize, took: Took) {
         if round > 0 {
@@ -198,4 +283,22 @@ fn check(method: &'static str, right: bool) -> Result<()> {
 /// An error of this module's own buffers.
 fn too_many_elements(shape: Shape) -> Error {
     Error::Layout { got: shape.to_string(), expected: "fewer than 2^32 elements for kernels that index them" }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_that_fit_a_cache_are_moved_once() {
+        let times = |seconds| {
+            let mut times = Times::default();
+            times.wall.push(seconds);
+            times
+        };
+        let ceilings = Ceilings { read: times(1.0), copy: times(2.0), scale: times(3.0), bytes: 40 };
+        let (shape, traffic) = (Shape { clients: 2, params: 5 }, Traffic { only_read: 20, scaled: 20 });
+        assert_eq!(ceilings.allow(traffic, shape, 20), 0.5 + 1.5);
+        assert_eq!(ceilings.allow(traffic, shape, 19), 1.0 + 1.5);
+    }
 }
