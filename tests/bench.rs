@@ -115,6 +115,7 @@ fn every_case_is_reported_for_every_type_of_elements_with_its_bytes() {
                     assert_eq!(half[field], single[field], "{args:?}, {dtype}");
                 }
                 assert_eq!(half["share"].is_number(), single["share"].is_number(), "{half}");
+                assert_eq!(half["by_f32"].is_number(), half["library"] == "byzclip", "{half}");
                 let bytes = |record: &Value| record["bytes"].as_u64().unwrap();
                 assert_eq!(2 * bytes(half), bytes(single), "{half}");
             }
@@ -158,6 +159,8 @@ fn records_have_every_field_and_their_figures_agree() {
         "bytes",
         "gb_per_s",
         "share",
+        "by_plain",
+        "by_f32",
         "device_median_s",
         "submit_median_s",
         "verified",
@@ -184,6 +187,12 @@ fn records_have_every_field_and_their_figures_agree() {
             let from_host_to_gpu = record["backend"] == "gpu" && record["method"] == "host";
             let has_share = record["case"] != "ceiling" && !from_host_to_gpu;
             assert_eq!(record["share"].is_number(), has_share, "{record}");
+            let has_ratio = has_share && record["library"] == "byzclip";
+            assert_eq!(
+                (record["by_plain"].is_number(), record["by_f32"].is_null()),
+                (has_ratio, true),
+                "{record}"
+            );
             assert_eq!(
                 record["submit_median_s"].is_number(),
                 record["backend"] == "gpu" && !from_host_to_gpu

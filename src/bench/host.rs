@@ -6,7 +6,7 @@ use super::cases::{Batch, Case, Shape, Stage};
 use super::ceilings::{self, Ceilings};
 use super::element::{Bf16, Dtype, Element, F16};
 use super::expected::Expected;
-use super::measure::{Timed, Times, timed};
+use super::measure::{Allowed, Samples, Timed, Times, timed};
 use super::moves::Moves;
 use super::plain;
 use crate::backend::Backend;
@@ -65,7 +65,7 @@ impl<E: Element> AnyBatch for Batch<E> {
         let beside = (ran.backend != BackendKind::Gpu).then(|| Beside {
             moves: Moves::of(self, case, ceilings::core_cache()),
             plain: Times::default(),
-            allowed: Times::default(),
+            allowed: Samples::default(),
         });
         let (name, expected) = (ran.to_string(), Expected::of(self, case)?);
         Ok(Box::new(OnHost { backend, name, batch: self, case, expected, ours: Times::default(), beside }))
@@ -139,7 +139,7 @@ struct OnHost<'a, E> {
 struct Beside {
     moves: Moves,
     plain: Times,
-    allowed: Times,
+    allowed: Samples,
 }
 
 impl<E: Element> Rounds for OnHost<'_, E> {
@@ -169,7 +169,9 @@ impl<E: Element> Rounds for OnHost<'_, E> {
         batch.restore(case);
 
         let (sum, seconds) = timed(|| moves.run(black_box(&mut batch.work)));
-        allowed.push_if(round.is_counted, seconds);
+        if round.is_counted {
+            allowed.push(seconds);
+        }
         if round.is_verified {
             moves.check(batch, case, sum)?;
         }
@@ -179,7 +181,7 @@ impl<E: Element> Rounds for OnHost<'_, E> {
 
     fn timed(self: Box<Self>) -> Timed {
         let (plain, allowed) = self.beside.map(|beside| (beside.plain, beside.allowed)).unzip();
-        Timed { method: "host", ours: self.ours, plain, allowed: allowed.map(|times| times.wall.median()) }
+        Timed { method: "host", ours: self.ours, plain, allowed: allowed.map(Allowed::InTurn) }
     }
 }
 

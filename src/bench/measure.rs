@@ -19,52 +19,63 @@ pub fn timed<T>(work: impl FnOnce() -> T) -> (T, f64) {
     (result, start.elapsed().as_secs_f64())
 }
 
-/// Seconds of several runs.
+/// Seconds of several runs, in the order in which they ran.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Samples {
-    ascending: Vec<f64>,
+    seconds: Vec<f64>,
 }
 
 impl Samples {
     /// Adds a run.
     pub fn push(&mut self, seconds: f64) {
-        let place = self.ascending.partition_point(|earlier| *earlier <= seconds);
-        self.ascending.insert(place, seconds);
+        self.seconds.push(seconds);
     }
 
     /// Adds the runs of another measurement.
     #[cfg(feature = "gpu")]
     pub(super) fn join(&mut self, other: Self) {
-        other.ascending.into_iter().for_each(|seconds| self.push(seconds));
+        self.seconds.extend(other.seconds);
     }
 
     /// How many runs there are.
     #[must_use]
     pub fn count(&self) -> usize {
-        self.ascending.len()
+        self.seconds.len()
     }
 
     /// The middle one, or the mean of the two in the middle; NaN without runs.
     #[must_use]
     pub fn median(&self) -> f64 {
-        let middle = self.count() / 2;
-        match self.count() {
-            0 => f64::NAN,
-            count if count % 2 == 1 => self.ascending[middle],
-            _ => (self.ascending[middle - 1] + self.ascending[middle]) / 2.0,
-        }
+        median(self.seconds.clone())
+    }
+
+    /// The median of ratios of runs that took turns, these by the others; `None` where they did not, or without runs.
+    #[must_use]
+    pub fn median_ratio(&self, others: &Self) -> Option<f64> {
+        let ratios = self.seconds.iter().zip(&others.seconds).map(|(seconds, other)| seconds / other);
+        (self.count() == others.count() && self.count() > 0).then(|| median(ratios.collect()))
     }
 
     /// The fastest run; NaN without runs.
     #[must_use]
     pub fn min(&self) -> f64 {
-        self.ascending.first().copied().unwrap_or(f64::NAN)
+        self.seconds.iter().copied().fold(f64::NAN, f64::min)
     }
 
     /// The slowest run; NaN without runs.
     #[must_use]
     pub fn max(&self) -> f64 {
-        self.ascending.last().copied().unwrap_or(f64::NAN)
+        self.seconds.iter().copied().fold(f64::NAN, f64::max)
+    }
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    match values.len() {
+        0 => f64::NAN,
+        count if count % 2 == 1 => values[middle],
+        _ => f64::midpoint(values[middle - 1], values[middle]),
     }
 }
 
@@ -105,21 +116,45 @@ pub struct Timed {
     pub ours: Times,
     /// The baseline, where there is one.
     pub plain: Option<Times>,
-    /// Seconds that the memory allows, where the data stays in one.
-    pub allowed: Option<f64>,
+    /// What memory allows, where the data stays in one.
+    pub allowed: Option<Allowed>,
+}
+
+/// The time that memory allows.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Allowed {
+    /// Of runs that took turns with ours.
+    InTurn(Samples),
+    /// Seconds, from ceilings that were measured apart.
+    Apart(f64),
+}
+
+impl Allowed {
+    /// The share of what these runs took; `None` of none.
+    #[must_use]
+    pub fn share(&self, taken: &Samples) -> Option<f64> {
+        match self {
+            Self::InTurn(samples) => samples.median_ratio(taken),
+            Self::Apart(seconds) => Some(seconds / taken.median()),
+        }
+    }
 }
 
 impl Timed {
-    /// A record for ours, and one for plain.
+    /// A record for ours, and one for plain; `single` is the same case of `f32` where that took turns with these halves.
     #[must_use]
-    pub fn records(&self, place: &Place, (shape, dtype): (Shape, Dtype), case: &Case) -> Vec<Record> {
+    pub fn records(
+        &self,
+        place: &Place,
+        (shape, dtype): (Shape, Dtype),
+        case: &Case,
+        single: Option<&Self>,
+    ) -> Vec<Record> {
         let bytes = case.traffic(shape, dtype).one_pass();
-        let libraries = [("byzclip", Some(&self.ours)), ("plain", self.plain.as_ref())];
-        let libraries = libraries.into_iter().filter_map(|(library, times)| Some((library, times?)));
-        let record = |(library, times): (&'static str, &Times)| {
+        let record = |library, times: &Times| {
             let filled = |samples: &Samples| (samples.count() > 0).then(|| samples.median());
             // Where nothing is in scope nothing has to be moved, and no share says anything.
-            let share = self.allowed.filter(|_| bytes > 0).map(|allowed| allowed / times.wall.median());
+            let allowed = self.allowed.as_ref().filter(|_| bytes > 0);
             Record {
                 library,
                 case: match case.stage {
@@ -128,13 +163,18 @@ impl Timed {
                 },
                 clipped: (case.stage == Stage::Clip).then_some(case.clipped),
                 scope: case.scope,
-                share,
+                share: allowed.and_then(|allowed| allowed.share(&times.wall)),
                 device_median_s: filled(&times.device),
                 submit_median_s: filled(&times.submit),
                 ..Record::new(place, (shape, dtype), self.method, &times.wall, bytes)
             }
         };
-        libraries.map(record).collect()
+        let ours = Record {
+            by_plain: self.plain.as_ref().and_then(|plain| self.ours.wall.median_ratio(&plain.wall)),
+            by_f32: single.and_then(|single| single.ours.wall.median_ratio(&self.ours.wall)),
+            ..record("byzclip", &self.ours)
+        };
+        [Some(ours), self.plain.as_ref().map(|plain| record("plain", plain))].into_iter().flatten().collect()
     }
 }
 
@@ -214,8 +254,12 @@ pub struct Record {
     pub bytes: u64,
     /// These bytes by the median, in 10^9 bytes a second.
     pub gb_per_s: f64,
-    /// The time that the memory allows, by the median.
+    /// The share of the time that memory allows: the median over runs that took turns, or by the median.
     pub share: Option<f64>,
+    /// Of ours, the time by that of plain: the median over runs that took turns.
+    pub by_plain: Option<f64>,
+    /// Of halves, rows a second by those of `f32`: the median over runs that took turns, or of the medians.
+    pub by_f32: Option<f64>,
     /// Seconds by the device's own clock.
     pub device_median_s: Option<f64>,
     /// Seconds on the CPU to record and submit.
@@ -254,10 +298,19 @@ impl Record {
             bytes,
             gb_per_s: bytes as f64 / samples.median() / 1e9,
             share: None,
+            by_plain: None,
+            by_f32: None,
             device_median_s: None,
             submit_median_s: None,
             verified: true,
         }
+    }
+
+    /// Whether the other is of the same method and case, of whatever library and type of elements.
+    #[must_use]
+    pub fn is_case_of(&self, other: &Self) -> bool {
+        let case = |record: &Self| (record.method, record.case, record.clipped, record.scope);
+        case(self) == case(other)
     }
 
     /// The record of a ceiling.
@@ -291,6 +344,22 @@ mod tests {
         assert_eq!((samples.min(), samples.median(), samples.max()), (1.0, 2.5, 9.0));
         samples.push(2.75);
         assert_eq!(samples.median(), 2.75);
-        assert!(Samples::default().median().is_nan());
+        assert!(Samples::default().median().is_nan() && Samples::default().min().is_nan());
+    }
+
+    #[test]
+    fn ratios_are_those_of_runs_that_took_turns() {
+        let samples = |seconds: &[f64]| {
+            let mut samples = Samples::default();
+            seconds.iter().for_each(|&seconds| samples.push(seconds));
+            samples
+        };
+        // The machine is three times as slow half of the time, and the medians of the two are in different halves.
+        let (ours, plain) = (samples(&[2.0, 2.0, 6.0, 6.0, 6.0]), samples(&[1.0, 1.0, 3.0, 3.0, 0.5]));
+        assert_eq!((ours.median() / plain.median(), ours.median_ratio(&plain)), (6.0, Some(2.0)));
+        assert_eq!(plain.median_ratio(&samples(&[1.0])), None);
+        assert_eq!(Samples::default().median_ratio(&Samples::default()), None);
+        let allowed = [Allowed::InTurn(plain), Allowed::Apart(3.0)];
+        assert_eq!(allowed.map(|allowed| allowed.share(&ours)), [Some(0.5), Some(0.5)]);
     }
 }

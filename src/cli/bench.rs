@@ -98,23 +98,16 @@ fn parse_share(text: &str) -> Result<f64, String> {
 /// The figures of a shape and type of elements, among the records of all types.
 fn table(shape: Shape, dtype: Dtype, records: &[Record]) -> String {
     let of_type = records.iter().filter(|record| record.dtype == dtype.name());
-    let (ceilings, measured): (Vec<_>, Vec<_>) = of_type.partition(|record| record.case == "ceiling");
+    let (ceilings, measured): (Vec<&Record>, Vec<_>) = of_type.partition(|record| record.case == "ceiling");
     let ceilings = ceilings.iter().map(|c| format!("{} {:.1} GB/s", c.method, c.gb_per_s));
     let bytes = shape.elements() as f64 * dtype.bytes() as f64;
     let mut text =
         format!("\n{shape} in {dtype}, {:.1} MB; {}\n", bytes / 1e6, ceilings.collect::<Vec<_>>().join(", "));
 
     let ours: Vec<&Record> = measured.iter().copied().filter(|record| record.library == "byzclip").collect();
-    // The same case of another library or type.
-    let other = |ours: &Record, library: &str, dtype: Dtype| {
-        let same = |r: &&Record| {
-            (r.library, r.dtype) == (library, dtype.name())
-                && (r.method, r.case, r.clipped, r.scope)
-                    == (ours.method, ours.case, ours.clipped, ours.scope)
-        };
-        records.iter().find(same)
-    };
-    let has_singles = dtype != Dtype::F32 && records.iter().any(|record| record.dtype == Dtype::F32.name());
+    let is_plain_of = |ours: &Record, other: &Record| other.library == "plain" && other.is_case_of(ours);
+    let plain_of = |ours: &Record| measured.iter().copied().find(|other| is_plain_of(ours, other));
+    let has_singles = ours.iter().any(|record| record.by_f32.is_some());
     let on_device = ours.iter().any(|record| record.submit_median_s.is_some());
     let mut head = vec!["case", "from", "median", "min", "max", "GB/s", "share", "plain", "ours/plain"];
     if has_singles {
@@ -125,7 +118,7 @@ fn table(shape: Shape, dtype: Dtype, records: &[Record]) -> String {
     }
     let cells = |row: usize| {
         let record = ours[row];
-        let plain = other(record, "plain", dtype);
+        let plain = plain_of(record);
         let shown = |value: Option<String>| value.unwrap_or_else(|| "-".into());
         let mut cells = vec![
             case(record),
@@ -136,11 +129,10 @@ fn table(shape: Shape, dtype: Dtype, records: &[Record]) -> String {
             format!("{:.2}", record.gb_per_s),
             shown(record.share.map(|share| format!("{:.0} %", share * 100.0))),
             shown(plain.map(|plain| time(plain.median_s))),
-            shown(plain.map(|plain| format!("{:.2}", record.median_s / plain.median_s))),
+            shown(record.by_plain.map(|ratio| format!("{ratio:.2}"))),
         ];
         if has_singles {
-            let single = other(record, "byzclip", Dtype::F32);
-            cells.push(shown(single.map(|single| format!("{:.2}", single.median_s / record.median_s))));
+            cells.push(shown(record.by_f32.map(|ratio| format!("{ratio:.2}"))));
         }
         if on_device {
             cells.extend([shown(record.device_median_s.map(time)), shown(record.submit_median_s.map(time))]);

@@ -160,6 +160,8 @@ fn record(peer: &dyn Peer, shape: Shape, case: &Case, samples: &Samples) -> Resu
         bytes,
         gb_per_s: bytes as f64 / samples.median() / 1e9,
         share: None,
+        by_plain: None,
+        by_f32: None,
         device_median_s: None,
         submit_median_s: None,
         verified: true,
