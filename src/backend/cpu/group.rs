@@ -3,14 +3,13 @@
 
 use super::simd::Kernel;
 use super::sum::FastSum;
-use crate::batch::Granularity;
-use crate::clip::{Clipping, Status};
+use crate::clip::Status;
 use crate::norms::Norm;
 use crate::numerics::factor_below_one;
-use crate::threshold::{Decision, decide_span};
+use crate::threshold::Decision;
 
 /// How many rows.
-pub(super) const GROUP: usize = 8;
+pub(super) const GROUP: usize = super::squares::ROWS;
 
 /// The norms of fast sums, and which of them those leave open.
 pub(super) struct Certify<'a>(pub(super) &'a [FastSum; GROUP]);
@@ -33,33 +32,40 @@ impl Kernel for Certify<'_> {
     }
 }
 
-/// The decisions of rows that have these norms and bounds.
-pub(super) struct Decide<'a> {
-    pub(super) norms: &'a [Norm; GROUP],
+/// The decisions of rows that have these sums and bounds; `None` where a sum leaves one of them open.
+pub(super) struct Settle<'a> {
+    pub(super) sums: &'a [FastSum; GROUP],
     pub(super) bounds: &'a [f32; GROUP],
-    pub(super) clipping: &'a Clipping,
+    pub(super) in_scope: &'a [bool; GROUP],
 }
 
-impl Kernel for Decide<'_> {
-    type Output = [Decision; GROUP];
+impl Kernel for Settle<'_> {
+    type Output = Option<[Decision; GROUP]>;
 
     #[inline(always)]
     fn run(self) -> Self::Output {
-        let Self { norms, bounds, clipping } = self;
-        let has_value = norms.iter().fold(true, |all, norm| all & norm.has_value());
-        if !has_value || clipping.granularity == Granularity::Coordinate {
-            return std::array::from_fn(|i| decide_span(norms[i], norms[i], bounds[i], clipping));
-        }
-        let (mut factors, mut exceeds) = ([1.0; GROUP], [false; GROUP]);
+        let Self { sums, bounds, in_scope } = self;
+        let (norms, is_open) = Certify(sums).run();
+        let (mut factors, mut exceeds, mut any_open) = ([1.0; GROUP], [false; GROUP], false);
         for i in 0..GROUP {
             let factor = factor_below_one(bounds[i], norms[i]);
-            exceeds[i] = norms[i].exceeds(bounds[i]);
+            exceeds[i] = norms[i].exceeds(bounds[i]) & in_scope[i];
             factors[i] = if exceeds[i] { factor } else { 1.0 };
+            any_open |= is_open[i] & in_scope[i];
         }
-        std::array::from_fn(|i| {
-            let status = if exceeds[i] { Status::Clipped } else { Status::Untouched };
-            Decision { norm: norms[i], bound: bounds[i], factor: factors[i], status }
-        })
+        if any_open {
+            return None;
+        }
+        Some(std::array::from_fn(|i| {
+            let (bound, factor) = (bounds[i], factors[i]);
+            match (in_scope[i], exceeds[i]) {
+                (true, true) => Decision { norm: norms[i], bound, factor, status: Status::Clipped },
+                (true, false) => Decision { norm: norms[i], bound, factor, status: Status::Untouched },
+                (false, _) => {
+                    Decision { norm: Norm::OUT_OF_SCOPE, bound, factor, status: Status::OutOfScope }
+                }
+            }
+        }))
     }
 }
 
@@ -67,8 +73,8 @@ impl Kernel for Decide<'_> {
 mod tests {
     use super::*;
     use crate::backend::cpu::simd::vectorised;
-    use crate::clip::NonFinite;
-    use crate::norms::NormClass;
+    use crate::clip::Clipping;
+    use crate::threshold::decide_span;
 
     #[test]
     fn norms_of_groups_are_those_of_single_rows() {
@@ -95,37 +101,31 @@ mod tests {
 
     #[test]
     fn decisions_of_groups_are_those_of_single_rows() {
-        let classes = [
-            NormClass::Below,
-            NormClass::Exact,
-            NormClass::Above,
-            NormClass::NonFinite,
-            NormClass::OutOfScope,
-        ];
+        let clipping = Clipping::default();
+        // All kinds, of which some are open; and ordinary ones, none of which is.
+        let mixed = [0.0, 1e-46, 1.1e-45, 1e-38, 0.3, 1.0, 1.2, 1.5, 2.9, 3.0, 3.1, 1e38, 1e39, f64::NAN];
+        let ordinary = [2e-38, 1e-30, 0.3, 0.7, 1.2, 1.7, 2.9, 3.1, 1e38, 1e39];
         let bounds = [0.0, 1e-45, 1e-38, 1.0, 1.5, 3.0, f32::MAX, f32::INFINITY];
-        // The bits of bounds and of their neighbours, and norms beyond the range of f32.
-        let wides: Vec<u32> =
-            bounds.iter().flat_map(|bound| [bound.to_bits(), bound.to_bits() + 1]).collect();
-        let all: Vec<Norm> =
-            wides.iter().flat_map(|wide| classes.map(|class| Norm::new(*wide, class))).collect();
-        let ordinary: Vec<Norm> = all.iter().copied().filter(|norm| norm.has_value()).collect();
-        for granularity in [Granularity::Row, Granularity::Coordinate] {
-            for non_finite in [NonFinite::Zero, NonFinite::Keep] {
-                let clipping = Clipping { granularity, non_finite, ..Clipping::default() };
-                for (norms, shift) in
-                    [&all, &ordinary].into_iter().flat_map(|norms| (0..norms.len()).map(move |i| (norms, i)))
-                {
-                    let norms = std::array::from_fn(|i| norms[(shift + i) % norms.len()]);
-                    for turn in 0..GROUP {
-                        let bounds = std::array::from_fn(|i| bounds[(turn + i) % GROUP]);
-                        let decisions =
-                            vectorised(Decide { norms: &norms, bounds: &bounds, clipping: &clipping });
-                        for i in 0..GROUP {
-                            assert_eq!(decisions[i], decide_span(norms[i], norms[i], bounds[i], &clipping));
-                        }
-                    }
+        let mut certain = 0;
+        let starts = (0..mixed.len()).map(|shift| (&mixed[..], shift));
+        for (roots, shift) in starts.chain((0..ordinary.len()).map(|shift| (&ordinary[..], shift))) {
+            for (turn, scope) in (0..GROUP).flat_map(|turn| [(turn, 0xff), (turn, 0x5a), (turn, 0)]) {
+                let sums: [FastSum; GROUP] =
+                    std::array::from_fn(|i| FastSum::of_value(roots[(shift + i) % roots.len()].powi(2)));
+                let bounds = std::array::from_fn(|i| bounds[(turn + i) % GROUP]);
+                let in_scope = std::array::from_fn(|i| scope >> i & 1 == 1);
+                let (norms, is_open) = vectorised(Certify(&sums));
+                let decisions = vectorised(Settle { sums: &sums, bounds: &bounds, in_scope: &in_scope });
+                let is_any_open = (0..GROUP).any(|i| is_open[i] && in_scope[i]);
+                assert_eq!(decisions.is_none(), is_any_open, "{sums:?}, {scope:#x}");
+                for (i, decision) in decisions.iter().flatten().enumerate() {
+                    let norm = if in_scope[i] { norms[i] } else { Norm::OUT_OF_SCOPE };
+                    assert_eq!(*decision, decide_span(norm, norm, bounds[i], &clipping));
+                    certain += usize::from(in_scope[i]);
                 }
             }
         }
+        // Every start among the ordinary ones, with eight and four rows in scope.
+        assert!(certain >= ordinary.len() * GROUP * (8 + 4), "{certain}");
     }
 }

@@ -3,6 +3,7 @@
 //!
 //! Half the bytes come from memory, and what is widened never goes back there.
 
+use super::group::GROUP;
 use super::half_simd;
 use super::rows::Storage;
 use super::simd::{Kernel, vectorised};
@@ -61,6 +62,11 @@ impl Storage for Halves {
     #[inline]
     fn sum(&self, elements: &[u16], _first: usize) -> FastSum {
         FastSum::of_halves(self.half, elements).unwrap_or_else(|| self.sum_on_the_stack(elements))
+    }
+
+    #[inline]
+    fn sums(&self, rows: &[&[u16]; GROUP]) -> [FastSum; GROUP] {
+        FastSum::of_half_rows(self.half, rows).unwrap_or_else(|| rows.map(|row| self.sum_on_the_stack(row)))
     }
 
     fn exact_sum(&self, elements: &[u16], _first: usize) -> ExactSum {

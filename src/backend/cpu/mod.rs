@@ -4,7 +4,7 @@
 //!   some elements of a row; `group.rs`: norms and decisions of a few short rows side by side.
 //! - `sum.rs`: sums of squares in `f64`, where the square of an `f32` is exact and cannot over- or underflow;
 //!   their error is bounded, and a row whose rounding they leave open is summed exactly.
-//! - `squares.rs`, `simd.rs`: the vectors of this processor.
+//! - `squares.rs`, `squares_512.rs`, `simd.rs`: the vectors of this processor.
 //! - `mean.rs`: the mean of clipped rows.
 //! - `half_simd.rs`: the processor's own instructions for halves.
 
@@ -16,6 +16,8 @@ mod rows;
 pub(crate) mod simd;
 mod single;
 mod squares;
+#[cfg(target_arch = "x86_64")]
+mod squares_512;
 mod sum;
 
 use self::half::Halves;

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::group::{Certify, Decide, GROUP};
+use super::group::{Certify, GROUP, Settle};
 use super::simd::vectorised;
 use super::sum::FastSum;
 use super::{Cpu, OWN, SEQUENTIAL, TASK};
@@ -27,6 +27,9 @@ pub(super) trait Storage: Sync {
 
     /// Their sum of squares.
     fn sum(&self, elements: &[Self::Element], first: usize) -> FastSum;
+
+    /// The same of short rows, from their first element on.
+    fn sums(&self, rows: &[&[Self::Element]; GROUP]) -> [FastSum; GROUP];
 
     /// The same without any error, of finite ones.
     fn exact_sum(&self, elements: &[Self::Element], first: usize) -> ExactSum;
@@ -131,47 +134,65 @@ impl<'a, S: Storage> Rows<'a, S> {
     /// The stages one after the other for a few short rows, so that what one waits for is hidden behind the others.
     fn run_group(&self, first: usize, rows: &mut [S::Element], bounds: &[f32]) -> [RowReport; GROUP] {
         let (params, stride) = (self.layout.params(), self.layout.stride().unwrap_or(rows.len()));
-        let norms = self.group_norms(first, rows);
-        // The caller leaves off what is behind the last row.
-        let bounds = std::array::from_fn(|i| bounds.get(first + i).copied().unwrap_or_default());
-        let decisions = vectorised(Decide { norms: &norms, bounds: &bounds, clipping: self.clipping });
-        let count = self.layout.clients() - first;
-        for (row, decision) in rows.chunks_mut(stride).take(count).zip(&decisions) {
-            if decision.status.is_written() {
-                self.clip_row(&mut row[..params], decision);
+        let count = GROUP.min(self.layout.clients() - first);
+        // What is behind the last row is out of scope, and the caller leaves it off.
+        let mut of_rows = [0.0; GROUP];
+        of_rows[..count].copy_from_slice(&bounds[first..first + count]);
+        if let Some(decisions) = self.settled(first, rows, &of_rows) {
+            for (row, decision) in rows.chunks_mut(stride).zip(&decisions) {
+                if decision.status.is_written() {
+                    self.clip_row(&mut row[..params], decision);
+                }
             }
+            return decisions.map(|decision| row_of_one(&decision));
         }
-        decisions.map(|decision| row_of_one(&decision))
+        let mut reports =
+            [row_of_one(&decide_span(Norm::OUT_OF_SCOPE, Norm::OUT_OF_SCOPE, 0.0, self.clipping)); GROUP];
+        for (i, row) in rows.chunks_mut(stride).take(count).enumerate() {
+            reports[i] = row_of_one(&self.run_row(first + i, &mut row[..params], bounds));
+        }
+        reports
+    }
+
+    /// What becomes of a few short rows, where their fast sums decide it.
+    #[inline(always)]
+    fn settled(&self, first: usize, rows: &[S::Element], bounds: &[f32; GROUP]) -> Option<[Decision; GROUP]> {
+        if self.clipping.granularity == Granularity::Coordinate || self.cpu.force_exact {
+            return None;
+        }
+        let (sums, in_scope) = self.group_sums(first, rows);
+        vectorised(Settle { sums: &sums, bounds, in_scope: &in_scope })
     }
 
     /// The norms of a few short rows; out of scope behind the last.
     fn group_norms(&self, first: usize, rows: &[S::Element]) -> [Norm; GROUP] {
         let (params, stride) = (self.layout.params(), self.layout.stride().unwrap_or(rows.len()));
-        let rows = || {
-            let rows = (first..self.layout.clients()).zip(rows.chunks(stride));
-            rows.map(|(row, elements)| (row, &elements[..params])).enumerate()
-        };
-        if self.clipping.granularity == Granularity::Coordinate {
-            let mut norms = [Norm::OUT_OF_SCOPE; GROUP];
-            rows().for_each(|(i, (row, elements))| norms[i] = self.row_norm(row, elements));
-            return norms;
-        }
-        let mut sums = [FastSum::default(); GROUP];
-        for (i, (row, elements)) in rows() {
-            if self.mask[row] {
-                sums[i] = self.sum(elements, 0);
+        if self.clipping.granularity != Granularity::Coordinate && !self.cpu.force_exact {
+            let (sums, in_scope) = self.group_sums(first, rows);
+            let (norms, is_open) = vectorised(Certify(&sums));
+            if (0..GROUP).all(|i| !is_open[i] || !in_scope[i]) {
+                return std::array::from_fn(|i| if in_scope[i] { norms[i] } else { Norm::OUT_OF_SCOPE });
             }
         }
-        let (mut norms, is_open) = vectorised(Certify(&sums));
-        if is_open.contains(&true) || self.cpu.force_exact {
-            norms = [Norm::OUT_OF_SCOPE; GROUP];
-            for (i, (row, elements)) in rows() {
-                if self.mask[row] {
-                    norms[i] = self.norm(elements, 0, sums[i]);
-                }
-            }
+        let mut norms = [Norm::OUT_OF_SCOPE; GROUP];
+        for (i, (row, elements)) in (first..self.layout.clients()).zip(rows.chunks(stride)).enumerate() {
+            norms[i] = self.row_norm(row, &elements[..params]);
         }
         norms
+    }
+
+    /// The fast sums of a few short rows, and which rows are in scope.
+    #[inline(always)]
+    fn group_sums(&self, first: usize, rows: &[S::Element]) -> ([FastSum; GROUP], [bool; GROUP]) {
+        let (params, stride) = (self.layout.params(), self.layout.stride().unwrap_or(rows.len()));
+        let mut spans: [&[S::Element]; GROUP] = [&[]; GROUP];
+        let mut in_scope = [false; GROUP];
+        for (i, &row_in_scope) in self.mask[first..].iter().take(GROUP).enumerate() {
+            if row_in_scope {
+                (spans[i], in_scope[i]) = (&rows[i * stride..i * stride + params], true);
+            }
+        }
+        (self.storage.sums(&spans), in_scope)
     }
 
     #[inline(never)]

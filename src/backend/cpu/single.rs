@@ -1,5 +1,6 @@
 //! Elements in `f32`, and the centre's beside them where there is one.
 
+use super::group::GROUP as ROWS;
 use super::rows::Storage;
 use super::simd::{Kernel, vectorised};
 use super::sum::FastSum;
@@ -31,6 +32,11 @@ impl Storage for Singles<'_> {
     #[inline(always)]
     fn sum(&self, elements: &[f32], first: usize) -> FastSum {
         FastSum::of(elements, self.center(elements, first))
+    }
+
+    #[inline(always)]
+    fn sums(&self, rows: &[&[f32]; ROWS]) -> [FastSum; ROWS] {
+        FastSum::of_rows(rows, self.center)
     }
 
     fn exact_sum(&self, elements: &[f32], first: usize) -> ExactSum {

@@ -2,12 +2,17 @@
 //!
 //! Written with intrinsics: of the loop in [`portable`] compilers make one element at a time, a quarter of the speed.
 
+#[cfg(target_arch = "x86_64")]
+use super::squares_512;
 use crate::half::Half;
 
 /// Independent sums, for SIMD and to hide the latency of addition.
 pub(super) const LANES: usize = 32;
 
 type Group = [f32; LANES];
+
+/// Rows that are summed together.
+pub(super) const ROWS: usize = 8;
 
 /// The sum of squares of values, or of their differences from the centre's, each rounded to `f64`.
 ///
@@ -21,12 +26,12 @@ pub(super) fn sum_of_squares(values: &[f32], center: Option<&[f32]>) -> f64 {
         if is_x86_feature_detected!("avx512f") {
             #[allow(unsafe_code)]
             // SAFETY: the processor has AVX-512F, as was just asked.
-            return unsafe { x86::avx512(values, center) };
+            return unsafe { squares_512::sum(values, center) };
         }
         if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
             #[allow(unsafe_code)]
             // SAFETY: the processor has AVX2 and FMA, as was just asked.
-            return unsafe { x86::avx2(values, center) };
+            return unsafe { avx2::sum(values, center) };
         }
     }
     portable(values, center)
@@ -39,38 +44,53 @@ pub(super) fn sum_of_half_squares(half: Half, bits: &[u16]) -> Option<f64> {
     if std::arch::is_x86_feature_detected!("avx512f") {
         #[allow(unsafe_code)]
         // SAFETY: the processor has AVX-512F, as was just asked.
-        return Some(unsafe { x86::avx512_half(half, bits) });
+        return Some(unsafe { squares_512::half_sum(half, bits) });
     }
     let _ = (half, bits);
     None
 }
 
+/// The sums of squares of short rows: those of [`sum_of_squares`] but for the order of their last additions. All rows are
+/// added up together, because one alone waits for each of its last additions.
+#[inline]
+pub(super) fn sums_of_squares(rows: &[&[f32]; ROWS], center: Option<&[f32]>) -> [f64; ROWS] {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx512f") {
+        #[allow(unsafe_code)]
+        // SAFETY: the processor has AVX-512F, as was just asked.
+        return unsafe { squares_512::sums(rows, center) };
+    }
+    rows.map(|row| sum_of_squares(row, center.map(|center| &center[..row.len()])))
+}
+
+/// The same of halves; `None` where this processor has no instructions for it.
+#[inline]
+pub(super) fn sums_of_half_squares(half: Half, rows: &[&[u16]; ROWS]) -> Option<[f64; ROWS]> {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx512f") {
+        #[allow(unsafe_code)]
+        // SAFETY: the processor has AVX-512F, as was just asked.
+        return Some(unsafe { squares_512::half_sums(half, rows) });
+    }
+    let _ = (half, rows);
+    None
+}
+
 /// Roundings on the way of an element of a block of `length` to the sum, its own square's apart.
 pub(super) const fn roundings(length: usize) -> usize {
-    length.div_ceil(LANES) + LANES.ilog2() as usize
+    // Behind the last whole group a lane of AVX-512 may take three more.
+    length.div_ceil(LANES) + 3 + LANES.ilog2() as usize
 }
 
 /// Bits that are left of each element of a group.
 type Mask = [u32; LANES];
 
 /// `MASKS[n..n + LANES]` leaves the last `n` elements.
-static MASKS: [u32; 2 * LANES] = {
+pub(super) static MASKS: [u32; 2 * LANES] = {
     let mut masks = [0; 2 * LANES];
     let mut i = LANES;
     while i < 2 * LANES {
         masks[i] = u32::MAX;
-        i += 1;
-    }
-    masks
-};
-
-/// The same for halves.
-#[cfg(target_arch = "x86_64")]
-static HALF_MASKS: [u16; 2 * LANES] = {
-    let mut masks = [0; 2 * LANES];
-    let mut i = LANES;
-    while i < 2 * LANES {
-        masks[i] = u16::MAX;
         i += 1;
     }
     masks
@@ -137,97 +157,13 @@ fn portable(values: &[f32], center: Option<&[f32]>) -> f64 {
 }
 
 #[cfg(target_arch = "x86_64")]
-mod x86 {
+mod avx2 {
     use std::arch::x86_64::*;
 
-    use super::{Group, HALF_MASKS, LANES, Mask, each_group};
-    use crate::half::Half;
-
-    #[target_feature(enable = "avx512f")]
-    pub(super) fn avx512(values: &[f32], center: Option<&[f32]>) -> f64 {
-        let mut lanes = [_mm512_setzero_pd(); 4];
-        each_group(values, center, |group, center, mask| {
-            let parts = parts_of_8(group, mask);
-            let centers = center.map(|center| parts_of_8(center, mask));
-            for i in 0..4 {
-                let mut value = _mm512_cvtps_pd(parts[i]);
-                if let Some(centers) = centers {
-                    value = _mm512_sub_pd(value, _mm512_cvtps_pd(centers[i]));
-                }
-                lanes[i] = _mm512_fmadd_pd(value, value, lanes[i]);
-            }
-        });
-        joined(lanes)
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    fn joined(lanes: [__m512d; 4]) -> f64 {
-        let low = _mm512_add_pd(lanes[0], lanes[1]);
-        let high = _mm512_add_pd(lanes[2], lanes[3]);
-        _mm512_reduce_add_pd(_mm512_add_pd(low, high))
-    }
-
-    #[target_feature(enable = "avx512f")]
-    pub(super) fn avx512_half(half: Half, bits: &[u16]) -> f64 {
-        match half {
-            // Eight at a time: taking sixteen apart costs a third of the speed.
-            Half::F16 => half_squares(bits, |group| {
-                bytemuck::cast::<_, [__m128i; 4]>(*group).map(|bits| _mm256_cvtph_ps(bits))
-            }),
-            // One is the upper half of an f32 as it is, its neighbour shifted up: sums know no order.
-            Half::Bf16 => half_squares(bits, |group| {
-                let [a, b]: [__m256i; 2] = bytemuck::cast(*group);
-                let upper = _mm256_set1_epi32(0xffff_0000_u32 as i32);
-                let parts = [
-                    _mm256_slli_epi32(a, 16),
-                    _mm256_and_si256(a, upper),
-                    _mm256_slli_epi32(b, 16),
-                    _mm256_and_si256(b, upper),
-                ];
-                parts.map(|part| _mm256_castsi256_ps(part))
-            }),
-        }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    fn half_squares(bits: &[u16], widen: impl Fn(&[u16; LANES]) -> [__m256; 4]) -> f64 {
-        let (groups, rest) = bits.as_chunks::<LANES>();
-        // As in each_group: what is left is masked out of the group that ends with it, or padded where there is none.
-        let mut last = [0; LANES];
-        match (bits.last_chunk::<LANES>(), HALF_MASKS[rest.len()..].first_chunk::<LANES>()) {
-            (Some(group), Some(mask)) => {
-                last = std::array::from_fn(|i| group[i] & mask[i]);
-            }
-            _ => last[..rest.len()].copy_from_slice(rest),
-        }
-        let last = (!rest.is_empty()).then_some(&last);
-        let mut lanes = [_mm512_setzero_pd(); 4];
-        for group in groups.iter().chain(last) {
-            for (lane, part) in lanes.iter_mut().zip(widen(group)) {
-                let value = _mm512_cvtps_pd(part);
-                *lane = _mm512_fmadd_pd(value, value, *lane);
-            }
-        }
-        joined(lanes)
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    fn parts_of_8(group: &Group, mask: Option<&Mask>) -> [__m256; 4] {
-        let parts: [__m256; 4] = bytemuck::cast(*group);
-        match mask {
-            None => parts,
-            Some(mask) => {
-                let masks: [__m256; 4] = bytemuck::cast(*mask);
-                std::array::from_fn(|i| _mm256_and_ps(parts[i], masks[i]))
-            }
-        }
-    }
+    use super::{Group, Mask, each_group};
 
     #[target_feature(enable = "avx2,fma")]
-    pub(super) fn avx2(values: &[f32], center: Option<&[f32]>) -> f64 {
+    pub(super) fn sum(values: &[f32], center: Option<&[f32]>) -> f64 {
         let mut lanes = [_mm256_setzero_pd(); 8];
         each_group(values, center, |group, center, mask| {
             let parts = parts_of_4(group, mask);
@@ -301,7 +237,7 @@ mod tests {
                 if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
                     #[allow(unsafe_code)]
                     // SAFETY: the processor has AVX2 and FMA, as was just asked.
-                    sums.push(unsafe { x86::avx2(&values, center) });
+                    sums.push(unsafe { avx2::sum(&values, center) });
                 }
                 for sum in sums {
                     let error = (sum - exact).abs();

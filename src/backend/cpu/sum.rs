@@ -1,6 +1,8 @@
 //! Sums of squares on the CPU: in `f64` with a proven error, and exactly where that leaves the norm open.
 
-use super::squares::{roundings, sum_of_half_squares, sum_of_squares};
+use super::squares::{
+    ROWS, roundings, sum_of_half_squares, sum_of_squares, sums_of_half_squares, sums_of_squares,
+};
 use crate::half::Half;
 use crate::norms::Norm;
 use crate::numerics::{Root, certify, certify_root, two_sum};
@@ -10,10 +12,10 @@ const BLOCK: usize = 4096;
 
 /// A row's sum is within `1 ± 2^-QUALITY` of the exact one.
 ///
-/// An element of a block goes through 133 additions, each rounded by 2^-53, and its square is exact or, of a rounded
+/// An element of a block goes through 136 additions, each rounded by 2^-53, and its square is exact or, of a rounded
 /// difference from a centre, within three more. Blocks and segments are joined with their rounding error
 /// carried along: n joins leave n² · 2^-106, less than as much again for n up to 2^30 (a row of 2^31 elements has
-/// 2^19 blocks, and a batch has at most 2^28 segments). 2 · 136 · 2^-53 < 2^-44.
+/// 2^19 blocks, and a batch has at most 2^28 segments). 2 · 139 · 2^-53 < 2^-44.
 const QUALITY: u32 = 44;
 
 const _: () = assert!(2 * (roundings(BLOCK) + 3) < 1 << (53 - QUALITY));
@@ -59,6 +61,20 @@ impl FastSum {
         }
         let sum = |block: &[u16]| Some(Self { high: sum_of_half_squares(half, block)?, low: 0.0 });
         bits.chunks(BLOCK).try_fold(Self::default(), |joined, block| Some(joined.join(sum(block)?)))
+    }
+
+    /// Of short rows, together.
+    #[inline(always)]
+    pub(super) fn of_rows(rows: &[&[f32]; ROWS], center: Option<&[f32]>) -> [Self; ROWS] {
+        debug_assert!(rows.iter().all(|row| row.len() <= BLOCK));
+        sums_of_squares(rows, center).map(|high| Self { high, low: 0.0 })
+    }
+
+    /// Of short rows of halves, together; `None` where this processor cannot widen them in registers.
+    #[inline(always)]
+    pub(super) fn of_half_rows(half: Half, rows: &[&[u16]; ROWS]) -> Option<[Self; ROWS]> {
+        debug_assert!(rows.iter().all(|row| row.len() <= BLOCK));
+        Some(sums_of_half_squares(half, rows)?.map(|high| Self { high, low: 0.0 }))
     }
 
     #[inline(always)]
