@@ -247,6 +247,27 @@ impl Layout {
         }
     }
 
+    /// The layout of some rows, where the first of them begins at element 0.
+    #[cfg(feature = "gpu")]
+    pub(crate) fn of_rows(&self, rows: Range<usize>) -> Self {
+        let moved = |offsets: &[usize]| offsets.iter().map(|offset| offset - offsets[0]).collect();
+        let segments = match &self.segments {
+            Segments::PerRow { first, offsets } => {
+                let first = &first[rows.start..=rows.end];
+                let offsets = moved(&offsets[first[0]..=first[rows.len()]]);
+                Segments::PerRow { first: moved(first), offsets }
+            }
+            alike => alike.clone(),
+        };
+        let rows = match &self.rows {
+            Rows::Strided { params, stride, .. } => {
+                Rows::Strided { clients: rows.len(), params: *params, stride: *stride }
+            }
+            Rows::Ragged { offsets } => Rows::Ragged { offsets: moved(&offsets[rows.start..=rows.end]) },
+        };
+        Self { rows, segments }
+    }
+
     /// The stride of rows that lie at equal distances; at least one element, and as long as a row.
     pub(crate) fn stride(&self) -> Option<usize> {
         match &self.rows {
@@ -400,6 +421,32 @@ mod tests {
         assert!(matches!(Layout::ragged(&[3, 2]), Err(Error::Layout { .. })));
         assert!(matches!(Layout::dense(2, 5).unwrap().layered(&[2, 2]), Err(Error::Layout { .. })));
         assert!(matches!(Layout::ragged(&[0, 2]).unwrap().layered(&[2]), Err(Error::Layout { .. })));
+    }
+
+    #[cfg(feature = "gpu")]
+    #[test]
+    fn some_rows_lie_as_they_do_among_all() {
+        let layouts = [
+            Layout::strided(4, 5, 7).unwrap(),
+            Layout::strided(4, 5, 7).unwrap().layered(&[2, 0, 3]).unwrap(),
+            Layout::ragged(&[3, 5, 5, 9, 10]).unwrap(),
+            Layout::ragged_layered(&[vec![2, 1], vec![], vec![3, 0], vec![4]]).unwrap(),
+        ];
+        for layout in layouts {
+            for rows in [0..4, 1..3, 2..4, 3..4, 2..2] {
+                let some = layout.of_rows(rows.clone());
+                assert_eq!(some.clients(), rows.len());
+                let base = rows.clone().next().map_or(0, |first| layout.row(first).start);
+                let moved = |range: Range<usize>| range.start - base..range.end - base;
+                for (row, original) in rows.enumerate() {
+                    assert_eq!(some.row(row), moved(layout.row(original)));
+                    let segments = some.segments_of(row).map(|segment| some.segment(segment));
+                    let originals =
+                        layout.segments_of(original).map(|segment| moved(layout.segment(segment)));
+                    assert!(segments.eq(originals), "{layout:?}, row {original}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Stage 3: rows whose factor is below 1 are scaled in place; all others are not written.
 
+#[cfg(feature = "gpu")]
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::attack::AdversaryMode;
@@ -158,6 +160,20 @@ impl Clipping {
     pub fn around(mut self, center: impl Into<Arc<[f32]>>) -> Self {
         self.center = Some(center.into());
         self
+    }
+
+    /// The same clipping of some rows of a batch of this layout, where bounds are given.
+    #[cfg(feature = "gpu")]
+    pub(crate) fn of_rows(&self, layout: &Layout, rows: Range<usize>) -> Result<Self> {
+        let threshold = match &self.threshold {
+            Threshold::PerRow(bounds) => Threshold::PerRow(bounds[rows.clone()].to_vec()),
+            threshold => threshold.clone(),
+        };
+        let scope = match &self.scope {
+            Scope::All => Scope::All,
+            scope => Scope::Mask(scope.mask(layout.clients())?[rows].to_vec()),
+        };
+        Ok(Self { threshold, scope, ..self.clone() })
     }
 
     /// Checks all that does not depend on the elements: settings of the threshold, scope, centre, and the state that

@@ -1002,32 +1002,6 @@ mod on_gpu {
         fail(folder.path(), &[&clip[..], &["--scope", "rows:3,3"]].concat(), 2, &["row 3 twice", "expected"]);
     }
 
-    /// One row of zeros, just over the largest buffer; a hole in the file system, but not in memory.
-    #[test]
-    fn a_batch_over_the_memory_of_the_device_is_refused() {
-        let Some(adapter) = gpu::adapter() else { return };
-        let limit = adapter.limits().max_buffer_size;
-        if limit > 5 << 29 {
-            eprintln!("SKIPPED: the largest buffer, {limit} bytes, is too much for a test to exceed");
-            return;
-        }
-        let folder = TempDir::new().unwrap();
-        let elements = limit / 4 + 1024;
-        let header = npy(&format!("(4, {})", elements / 4), &[]);
-        write(&folder, "x.npy", &header);
-        let file = fs::OpenOptions::new().write(true).open(folder.path().join("x.npy")).unwrap();
-        file.set_len(header.len() as u64 + elements / 4 * 16).unwrap();
-        let name = adapter.get_info().name;
-        let clip = ["clip", "x.npy", "-o", "o.npy", "--max-norm", "1", "--adapter", &name];
-        let run = run(folder.path(), &clip);
-        assert_eq!(run.code, Some(1), "{}", run.stderr);
-        assert_eq!((run.stdout.as_str(), run.stderr.lines().count()), ("", 1), "{}", run.stderr);
-        for word in [&name, "too large", "got", "expected", "use the cpu backend"] {
-            assert!(run.stderr.contains(word), "{}", run.stderr);
-        }
-        assert_eq!(names(folder.path()), ["x.npy"]);
-    }
-
     #[test]
     fn verify_passes_and_finds_an_injected_fault() {
         let Some(adapter) = adapter() else { return };

@@ -67,14 +67,24 @@ fn rows(report: &Report) -> String {
 }
 
 fn assert_same_as_reference(backend: &dyn Backend, layout: &Layout, clipping: &Clipping, what: &str) {
+    let report = assert_same_bits_as_reference(backend, layout, clipping, what);
+    let strategy = report.ran.strategy.expect("a run on a GPU tells its strategy");
+    assert!(report.ran.to_string().contains(strategy.name()), "{}", report.ran);
+}
+
+fn assert_same_bits_as_reference(
+    backend: &dyn Backend,
+    layout: &Layout,
+    clipping: &Clipping,
+    what: &str,
+) -> Report {
     let original = updates(layout);
     let (mut expected, mut got) = (original.clone(), original);
     let specified = Reference.run(layout, &mut expected, clipping).unwrap();
     let report = backend.run(layout, &mut got, clipping).unwrap();
-    let strategy = report.ran.strategy.expect("a run on a GPU tells its strategy");
-    assert!(report.ran.to_string().contains(strategy.name()), "{}", report.ran);
     assert_eq!(rows(&report), rows(&specified), "{what}: report");
     assert!(bits(&got) == bits(&expected), "{what}: clipped values differ");
+    report
 }
 
 fn buffer_of(gpu: &Gpu, data: &[f32], extra: wgpu::BufferUsages) -> wgpu::Buffer {
@@ -627,18 +637,108 @@ fn a_device_with_webgpu_baseline_limits_and_no_features_is_enough() {
     assert_same_as_reference(&gpu, &layout, &Clipping::fixed(2.0), "baseline");
 }
 
-#[test]
-fn a_batch_over_the_limits_of_the_device_is_an_error_that_names_them() {
-    let Some(adapter) = adapter() else { return };
+/// A device with buffers of at most this many bytes.
+fn with_buffers_of(bytes: u64) -> Option<Gpu> {
     let limits = wgpu::Limits {
-        max_buffer_size: 1 << 20,
-        max_storage_buffer_binding_size: 1 << 20,
+        max_buffer_size: bytes,
+        max_storage_buffer_binding_size: bytes,
         ..wgpu::Limits::defaults()
     };
     let descriptor = wgpu::DeviceDescriptor { required_limits: limits, ..Default::default() };
-    let (device, queue) = pollster::block_on(adapter.request_device(&descriptor)).unwrap();
-    let gpu = Gpu::from_device(device, queue).unwrap();
-    let layout = Layout::dense(4, 100_000).unwrap();
+    let (device, queue) = pollster::block_on(adapter()?.request_device(&descriptor)).unwrap();
+    Some(Gpu::from_device(device, queue).unwrap())
+}
+
+#[test]
+fn a_batch_that_no_buffer_holds_is_clipped_in_pieces() {
+    let Some(gpu) = with_buffers_of(1 << 20) else { return };
+    let layouts = [
+        Layout::strided(37, 33_333, 33_340).unwrap(),
+        Layout::strided(37, 33_333, 33_340).unwrap().layered(&[3, 30_000, 0, 3_330]).unwrap(),
+        Layout::ragged(&(0..40).map(|row| 7 + row * 31_111).collect::<Vec<_>>()).unwrap(),
+    ];
+    let thresholds = [
+        Threshold::Fixed(2.0),
+        Threshold::Median { factor: 1.0 },
+        Threshold::Arc { byzantine: 5 },
+        Threshold::SplitEqual(3.0),
+    ];
+    for layout in &layouts {
+        let rows = layout.clients();
+        let per_row = Threshold::PerRow((0..rows).map(|row| row as f32 * 0.7).collect());
+        for threshold in thresholds.iter().chain([&per_row]) {
+            for granularity in [Granularity::Row, Granularity::Segment, Granularity::Coordinate] {
+                let scope = Scope::Mask((0..rows).map(|row| row % 5 != 2).collect());
+                let clipping = Clipping { threshold: threshold.clone(), ..Clipping::default() };
+                let clipping = clipping.granularity(granularity).scope(scope);
+                let report = assert_same_bits_as_reference(&gpu, layout, &clipping, "in pieces");
+                assert!(report.ran.why.contains("pieces"), "{}", report.ran);
+            }
+        }
+    }
+    let layout = &layouts[0];
+    let mut data = updates(layout);
+    let report = gpu.run(layout, &mut data, &Clipping::fixed(2.0)).unwrap();
+    assert!(report.ran.why.contains("in 6 pieces"), "{}", report.ran);
+    let center: Vec<f32> = (0..33_333).map(|i| i as f32 * 1e-3).collect();
+    assert_same_as_reference(
+        &gpu,
+        layout,
+        &Clipping::fixed(2.0).around(center),
+        "in pieces, around a centre",
+    );
+
+    // A row that is refused is one of the whole batch, and nothing is written; nor is it where the caller is wrong.
+    let original = updates(layout);
+    let hostile = original.iter().position(|value| !value.is_finite()).unwrap() / 33_340;
+    for (clipping, error) in [
+        (Clipping::fixed(0.1).non_finite(NonFinite::Error), Error::NonFinite { row: hostile }),
+        (Clipping::per_row(vec![0.1; 36]), Error::BoundCount { got: 36, expected: 37 }),
+        (Clipping::fixed(0.1).scope(Scope::Rows(vec![37])), Error::RowOutOfRange { row: 37, clients: 37 }),
+    ] {
+        let mut data = original.clone();
+        assert_eq!(gpu.run(layout, &mut data, &clipping), Err(error));
+        assert!(bits(&data) == bits(&original));
+    }
+    assert!(gpu.norms(layout, &original, &Clipping::per_row(vec![0.1; 36])).is_ok());
+}
+
+#[test]
+fn a_thresholds_memory_is_kept_over_batches_in_pieces() {
+    let Some(gpu) = with_buffers_of(1 << 20) else { return };
+    let layout = Layout::dense(12, 50_000).unwrap();
+    let clipping =
+        Clipping { threshold: Threshold::History { window: 3, factor: 0.9 }, ..Clipping::default() };
+    let (mut ours, mut expected) = (State::default(), State::default());
+    for _ in 0..3 {
+        let (mut got, mut want) = (updates(&layout), updates(&layout));
+        let report = gpu.run_with(&layout, &mut got, &clipping, &mut ours).unwrap();
+        let specified = Reference.run_with(&layout, &mut want, &clipping, &mut expected).unwrap();
+        assert_eq!(rows(&report), rows(&specified));
+        assert!(bits(&got) == bits(&want) && ours == expected);
+    }
+}
+
+#[test]
+fn halves_that_no_buffer_holds_are_clipped_in_pieces() {
+    let Some(gpu) = with_buffers_of(1 << 20) else { return };
+    let layout = Layout::dense(9, 100_001).unwrap();
+    let original: Vec<u16> = updates(&layout).iter().map(|&value| Half::Bf16.truncate(value)).collect();
+    for threshold in [Threshold::Fixed(2.0), Threshold::Quantile(0.4)] {
+        let clipping = Clipping { threshold, ..Clipping::default() };
+        let (mut got, mut want) = (original.clone(), original.clone());
+        let report = gpu.run_half(&layout, Half::Bf16, &mut got, &clipping).unwrap();
+        let specified = Reference.run_half(&layout, Half::Bf16, &mut want, &clipping).unwrap();
+        assert_eq!(rows(&report), rows(&specified));
+        assert!(got == want, "{clipping:?}");
+        assert!(report.ran.why.contains("pieces"), "{}", report.ran);
+    }
+}
+
+#[test]
+fn a_row_over_the_limits_of_the_device_is_an_error_that_names_them() {
+    let Some(gpu) = with_buffers_of(1 << 20) else { return };
+    let layout = Layout::dense(2, 400_000).unwrap();
     let mut data = vec![1.0; layout.len()];
     match gpu.run(&layout, &mut data, &Clipping::default()) {
         Err(Error::BatchTooLarge { got: 1_600_000, limit: 1_048_576, .. }) => {}

@@ -14,6 +14,7 @@ mod device;
 mod geometry;
 mod kernels;
 mod mean;
+mod pieces;
 mod plan;
 mod rules;
 mod transfer;
@@ -41,6 +42,7 @@ use self::calibration::Calibrated;
 use self::device::{LostReason, guarded, wait};
 use self::geometry::Placement;
 use self::kernels::{Pipelines, Storage};
+use self::pieces::Pieces;
 use self::rules::Rules;
 use self::transfer::Transfer;
 use super::{Backend, check_decisions, check_mean, check_mean_half};
@@ -245,6 +247,11 @@ impl Gpu {
         Plan::new(context, layout, clipping, &placement, storage, buffer)
     }
 
+    /// The pieces of a batch that no buffer of the device holds.
+    fn pieces(&self, storage: Storage, layout: &Layout, clipping: &Clipping) -> Option<Pieces> {
+        Pieces::of(&self.context, layout, clipping.granularity, storage)
+    }
+
     /// The storage of the session that is kept.
     fn storage_of_session(&self) -> Storage {
         let slot = self.session.lock().unwrap_or_else(PoisonError::into_inner);
@@ -289,15 +296,23 @@ impl Session {
         Ok(Self { layout: layout.clone(), granularity, storage, placement, buffer, plan })
     }
 
-    /// Uploads the rows in scope, runs `record`, and waits for norms and decisions.
+    /// Writes the rows in scope to the device.
     fn upload<T: Pod>(&self, context: &GpuContext, data: &[T], scope: &Scope) -> Result<()> {
         let mask = scope.mask(self.layout.clients())?;
         let mut in_scope = vec![false; self.placement.spans.len()];
         for (row, &chosen) in mask.iter().enumerate() {
             in_scope[self.layout.spans_of(self.granularity, row)].fill(chosen);
         }
-        self.transfer(context, &|span| self.layout.span(self.granularity, span))
-            .upload(data, |span| in_scope[span])
+        self.upload_spans(context, data, |span| in_scope[span])
+    }
+
+    fn upload_spans<T: Pod>(
+        &self,
+        context: &GpuContext,
+        data: &[T],
+        chosen: impl Fn(usize) -> bool,
+    ) -> Result<()> {
+        self.transfer(context, &|span| self.layout.span(self.granularity, span)).upload(data, chosen)
     }
 
     fn download<T: Pod>(&self, context: &GpuContext, data: &mut [T], decisions: &[Decision]) -> Result<()> {
@@ -330,6 +345,10 @@ impl Gpu {
         clipping: &Clipping,
     ) -> Result<Norms> {
         let stage = Clipping { threshold: Threshold::Fixed(f32::INFINITY), ..clipping.clone() };
+        if let Some(pieces) = self.pieces(storage, layout, clipping) {
+            clipping.check_center(layout)?;
+            return self.norms_in_pieces(&pieces, storage, layout, data, &stage);
+        }
         self.with_session(storage, layout, &stage, |session| {
             session.upload(&self.context, data, &clipping.scope)?;
             self.context.submit("computing norms", |encoder| session.plan.record_norms(encoder))?;
@@ -346,8 +365,12 @@ impl Gpu {
         decisions: &[Decision],
     ) -> Result<()> {
         check_decisions(layout, clipping.granularity, decisions)?;
-        self.with_session(storage, layout, &decided(clipping), |session| {
-            session.upload(&self.context, data, &Scope::All)?;
+        let decided = decided(clipping);
+        if let Some(pieces) = self.pieces(storage, layout, clipping) {
+            return self.clip_in_pieces(&pieces, storage, layout, data, &decided, decisions);
+        }
+        self.with_session(storage, layout, &decided, |session| {
+            session.upload_spans(&self.context, data, |span| decisions[span].status.is_written())?;
             session.plan.write_decisions(decisions)?;
             self.context.submit("clipping", |encoder| session.plan.record_clip(encoder))?;
             session.download(&self.context, data, decisions)
@@ -362,6 +385,9 @@ impl Gpu {
         clipping: &Clipping,
         state: &mut State,
     ) -> Result<Report> {
+        if let Some(pieces) = self.pieces(storage, layout, clipping) {
+            return self.run_in_pieces(&pieces, storage, layout, data, clipping, state);
+        }
         self.with_session(storage, layout, clipping, |session| {
             session.plan.set_state(state)?;
             session.upload(&self.context, data, &clipping.scope)?;
@@ -442,6 +468,9 @@ impl Backend for Gpu {
         state: &mut State,
     ) -> Result<Vec<Decision>> {
         threshold::checked_source(layout, norms, clipping)?;
+        if self.pieces(Storage::Single, layout, clipping).is_some() {
+            return threshold::decide(layout, norms, clipping, state);
+        }
         // Norms have no storage: the session of the stage before serves this one too.
         let storage = self.storage_of_session();
         self.with_session(storage, layout, clipping, |session| {
