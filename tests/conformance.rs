@@ -280,6 +280,22 @@ fn batches_of_thousands_of_short_rows_conform() {
     }
 }
 
+/// Rows that a thread may clip while it sums the next.
+#[test]
+fn batches_of_rows_of_thousands_conform() {
+    let mut rng = Rng::new(9);
+    for (rows, cols) in [(64, 1_025), (41, 4_161), (23, 8_255)] {
+        let shape = strided(rows, cols, 1, "strided");
+        for turn in 0..2 {
+            let (data, bounds) = shape.fill(turn, &mut rng);
+            let clipping = Clipping::per_row(bounds);
+            conform(&shape.name, &shape.layout, &data, &clipping);
+            let scope = Scope::Mask((0..rows).map(|row| row % 7 != 3 && row % 5 != 1).collect());
+            conform(&format!("{}, some rows", shape.name), &shape.layout, &data, &clipping.scope(scope));
+        }
+    }
+}
+
 /// Every class against every bound, exhaustively: one batch.
 #[test]
 fn every_class_conforms_at_every_bound() {
@@ -304,6 +320,17 @@ fn every_class_conforms_at_every_bound() {
     }
     for bound in [0.0, -0.0, 1e-45, 1e-30, 1.0, f32::MAX, f32::INFINITY] {
         conform(&format!("all at {bound:e}"), &layout, &data, &Clipping::fixed(bound));
+    }
+}
+
+/// Data that ends with its rows, of which the last one has no place of its own.
+#[test]
+fn many_rows_without_elements_conform() {
+    for rows in [9, 1_601, 70_001] {
+        let layout = Layout::strided(rows, 0, 3).unwrap();
+        let data = vec![1.0; layout.len()];
+        let report = conform("rows of nothing", &layout, &data, &Clipping::fixed(1.0)).result.unwrap();
+        assert_eq!(report.count(Status::Untouched), rows);
     }
 }
 

@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 """Joins what benches/peers/run wrote into one markdown table: ours, the best peer and all peers on every case.
 
-    benches/peers/join.py FILE...
+    benches/peers/join.py [--brief] FILE...
+
+--brief prints the geometric means alone: this is what README.md has.
 
 Records meet where shape, case, place of the data and processor or adapter are the same; of several rounds the middle one
 counts. A ratio is ours by theirs in GB/s of medians: above 1 ours is faster. Wrong results are listed and not compared.
@@ -112,32 +114,46 @@ def row(record_key, ours, peers):
     ]
 
 
+def compared(joined):
+    """Those keys that we and a peer have, each with our record and the peers' right ones."""
+    found = {k: (ours, right(peers)) for k, (ours, peers) in joined.items() if ours and right(peers)}
+    if not found:
+        raise Bad("got no case that byzclip and a peer both have; expected some; see what benches/peers/run skipped")
+    return found
+
+
+def means(pairs):
+    """The geometric mean of all best peers for each place of the data, and that of each peer, as markdown."""
+    ratios, by_peer = {}, {}
+    for (*_, method, _), (ours, peers) in pairs.items():
+        ratios.setdefault(method, []).append(ratio(ours, peers[0]))
+        for peer in peers:
+            by_peer.setdefault(name(peer), []).append(ratio(ours, peer))
+    parts = [
+        f"Geometric mean of ours / best over {len(values)} cases, data on the {method}: "
+        f"**{geometric_mean(values):.2f}** (least {min(values):.2f}, greatest {max(values):.2f})"
+        for method, values in ratios.items()
+    ]
+    of_peers = sorted((geometric_mean(values), peer, len(values)) for peer, values in by_peer.items())
+    rows = [[f"`{peer}`", str(count), f"{mean:.2f}"] for mean, peer, count in of_peers]
+    return [*parts, "", table(["peer", "cases", "ours / peer, geometric mean"], rows, words=1)]
+
+
+def brief(records):
+    """The means alone."""
+    return "\n".join(means(compared(join(records))))
+
+
 def report(headers, records):
     """The whole page."""
     joined = join(records)
-    compared = {k: (ours, right(peers)) for k, (ours, peers) in joined.items() if ours and right(peers)}
-    if not compared:
-        raise Bad("got no case that byzclip and a peer both have; expected some; see what benches/peers/run skipped")
+    pairs = compared(joined)
     devices = dict.fromkeys(ours["device"] for ours, _ in joined.values() if ours)
     parts = [f"byzclip on {', '.join(devices)}; GB/s of medians, for the bytes that one pass needs\n"]
     heads = ["clients × params", "case", "data", "best peer", "all peers", "ours", "best peer", "ours / best"]
     parts.append(table(heads, [row(k, *found) for k, found in joined.items()], words=5))
 
-    ratios, by_peer = {}, {}
-    for (*_, method, _), (ours, peers) in compared.items():
-        ratios.setdefault(method, []).append(ratio(ours, peers[0]))
-        for peer in peers:
-            by_peer.setdefault(name(peer), []).append(ratio(ours, peer))
-    parts.append("")
-    for method, values in ratios.items():
-        parts.append(
-            f"Geometric mean of ours / best over {len(values)} cases, data on the {method}: "
-            f"**{geometric_mean(values):.2f}** (least {min(values):.2f}, greatest {max(values):.2f})"
-        )
-    parts.append("")
-    means = sorted((geometric_mean(values), peer, len(values)) for peer, values in by_peer.items())
-    rows = [[f"`{peer}`", str(count), f"{mean:.2f}"] for mean, peer, count in means]
-    parts.append(table(["peer", "cases", "ours / peer, geometric mean"], rows, words=1))
+    parts += ["", *means(pairs)]
 
     notes = [
         f"- WRONG: `{name(peer)}` on {k[0]} × {k[1]}, {case(k)}: {peer.get('error', 'not verified')}"
@@ -156,10 +172,12 @@ def report(headers, records):
 
 
 def main():
-    if len(sys.argv) < 2:
-        sys.exit("join.py: got no file; expected benches/peers/join.py FILE...")
+    files = [argument for argument in sys.argv[1:] if argument != "--brief"]
+    if not files:
+        sys.exit("join.py: got no file; expected benches/peers/join.py [--brief] FILE...")
     try:
-        print(report(*read(sys.argv[1:])))
+        headers, records = read(files)
+        print(report(headers, records) if files == sys.argv[1:] else brief(records))
     except Bad as error:
         sys.exit(f"join.py: {error}")
 

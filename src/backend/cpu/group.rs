@@ -1,79 +1,83 @@
 //! What a few short rows take beside their elements, side by side in the vectors of the processor: one by one, a root
 //! and a quotient take as long as tens of elements.
 
-use super::simd::Kernel;
-use super::sum::FastSum;
-use crate::clip::Status;
+#[cfg(target_arch = "x86_64")]
+use super::group_512;
+use super::sum::QUALITY;
 use crate::norms::Norm;
-use crate::numerics::factor_below_one;
-use crate::threshold::Decision;
+use crate::numerics::{certify_root, factor_below_one};
 
 /// How many rows.
 pub(super) const GROUP: usize = super::squares::ROWS;
 
-/// The norms of fast sums, and which of them those leave open.
-pub(super) struct Certify<'a>(pub(super) &'a [FastSum; GROUP]);
+/// Some of the rows: the least bit is the first.
+pub(super) type RowSet = u8;
 
-impl Kernel for Certify<'_> {
-    type Output = ([Norm; GROUP], [bool; GROUP]);
-
-    #[inline(always)]
-    fn run(self) -> Self::Output {
-        let (mut wide, mut up, mut is_open) = ([0; GROUP], [false; GROUP], [true; GROUP]);
-        for i in 0..GROUP {
-            let root = self.0[i].root();
-            (wide[i], up[i], is_open[i]) = (root.wide, root.up, root.is_open);
-        }
-        let mut norms = [Norm::OUT_OF_SCOPE; GROUP];
-        for i in 0..GROUP {
-            norms[i] = Norm::rounded(wide[i], up[i]);
-        }
-        (norms, is_open)
+/// The norms of rows that have these fast sums, and which of them those leave open.
+#[inline]
+pub(super) fn norms(sums: &[f64; GROUP]) -> ([Norm; GROUP], RowSet) {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx512f") {
+        #[allow(unsafe_code)]
+        // SAFETY: the processor has AVX-512F, as was just asked.
+        return unsafe { group_512::norms(sums) };
     }
+    portable_norms(sums)
 }
 
-/// The decisions of rows that have these sums and bounds; `None` where a sum leaves one of them open.
-pub(super) struct Settle<'a> {
-    pub(super) sums: &'a [FastSum; GROUP],
-    pub(super) bounds: &'a [f32; GROUP],
-    pub(super) in_scope: &'a [bool; GROUP],
+fn portable_norms(sums: &[f64; GROUP]) -> ([Norm; GROUP], RowSet) {
+    let (mut norms, mut open) = ([Norm::OUT_OF_SCOPE; GROUP], 0);
+    for i in 0..GROUP {
+        let root = certify_root(sums[i], QUALITY);
+        norms[i] = Norm::rounded(root.wide, root.up);
+        open |= RowSet::from(root.is_open) << i;
+    }
+    (norms, open)
 }
 
-impl Kernel for Settle<'_> {
-    type Output = Option<[Decision; GROUP]>;
+/// What becomes of rows.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Settled {
+    /// The values of their norms.
+    pub(super) norms: [f32; GROUP],
+    /// Those of rows that are clipped; 1 of the others.
+    pub(super) factors: [f64; GROUP],
+    /// Which are clipped.
+    pub(super) clipped: RowSet,
+    /// Which the sums leave open: nothing holds for them.
+    pub(super) open: RowSet,
+}
 
-    #[inline(always)]
-    fn run(self) -> Self::Output {
-        let Self { sums, bounds, in_scope } = self;
-        let (norms, is_open) = Certify(sums).run();
-        let (mut factors, mut exceeds, mut any_open) = ([1.0; GROUP], [false; GROUP], false);
-        for i in 0..GROUP {
-            let factor = factor_below_one(bounds[i], norms[i]);
-            exceeds[i] = norms[i].exceeds(bounds[i]) & in_scope[i];
-            factors[i] = if exceeds[i] { factor } else { 1.0 };
-            any_open |= is_open[i] & in_scope[i];
-        }
-        if any_open {
-            return None;
-        }
-        Some(std::array::from_fn(|i| {
-            let (bound, factor) = (bounds[i], factors[i]);
-            match (in_scope[i], exceeds[i]) {
-                (true, true) => Decision { norm: norms[i], bound, factor, status: Status::Clipped },
-                (true, false) => Decision { norm: norms[i], bound, factor, status: Status::Untouched },
-                (false, _) => {
-                    Decision { norm: Norm::OUT_OF_SCOPE, bound, factor, status: Status::OutOfScope }
-                }
-            }
-        }))
+/// What becomes of rows that have these fast sums and bounds.
+#[inline]
+pub(super) fn settle(sums: &[f64; GROUP], bounds: &[f32; GROUP]) -> Settled {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx512f") {
+        #[allow(unsafe_code)]
+        // SAFETY: the processor has AVX-512F, as was just asked.
+        return unsafe { group_512::settle(sums, bounds) };
     }
+    portable_settle(sums, bounds)
+}
+
+fn portable_settle(sums: &[f64; GROUP], bounds: &[f32; GROUP]) -> Settled {
+    let (norms, open) = portable_norms(sums);
+    let mut settled = Settled { norms: [0.0; GROUP], factors: [1.0; GROUP], clipped: 0, open };
+    for i in 0..GROUP {
+        settled.norms[i] = norms[i].value();
+        if norms[i].exceeds(bounds[i]) {
+            settled.factors[i] = factor_below_one(bounds[i], norms[i]);
+            settled.clipped |= 1 << i;
+        }
+    }
+    settled
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::cpu::simd::vectorised;
-    use crate::clip::Clipping;
+    use crate::clip::{Clipping, Status};
+    use crate::numerics::certify;
     use crate::threshold::decide_span;
 
     #[test]
@@ -87,45 +91,66 @@ mod tests {
             [f64::MIN_POSITIVE, f64::INFINITY, f64::NAN, 0.1, 1e-75, 1e-80, 5.0],
         ];
         let sums = sums.as_flattened();
-        let mut certain = 0;
-        for shift in 0..sums.len() {
-            let group = std::array::from_fn(|i| FastSum::of_value(sums[(shift + i) % sums.len()]));
-            let (norms, is_open) = vectorised(Certify(&group));
-            for i in (0..GROUP).filter(|i| !is_open[*i]) {
-                assert_eq!(Some(norms[i]), group[i].norm(), "{:?}", group[i]);
-                certain += 1;
+        for norms in [norms, portable_norms] {
+            let mut certain = 0;
+            for shift in 0..sums.len() {
+                let group = std::array::from_fn(|i| sums[(shift + i) % sums.len()]);
+                let (norms, open) = norms(&group);
+                for i in (0..GROUP).filter(|i| open >> i & 1 == 0) {
+                    assert_eq!(Some(norms[i]), certify(group[i], QUALITY), "{:?}", group[i]);
+                    certain += 1;
+                }
             }
+            assert_eq!(certain, 10 * GROUP);
         }
-        assert_eq!(certain, 10 * GROUP);
     }
 
     #[test]
-    fn decisions_of_groups_are_those_of_single_rows() {
+    fn what_becomes_of_groups_is_what_becomes_of_single_rows() {
         let clipping = Clipping::default();
-        // All kinds, of which some are open; and ordinary ones, none of which is.
-        let mixed = [0.0, 1e-46, 1.1e-45, 1e-38, 0.3, 1.0, 1.2, 1.5, 2.9, 3.0, 3.1, 1e38, 1e39, f64::NAN];
-        let ordinary = [2e-38, 1e-30, 0.3, 0.7, 1.2, 1.7, 2.9, 3.1, 1e38, 1e39];
+        let roots =
+            [0.0, 1e-46, 1.1e-45, 1e-38, 2e-38, 0.3, 1.0, 1.2, 1.5, 1.7, 2.9, 3.0, 3.1, 1e38, 1e39, f64::NAN];
         let bounds = [0.0, 1e-45, 1e-38, 1.0, 1.5, 3.0, f32::MAX, f32::INFINITY];
-        let mut certain = 0;
-        let starts = (0..mixed.len()).map(|shift| (&mixed[..], shift));
-        for (roots, shift) in starts.chain((0..ordinary.len()).map(|shift| (&ordinary[..], shift))) {
-            for (turn, scope) in (0..GROUP).flat_map(|turn| [(turn, 0xff), (turn, 0x5a), (turn, 0)]) {
-                let sums: [FastSum; GROUP] =
-                    std::array::from_fn(|i| FastSum::of_value(roots[(shift + i) % roots.len()].powi(2)));
-                let bounds = std::array::from_fn(|i| bounds[(turn + i) % GROUP]);
-                let in_scope = std::array::from_fn(|i| scope >> i & 1 == 1);
-                let (norms, is_open) = vectorised(Certify(&sums));
-                let decisions = vectorised(Settle { sums: &sums, bounds: &bounds, in_scope: &in_scope });
-                let is_any_open = (0..GROUP).any(|i| is_open[i] && in_scope[i]);
-                assert_eq!(decisions.is_none(), is_any_open, "{sums:?}, {scope:#x}");
-                for (i, decision) in decisions.iter().flatten().enumerate() {
-                    let norm = if in_scope[i] { norms[i] } else { Norm::OUT_OF_SCOPE };
-                    assert_eq!(*decision, decide_span(norm, norm, bounds[i], &clipping));
-                    certain += usize::from(in_scope[i]);
+        for settle in [settle, portable_settle] {
+            let (mut clipped, mut untouched) = (0, 0);
+            for shift in 0..roots.len() {
+                for turn in 0..GROUP {
+                    let sums = std::array::from_fn(|i| roots[(shift + i) % roots.len()].powi(2));
+                    let bounds = std::array::from_fn(|i| bounds[(turn + i) % GROUP]);
+                    let settled = settle(&sums, &bounds);
+                    assert_eq!(settled.open, norms(&sums).1);
+                    for i in (0..GROUP).filter(|i| settled.open >> i & 1 == 0) {
+                        let norm = certify(sums[i], QUALITY).unwrap_or(Norm::OUT_OF_SCOPE);
+                        let decision = decide_span(norm, norm, bounds[i], &clipping);
+                        let is_clipped = decision.status == Status::Clipped;
+                        let expected = (decision.norm.value().to_bits(), decision.factor, is_clipped);
+                        let is_clipped = settled.clipped >> i & 1 == 1;
+                        assert_eq!((settled.norms[i].to_bits(), settled.factors[i], is_clipped), expected);
+                        *(if is_clipped { &mut clipped } else { &mut untouched }) += 1;
+                    }
                 }
             }
+            assert!(clipped >= 200 && untouched >= 200, "{clipped}, {untouched}");
         }
-        // Every start among the ordinary ones, with eight and four rows in scope.
-        assert!(certain >= ordinary.len() * GROUP * (8 + 4), "{certain}");
+    }
+
+    #[test]
+    fn factors_in_vectors_are_those_of_integers() {
+        let mut state = 3u64;
+        let mut random = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            state >> 33
+        };
+        for _ in 0..20_000 {
+            let sums =
+                std::array::from_fn(|_| f64::from_bits((1023 - 250 + random() % 500) << 52 | random() << 21));
+            let bounds = std::array::from_fn(|_| f32::from_bits((random() as u32) % 0x7f80_0001));
+            let (got, expected) = (settle(&sums, &bounds), portable_settle(&sums, &bounds));
+            assert_eq!(got.open, expected.open, "{sums:?}");
+            for i in (0..GROUP).filter(|i| got.open >> i & 1 == 0) {
+                let of_row = |s: &Settled| (s.norms[i].to_bits(), s.factors[i], s.clipped >> i & 1);
+                assert_eq!(of_row(&got), of_row(&expected), "{:e}, {:e}", sums[i], bounds[i]);
+            }
+        }
     }
 }

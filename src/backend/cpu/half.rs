@@ -7,6 +7,7 @@ use super::group::GROUP;
 use super::half_simd;
 use super::rows::Storage;
 use super::simd::{Kernel, vectorised};
+use super::squares::sums_of_half_squares;
 use super::sum::FastSum;
 use crate::batch::Granularity;
 use crate::clip::{Clipping, Status};
@@ -65,8 +66,13 @@ impl Storage for Halves {
     }
 
     #[inline]
-    fn sums(&self, rows: &[&[u16]; GROUP]) -> [FastSum; GROUP] {
-        FastSum::of_half_rows(self.half, rows).unwrap_or_else(|| rows.map(|row| self.sum_on_the_stack(row)))
+    fn sums(&self, rows: &[&[u16]; GROUP]) -> [f64; GROUP] {
+        let on_the_stack = || rows.map(|row| self.sum_on_the_stack(row).total());
+        sums_of_half_squares(self.half, rows).unwrap_or_else(on_the_stack)
+    }
+
+    fn scale(&self, elements: &mut [u16], factor: f64) {
+        scale(self.half, elements, factor);
     }
 
     fn exact_sum(&self, elements: &[u16], _first: usize) -> ExactSum {

@@ -4,11 +4,13 @@
 //!   some elements of a row; `group.rs`: norms and decisions of a few short rows side by side.
 //! - `sum.rs`: sums of squares in `f64`, where the square of an `f32` is exact and cannot over- or underflow;
 //!   their error is bounded, and a row whose rounding they leave open is summed exactly.
-//! - `squares.rs`, `squares_512.rs`, `simd.rs`: the vectors of this processor.
+//! - `squares.rs`, `squares_512.rs`, `group_512.rs`, `simd.rs`: the vectors of this processor.
 //! - `mean.rs`: the mean of clipped rows.
 //! - `half_simd.rs`: the processor's own instructions for halves.
 
 mod group;
+#[cfg(target_arch = "x86_64")]
+mod group_512;
 mod half;
 pub(crate) mod half_simd;
 mod mean;

@@ -3,6 +3,7 @@
 use super::group::GROUP as ROWS;
 use super::rows::Storage;
 use super::simd::{Kernel, vectorised};
+use super::squares::sums_of_squares;
 use super::sum::FastSum;
 use crate::batch::Granularity;
 use crate::clip::{Clipping, Status};
@@ -35,8 +36,16 @@ impl Storage for Singles<'_> {
     }
 
     #[inline(always)]
-    fn sums(&self, rows: &[&[f32]; ROWS]) -> [FastSum; ROWS] {
-        FastSum::of_rows(rows, self.center)
+    fn sums(&self, rows: &[&[f32]; ROWS]) -> [f64; ROWS] {
+        sums_of_squares(rows, self.center)
+    }
+
+    #[inline(always)]
+    fn scale(&self, values: &mut [f32], factor: f64) {
+        match self.center(values, 0) {
+            None => Scale { values, factor }.run(),
+            Some(center) => ScaleAround { values, center, factor }.run(),
+        }
     }
 
     fn exact_sum(&self, elements: &[f32], first: usize) -> ExactSum {

@@ -1,14 +1,12 @@
 //! Sums of squares on the CPU: in `f64` with a proven error, and exactly where that leaves the norm open.
 
-use super::squares::{
-    ROWS, roundings, sum_of_half_squares, sum_of_squares, sums_of_half_squares, sums_of_squares,
-};
+use super::squares::{roundings, sum_of_half_squares, sum_of_squares};
 use crate::half::Half;
 use crate::norms::Norm;
-use crate::numerics::{Root, certify, certify_root, two_sum};
+use crate::numerics::{certify, two_sum};
 
 /// Elements that are summed in plain `f64` before the block's sum joins the row's.
-const BLOCK: usize = 4096;
+pub(super) const BLOCK: usize = 4096;
 
 /// A row's sum is within `1 ± 2^-QUALITY` of the exact one.
 ///
@@ -16,7 +14,7 @@ const BLOCK: usize = 4096;
 /// difference from a centre, within three more. Blocks and segments are joined with their rounding error
 /// carried along: n joins leave n² · 2^-106, less than as much again for n up to 2^30 (a row of 2^31 elements has
 /// 2^19 blocks, and a batch has at most 2^28 segments). 2 · 139 · 2^-53 < 2^-44.
-const QUALITY: u32 = 44;
+pub(super) const QUALITY: u32 = 44;
 
 const _: () = assert!(2 * (roundings(BLOCK) + 3) < 1 << (53 - QUALITY));
 
@@ -35,11 +33,6 @@ impl FastSum {
             return Self { high: sum_of_squares(values, center), low: 0.0 };
         }
         Self::of_blocks(values, center)
-    }
-
-    #[cfg(test)]
-    pub(super) fn of_value(high: f64) -> Self {
-        Self { high, low: 0.0 }
     }
 
     #[inline(never)]
@@ -63,24 +56,16 @@ impl FastSum {
         bits.chunks(BLOCK).try_fold(Self::default(), |joined, block| Some(joined.join(sum(block)?)))
     }
 
-    /// Of short rows, together.
-    #[inline(always)]
-    pub(super) fn of_rows(rows: &[&[f32]; ROWS], center: Option<&[f32]>) -> [Self; ROWS] {
-        debug_assert!(rows.iter().all(|row| row.len() <= BLOCK));
-        sums_of_squares(rows, center).map(|high| Self { high, low: 0.0 })
-    }
-
-    /// Of short rows of halves, together; `None` where this processor cannot widen them in registers.
-    #[inline(always)]
-    pub(super) fn of_half_rows(half: Half, rows: &[&[u16]; ROWS]) -> Option<[Self; ROWS]> {
-        debug_assert!(rows.iter().all(|row| row.len() <= BLOCK));
-        Some(sums_of_half_squares(half, rows)?.map(|high| Self { high, low: 0.0 }))
-    }
-
     #[inline(always)]
     pub(super) fn join(self, other: Self) -> Self {
         let (high, lost) = two_sum(self.high, other.high);
         Self { high, low: self.low + other.low + lost }
+    }
+
+    /// As one number.
+    #[inline(always)]
+    pub(super) fn total(self) -> f64 {
+        self.high + self.low
     }
 
     /// The norm where this sum decides it; `None` sends the row to the exact sum.
@@ -90,13 +75,7 @@ impl FastSum {
         if !self.high.is_finite() {
             return Some(Norm::NON_FINITE);
         }
-        certify(self.high + self.low, QUALITY)
-    }
-
-    /// [`FastSum::norm`] without a branch, and whether it is open.
-    #[inline(always)]
-    pub(super) fn root(self) -> Root {
-        certify_root(self.high + self.low, QUALITY)
+        certify(self.total(), QUALITY)
     }
 
     /// Whether every value was finite.
