@@ -38,32 +38,33 @@ fn portable_norms(sums: &[f64; GROUP]) -> ([Norm; GROUP], RowSet) {
 /// What becomes of rows.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Settled {
-    /// The values of their norms.
+    /// The values of their norms; NaN out of scope.
     pub(super) norms: [f32; GROUP],
     /// Those of rows that are clipped; 1 of the others.
     pub(super) factors: [f64; GROUP],
     /// Which are clipped.
     pub(super) clipped: RowSet,
-    /// Which the sums leave open: nothing holds for them.
+    /// Which in scope the sums leave open: nothing holds for them.
     pub(super) open: RowSet,
 }
 
-/// What becomes of rows that have these fast sums and bounds.
-#[inline]
-pub(super) fn settle(sums: &[f64; GROUP], bounds: &[f32; GROUP]) -> Settled {
+/// What becomes of rows that have these fast sums and bounds, where these are in scope.
+#[inline(always)]
+pub(super) fn settle(sums: &[f64; GROUP], bounds: &[f32; GROUP], in_scope: RowSet) -> Settled {
     #[cfg(target_arch = "x86_64")]
     if std::arch::is_x86_feature_detected!("avx512f") {
         #[allow(unsafe_code)]
         // SAFETY: the processor has AVX-512F, as was just asked.
-        return unsafe { group_512::settle(sums, bounds) };
+        return unsafe { group_512::settle(sums, bounds, in_scope) };
     }
-    portable_settle(sums, bounds)
+    portable_settle(sums, bounds, in_scope)
 }
 
-fn portable_settle(sums: &[f64; GROUP], bounds: &[f32; GROUP]) -> Settled {
+fn portable_settle(sums: &[f64; GROUP], bounds: &[f32; GROUP], in_scope: RowSet) -> Settled {
     let (norms, open) = portable_norms(sums);
-    let mut settled = Settled { norms: [0.0; GROUP], factors: [1.0; GROUP], clipped: 0, open };
-    for i in 0..GROUP {
+    let open = open & in_scope;
+    let mut settled = Settled { norms: [f32::NAN; GROUP], factors: [1.0; GROUP], clipped: 0, open };
+    for i in (0..GROUP).filter(|i| in_scope >> i & 1 == 1) {
         settled.norms[i] = norms[i].value();
         if norms[i].exceeds(bounds[i]) {
             settled.factors[i] = factor_below_one(bounds[i], norms[i]);
@@ -117,10 +118,12 @@ mod tests {
                 for turn in 0..GROUP {
                     let sums = std::array::from_fn(|i| roots[(shift + i) % roots.len()].powi(2));
                     let bounds = std::array::from_fn(|i| bounds[(turn + i) % GROUP]);
-                    let settled = settle(&sums, &bounds);
-                    assert_eq!(settled.open, norms(&sums).1);
+                    let in_scope = [0xff, 0xff, 0xff, 0x5a, 0xff, 0xff, 0xa7, 0][(shift + turn) % 8];
+                    let settled = settle(&sums, &bounds, in_scope);
+                    assert_eq!(settled.open, norms(&sums).1 & in_scope);
                     for i in (0..GROUP).filter(|i| settled.open >> i & 1 == 0) {
-                        let norm = certify(sums[i], QUALITY).unwrap_or(Norm::OUT_OF_SCOPE);
+                        let certain = certify(sums[i], QUALITY).filter(|_| in_scope >> i & 1 == 1);
+                        let norm = certain.unwrap_or(Norm::OUT_OF_SCOPE);
                         let decision = decide_span(norm, norm, bounds[i], &clipping);
                         let is_clipped = decision.status == Status::Clipped;
                         let expected = (decision.norm.value().to_bits(), decision.factor, is_clipped);
@@ -145,7 +148,9 @@ mod tests {
             let sums =
                 std::array::from_fn(|_| f64::from_bits((1023 - 250 + random() % 500) << 52 | random() << 21));
             let bounds = std::array::from_fn(|_| f32::from_bits((random() as u32) % 0x7f80_0001));
-            let (got, expected) = (settle(&sums, &bounds), portable_settle(&sums, &bounds));
+            let in_scope = (random() | random()) as RowSet;
+            let (got, expected) =
+                (settle(&sums, &bounds, in_scope), portable_settle(&sums, &bounds, in_scope));
             assert_eq!(got.open, expected.open, "{sums:?}");
             for i in (0..GROUP).filter(|i| got.open >> i & 1 == 0) {
                 let of_row = |s: &Settled| (s.norms[i].to_bits(), s.factors[i], s.clipped >> i & 1);

@@ -44,17 +44,19 @@ pub(super) fn norms(sums: &[f64; GROUP]) -> ([Norm; GROUP], RowSet) {
     (bytemuck::cast(_mm512_or_si512(of_low, class)), open)
 }
 
-/// What becomes of rows that have these fast sums and bounds.
+/// What becomes of rows that have these fast sums and bounds, where these are in scope.
+#[inline]
 #[target_feature(enable = "avx512f")]
-pub(super) fn settle(sums: &[f64; GROUP], bounds: &[f32; GROUP]) -> Settled {
+pub(super) fn settle(sums: &[f64; GROUP], bounds: &[f32; GROUP], in_scope: RowSet) -> Settled {
     let all = |number: i64| _mm512_set1_epi64(number);
     let Roots { wide, up, open } = roots(sums);
+    let open = open & in_scope;
     let bounds: __m256 = bytemuck::cast(*bounds);
     // `Norm::exceeds`. A bound is not negative but for -0.
     let bound_bits = _mm512_and_si512(_mm512_cvtepu32_epi64(_mm256_castps_si256(bounds)), all(0x7fff_ffff));
     let is_bound = _mm512_cmpneq_epi64_mask(bound_bits, all(i64::from(INFINITY_BITS)));
     let rounded_up = _mm512_add_epi64(wide, _mm512_xor_si512(up, all(1)));
-    let clipped = _mm512_cmpgt_epu64_mask(rounded_up, bound_bits) & is_bound & !open;
+    let clipped = _mm512_cmpgt_epu64_mask(rounded_up, bound_bits) & is_bound & in_scope & !open;
     // `factor_below_one`, of norms that are normal numbers.
     let value = _mm512_add_epi64(_mm512_slli_epi64::<29>(wide), all((1023 - 127) << 52));
     let quotient = _mm512_div_pd(_mm512_cvtps_pd(bounds), _mm512_castsi512_pd(value));
@@ -63,7 +65,9 @@ pub(super) fn settle(sums: &[f64; GROUP], bounds: &[f32; GROUP]) -> Settled {
     let less = _mm512_castpd_si512(_mm512_sub_pd(quotient, eight_units));
     let factors = _mm512_castsi512_pd(_mm512_and_si512(less, all(!((1 << 29) - 1))));
     let factors = _mm512_mask_mov_pd(_mm512_set1_pd(1.0), clipped, factors);
-    // `Norm::value`: beyond the largest `f32` it is infinite.
-    let norms = _mm512_cvtepi64_epi32(_mm512_min_epu64(wide, all(i64::from(INFINITY_BITS))));
+    // `Norm::value`: beyond the largest `f32` it is infinite, out of scope NaN.
+    let within = _mm512_min_epu64(wide, all(i64::from(INFINITY_BITS)));
+    let norms = _mm512_mask_mov_epi64(all(i64::from(f32::NAN.to_bits())), in_scope, within);
+    let norms = _mm512_cvtepi64_epi32(norms);
     Settled { norms: bytemuck::cast(norms), factors: bytemuck::cast(factors), clipped, open }
 }

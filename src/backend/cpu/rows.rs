@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 use rayon::prelude::*;
 
 use super::group::{GROUP, RowSet, Settled, norms, settle};
-use super::simd::{Kernel, vectorised};
+use super::simd::{Kernel, prefetch, vectorised};
 use super::sum::{BLOCK, FastSum};
 use super::{Cpu, OWN, SEQUENTIAL, TASK};
 use crate::batch::{Granularity, Layout};
@@ -21,6 +21,9 @@ const ROW: usize = 32;
 
 /// Rows of at most so many elements run through the stages in groups.
 const SHORT: usize = 1024;
+
+/// How many rows ahead of a group the memory of the group there is asked for.
+const AHEAD: usize = 4 * GROUP;
 
 /// One block each: their sums have no second part.
 const _: () = assert!(SHORT <= BLOCK);
@@ -56,6 +59,7 @@ pub(super) struct Rows<'a, S> {
     storage: S,
     cpu: &'a Cpu,
     mask: Vec<bool>,
+    all_in_scope: bool,
     /// What is to be done, in elements.
     work: usize,
     /// Elements up to which a thread keeps a row to itself.
@@ -74,7 +78,8 @@ impl<'a, S: Storage> Rows<'a, S> {
         // Few rows are shared by all threads, and so are rows that fit no cache.
         let own = if in_scope >= 4 * rayon::current_num_threads() { OWN } else { TASK };
         let work = elements + ROW * mask.len();
-        Ok(Self { layout, clipping, storage, cpu, mask, work, own })
+        let all_in_scope = in_scope == mask.len();
+        Ok(Self { layout, clipping, storage, cpu, mask, all_in_scope, work, own })
     }
 
     /// The norms stage.
@@ -101,8 +106,9 @@ impl<'a, S: Storage> Rows<'a, S> {
 
     /// Norm, decision and clip of each row while it is in a cache, for bounds of rows that are known before the norms.
     pub(super) fn run(&self, data: &mut [S::Element], bounds: &[f32]) -> Vec<RowReport> {
-        let run =
-            |(row, elements): (usize, &mut [S::Element])| row_of_one(&self.run_row(row, elements, bounds));
+        let run = |(row, elements): (usize, &mut [S::Element])| {
+            row_of_one(&self.run_row(row, elements, bounds[row]))
+        };
         let (layout, params) = (self.layout, self.layout.params());
         if self.work <= SEQUENTIAL {
             return rows_mut(layout, data).enumerate().map(run).collect();
@@ -147,43 +153,31 @@ impl<'a, S: Storage> Rows<'a, S> {
     fn run_groups(&self, data: &mut [S::Element], stride: usize, bounds: &[f32]) -> Vec<RowReport> {
         let clients = self.layout.clients();
         let mut reports = Vec::with_capacity(clients);
-        let groups = data.par_chunks_mut(stride * GROUP).enumerate();
-        let groups = groups.zip(reports.spare_capacity_mut()[..clients].par_chunks_mut(GROUP));
-        let groups = groups.with_min_len(self.rows_of_task().div_ceil(GROUP));
-        debug_assert_eq!(groups.len(), clients.div_ceil(GROUP));
+        let of_task = self.rows_of_task().next_multiple_of(GROUP);
+        let tasks = data.par_chunks_mut(stride * of_task).zip(bounds.par_chunks(of_task));
+        let tasks = tasks.zip(reports.spare_capacity_mut()[..clients].par_chunks_mut(of_task)).enumerate();
+        debug_assert_eq!(tasks.len(), clients.div_ceil(of_task));
         self.cpu.install(self.work, || {
-            groups.for_each(|((group, elements), reports)| {
-                self.run_group(group * GROUP, elements, bounds, reports);
+            tasks.for_each(|(task, ((elements, bounds), reports))| {
+                vectorised(RunGroups {
+                    rows: self,
+                    first: task * of_task,
+                    stride,
+                    elements,
+                    bounds,
+                    reports,
+                });
             });
         });
         #[allow(unsafe_code)]
         // SAFETY: the data reaches to the end of the last row, which has an element, so there is a chunk of it for each chunk
-        // of the first `clients` places, and `run_group` writes every place of its chunk. Groups that return their reports have them copied twice on the way, which took a sixth of the
-        // time of rows of a hundred elements; a vector that is written before takes a twentieth.
+        // of the first `clients` places, and a task writes every place of its chunk. Groups that return their reports
+        // have them copied twice on the way, which took a sixth of the time of rows of a hundred elements; a vector that
+        // is written before takes a twentieth.
         unsafe {
             reports.set_len(clients);
         }
         reports
-    }
-
-    /// The stages one after the other for a few short rows, so that what one waits for is hidden behind the others; row by row
-    /// where a fast sum leaves a norm open. Writes every report.
-    fn run_group(
-        &self,
-        first: usize,
-        elements: &mut [S::Element],
-        bounds: &[f32],
-        reports: &mut [MaybeUninit<RowReport>],
-    ) {
-        let by_sums = self.clipping.granularity != Granularity::Coordinate && !self.cpu.force_exact;
-        if by_sums && vectorised(RunGroup { rows: self, first, elements, bounds, reports }) {
-            return;
-        }
-        let (params, stride) = (self.layout.params(), self.layout.stride().unwrap_or(elements.len()));
-        for (i, report) in reports.iter_mut().enumerate() {
-            let row = &mut elements[i * stride..i * stride + params];
-            report.write(row_of_one(&self.run_row(first + i, row, bounds)));
-        }
     }
 
     /// The norms of a few short rows; out of scope behind the last.
@@ -204,10 +198,25 @@ impl<'a, S: Storage> Rows<'a, S> {
         norms
     }
 
+    /// Asks for the rows in scope of the group from this row on, which begins at this address.
+    #[inline(always)]
+    fn prefetch_group(&self, first: usize, start: *const S::Element, stride: usize) {
+        if self.all_in_scope {
+            return prefetch(start.cast(), stride * GROUP * size_of::<S::Element>());
+        }
+        let bytes = self.layout.params() * size_of::<S::Element>();
+        for (i, &in_scope) in self.mask.iter().skip(first).take(GROUP).enumerate() {
+            if in_scope {
+                prefetch(start.wrapping_add(i * stride).cast(), bytes);
+            }
+        }
+    }
+
     /// The fast sums of a few short rows, and which rows are in scope.
     #[inline(always)]
     fn group_sums(&self, first: usize, rows: &[S::Element]) -> ([f64; GROUP], RowSet) {
         let (params, stride) = (self.layout.params(), self.layout.stride().unwrap_or(rows.len()));
+        self.prefetch_group(first + AHEAD, rows.as_ptr().wrapping_add(AHEAD * stride), stride);
         let mut spans: [&[S::Element]; GROUP] = [&[]; GROUP];
         let mut in_scope = 0;
         for (i, &row_in_scope) in self.mask[first..].iter().take(GROUP).enumerate() {
@@ -219,10 +228,27 @@ impl<'a, S: Storage> Rows<'a, S> {
         (self.storage.sums(&spans), in_scope)
     }
 
+    /// Some rows, one after the other; there is a report for each.
+    #[cold]
     #[inline(never)]
-    fn run_row(&self, row: usize, elements: &mut [S::Element], bounds: &[f32]) -> Decision {
+    fn run_rows(
+        &self,
+        first: usize,
+        stride: usize,
+        elements: &mut [S::Element],
+        bounds: &[f32],
+        reports: &mut [MaybeUninit<RowReport>],
+    ) {
+        for (i, (report, &bound)) in reports.iter_mut().zip(bounds).enumerate() {
+            let row = &mut elements[i * stride..i * stride + self.layout.params()];
+            report.write(row_of_one(&self.run_row(first + i, row, bound)));
+        }
+    }
+
+    #[inline(never)]
+    fn run_row(&self, row: usize, elements: &mut [S::Element], bound: f32) -> Decision {
         let norm = self.row_norm(row, elements);
-        let decision = decide_span(norm, norm, bounds[row], self.clipping);
+        let decision = decide_span(norm, norm, bound, self.clipping);
         if decision.status.is_written() {
             self.clip_row(elements, &decision);
         }
@@ -360,51 +386,86 @@ impl<'a, S: Storage> Rows<'a, S> {
     }
 }
 
-/// A few short rows, the first of which begins the elements, through all stages by fast sums; false, and nothing done, where
-/// those leave a norm open. There is a report for each row.
-struct RunGroup<'a, 'b, S: Storage> {
+/// Short rows through all stages, in groups; there is a report for each row, and every one is written.
+///
+/// The last group is reported and clipped when the next one was summed: until then its norms and factors are there.
+struct RunGroups<'a, 'b, S: Storage> {
     rows: &'a Rows<'b, S>,
+    /// The number of the first row, which begins the elements.
     first: usize,
+    stride: usize,
     elements: &'a mut [S::Element],
     bounds: &'a [f32],
     reports: &'a mut [MaybeUninit<RowReport>],
 }
 
-impl<S: Storage> Kernel for RunGroup<'_, '_, S> {
-    type Output = bool;
+impl<S: Storage> Kernel for RunGroups<'_, '_, S> {
+    type Output = ();
 
     #[inline(always)]
-    fn run(self) -> bool {
-        let Self { rows, first, elements, bounds, reports } = self;
-        let (params, stride) = (rows.layout.params(), rows.layout.stride().unwrap_or(elements.len()));
-        let (sums, in_scope) = rows.group_sums(first, elements);
-        let bounds = &bounds[first..first + reports.len()];
-        // What is behind the last row is out of scope.
-        let of_rows = bounds.first_chunk().copied().unwrap_or_else(|| {
-            let mut of_rows = [0.0; GROUP];
-            of_rows[..bounds.len()].copy_from_slice(bounds);
-            of_rows
-        });
-        let Settled { norms, factors, clipped, open } = settle(&sums, &of_rows);
-        if open & in_scope != 0 {
-            return false;
-        }
-        for (i, (report, &bound)) in reports.iter_mut().zip(bounds).enumerate() {
-            let (bound, factor) = (Some(bound), factors[i]);
-            let is = |set: RowSet| set >> i & 1 == 1;
-            report.write(match is(in_scope) {
-                false => RowReport { norm: f32::NAN, bound, factor: 1.0, status: Status::OutOfScope },
-                true if is(clipped) => RowReport { norm: norms[i], bound, factor, status: Status::Clipped },
-                true => RowReport { norm: norms[i], bound, factor, status: Status::Untouched },
+    fn run(self) {
+        let Self { rows, first, stride, elements, bounds, reports } = self;
+        let by_sums = rows.clipping.granularity != Granularity::Coordinate && !rows.cpu.force_exact;
+        let groups =
+            elements.chunks_mut(stride * GROUP).zip(bounds.chunks(GROUP)).zip(reports.chunks_mut(GROUP));
+        let mut last: Option<SettledGroup<'_, S>> = None;
+        for (index, ((elements, bounds), reports)) in groups.enumerate() {
+            let first = first + index * GROUP;
+            if !by_sums {
+                rows.run_rows(first, stride, elements, bounds, reports);
+                continue;
+            }
+            let (sums, in_scope) = rows.group_sums(first, elements);
+            if let Some(last) = last.take() {
+                last.finish(rows, stride);
+            }
+            // What is behind the last row is out of scope.
+            let of_rows = bounds.first_chunk().copied().unwrap_or_else(|| {
+                let mut of_rows = [0.0; GROUP];
+                of_rows[..bounds.len()].copy_from_slice(bounds);
+                of_rows
             });
+            let settled = settle(&sums, &of_rows, in_scope);
+            last = Some(SettledGroup { first, elements, bounds, in_scope, settled, reports });
         }
-        let mut left = clipped & in_scope;
+        if let Some(last) = last {
+            last.finish(rows, stride);
+        }
+    }
+}
+
+/// A few short rows whose fast sums are compared with their bounds.
+struct SettledGroup<'a, S: Storage> {
+    first: usize,
+    elements: &'a mut [S::Element],
+    bounds: &'a [f32],
+    in_scope: RowSet,
+    settled: Settled,
+    reports: &'a mut [MaybeUninit<RowReport>],
+}
+
+impl<S: Storage> SettledGroup<'_, S> {
+    /// Reports every row, and clips those that are above their bounds; row by row where a sum leaves a norm open.
+    #[inline(always)]
+    fn finish(self, rows: &Rows<'_, S>, stride: usize) {
+        let Self { first, elements, bounds, in_scope, settled, reports } = self;
+        let Settled { norms, factors, clipped, open } = settled;
+        if open != 0 {
+            return rows.run_rows(first, stride, elements, bounds, reports);
+        }
+        const STATUSES: [Status; 4] =
+            [Status::OutOfScope, Status::OutOfScope, Status::Untouched, Status::Clipped];
+        for (i, (report, &bound)) in reports.iter_mut().zip(bounds).enumerate() {
+            let status = STATUSES[usize::from((in_scope >> i & 1) << 1 | (clipped >> i & 1))];
+            report.write(RowReport { norm: norms[i], bound: Some(bound), factor: factors[i], status });
+        }
+        let mut left = clipped;
         while left != 0 {
             let i = left.trailing_zeros() as usize;
-            rows.storage.scale(&mut elements[i * stride..i * stride + params], factors[i]);
+            let row = &mut elements[i * stride..i * stride + rows.layout.params()];
+            rows.storage.scale(row, factors[i]);
             left &= left - 1;
         }
-        true
     }
 }
 
