@@ -14,8 +14,8 @@ const TASK: usize = 1 << 16;
 /// Independent sums, for SIMD and to hide the latency of addition.
 const LANES: usize = 64;
 
-/// Halves that are widened at a time: they stay in a core's first cache.
-const BLOCK: usize = 4096;
+/// Halves that are widened at a time on the stack, which is cleared for each row.
+const BLOCK: usize = 512;
 
 /// Rows that one task takes at least where they are short.
 const AT_LEAST: usize = 1 << 15;
