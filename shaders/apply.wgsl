@@ -1,11 +1,11 @@
 // A decision applied to a tile: what is clipped or zeroed is written, all else is not.
 
-// Groups first, first + step, … of a tile; what is left behind its last whole group comes to the first invocation.
+// Groups first, first + step, … of a tile; those that are not whole come to the first invocation.
 fn apply(decision: Decision, tile: Tile, first: u32, step: u32) {
     if (decision.status != CLIPPED) & (decision.status != CUT) & (decision.status != ZEROED) {
         return;
     }
-    let whole = tile.count / 4u;
+    let whole = whole_groups(tile);
     if !CENTERED && decision.status == CLIPPED && is_quick(decision) {
         let factors = quick_factors(decision);
         for (var group = first; group < whole; group += step) {
@@ -16,8 +16,10 @@ fn apply(decision: Decision, tile: Tile, first: u32, step: u32) {
             store_whole4(tile, group, clipped(whole4(tile, group), tile, group, decision));
         }
     }
-    if (first == 0u) & (whole * 4u < tile.count) {
-        store4(tile, whole, clipped(load4(tile, whole), tile, whole, decision));
+    if first == 0u {
+        for (var group = whole; group < groups(tile); group++) {
+            store4(tile, group, clipped(load4(tile, group), tile, group, decision));
+        }
     }
 }
 

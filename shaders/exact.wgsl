@@ -44,8 +44,8 @@ fn add_tile(local: u32, tile: Tile, span: u32) {
     workgroupBarrier();
 
     var sum = Cells();
-    var groups = 0u;
-    for (var group = local; group < (tile.count + 3u) / 4u; group += WORKGROUP) {
+    var added = 0u;
+    for (var group = local; group < groups(tile); group += WORKGROUP) {
         let value = load4(tile, group);
         if CENTERED {
             let center = center4(tile, group, params.tiles_per_row);
@@ -59,10 +59,10 @@ fn add_tile(local: u32, tile: Tile, span: u32) {
             add_product(&sum, value.z, value.z, 0u, false);
             add_product(&sum, value.w, value.w, 0u, false);
         }
-        groups++;
-        if groups == GROUPS {
+        added++;
+        if added == GROUPS {
             pass_carries(&sum);
-            groups = 0u;
+            added = 0u;
         }
     }
     pass_carries(&sum);

@@ -1,9 +1,9 @@
 // An invocation's part of a tile, summed in f64, where the square of an f32 is exact; behind it the sum is a
 // pair, as in sum_pairs.wgsl. For devices that have f64 and are not slow at it.
 
-// Groups first, first + step, … of a tile; what is left behind its last whole group comes to the first invocation.
+// Groups first, first + step, … of a tile; those that are not whole come to the first invocation.
 fn sum_part(tile: Tile, first: u32, step: u32) -> Partial {
-    let whole = tile.count / 4u;
+    let whole = whole_groups(tile);
     var sums = vec4<f64>();
     var largest = vec4<u32>();
     var group = first;
@@ -21,10 +21,12 @@ fn sum_part(tile: Tile, first: u32, step: u32) -> Partial {
         largest = max(largest, a.largest);
         sums += a.squares;
     }
-    if (first == 0u) & (whole * 4u < tile.count) {
-        let a = group_at(load4(tile, whole), tile, whole);
-        largest = max(largest, a.largest);
-        sums += a.squares;
+    if first == 0u {
+        for (group = whole; group < groups(tile); group++) {
+            let a = group_at(load4(tile, group), tile, group);
+            largest = max(largest, a.largest);
+            sums += a.squares;
+        }
     }
     // 2^48: squares of elements that are prescaled by 2^24.
     let total = ((sums.x + sums.y) + (sums.z + sums.w)) * 281474976710656.0lf;

@@ -3,9 +3,9 @@
 // Squares that one f32 sum takes before it joins the invocation's pair; the error bound relies on it.
 const CHAIN: u32 = 8u;
 
-// Groups first, first + step, … of a tile; what is left behind its last whole group comes to the first invocation.
+// Groups first, first + step, … of a tile; those that are not whole come to the first invocation.
 fn sum_part(tile: Tile, first: u32, step: u32) -> Partial {
-    let whole = tile.count / 4u;
+    let whole = whole_groups(tile);
     var total = Pair(0.0, 0.0);
     var largest = vec4<u32>();
     var group = first;
@@ -18,11 +18,13 @@ fn sum_part(tile: Tile, first: u32, step: u32) -> Partial {
         }
         total = add_pairs(total, joined_chains(sums, lost));
     }
-    if (first == 0u) & (whole * 4u < tile.count) {
-        var sums = vec4<f32>();
-        var lost = vec4<f32>();
-        add_group(load4(tile, whole), tile, whole, &sums, &lost, &largest);
-        total = add_pairs(total, joined_chains(sums, lost));
+    if first == 0u {
+        for (group = whole; group < groups(tile); group++) {
+            var sums = vec4<f32>();
+            var lost = vec4<f32>();
+            add_group(load4(tile, group), tile, group, &sums, &lost, &largest);
+            total = add_pairs(total, joined_chains(sums, lost));
+        }
     }
     return Partial(total.high, total.low, max(max(largest.x, largest.y), max(largest.z, largest.w)));
 }

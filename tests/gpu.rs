@@ -829,6 +829,51 @@ fn a_device_whose_fast_sums_are_wrong_is_found_out_and_sums_exactly() {
     assert!(gpu.ran().why.len() > sound.len() && gpu.ran().why.contains("exact sum"), "{}", gpu.ran().why);
 }
 
+/// In a caller's buffer, where two rows may share a group of four elements; its end too may lie anywhere.
+#[test]
+fn rows_that_begin_anywhere_have_the_bits_of_the_reference() {
+    let Some(gpu) = gpu() else { return };
+    let offsets: Vec<usize> = (0..30).map(|row| 5 + row * (row + 1) / 2 * 7).collect();
+    let mut layouts = vec![
+        Layout::strided(9, 1_050, 1_051).unwrap(),
+        Layout::dense(3, 9_001).unwrap(),
+        Layout::strided(11, 333, 335).unwrap().layered(&[1, 0, 301, 31]).unwrap(),
+        Layout::ragged(&offsets).unwrap(),
+    ];
+    layouts.extend([1, 2, 3, 5, 7].map(|params| Layout::dense(101, params).unwrap()));
+    // Each of the kernels that reach elements, with sums of either kind; compiling them takes most of the time.
+    let names = [
+        "the device's own",
+        "portable",
+        "fused",
+        "four to a row, in pairs of f32",
+        "exact sums in small windows",
+    ];
+    let chosen = strategies(&gpu).into_iter().filter(|(name, _)| names.contains(name));
+    for (name, tuning) in chosen {
+        let gpu =
+            Gpu::from_device(gpu.device().clone(), gpu.queue().clone()).unwrap().with_tuning(tuning).unwrap();
+        for (number, layout) in layouts.iter().enumerate() {
+            let mut original = updates(layout);
+            // So that the last group is whole in the buffer, but for every fifth layout.
+            let behind = if number % 5 == 0 { 0 } else { 4 };
+            original.extend((0..behind).map(|i| i as f32));
+            let granularity = if number == 2 { Granularity::Segment } else { Granularity::Row };
+            let clipping = Clipping::fixed(1.5).granularity(granularity);
+            let mut expected = original.clone();
+            let specified = Reference.run(layout, &mut expected, &clipping).unwrap();
+
+            let buffer = buffer_of(&gpu, &original, wgpu::BufferUsages::STORAGE);
+            let plan = gpu.plan(layout, &clipping, &buffer).unwrap();
+            plan.poison().unwrap();
+            submit(&gpu, |encoder| plan.record(encoder));
+            let report = plan.report_blocking().unwrap();
+            assert_eq!(rows(&report), rows(&specified), "{name}, {layout:?}");
+            assert!(contents(&gpu, &buffer) == bits(&expected), "{name}, {layout:?}");
+        }
+    }
+}
+
 #[test]
 fn a_sound_device_passes_its_check() {
     let Some(gpu) = gpu() else { return };

@@ -5,7 +5,7 @@ use std::ops::Range;
 use bytemuck::{Pod, Zeroable};
 
 use super::Tuning;
-use super::kernels::Storage;
+use super::kernels::{Fours, Storage};
 use crate::batch::{Granularity, Layout};
 use crate::error::{Error, Result};
 use crate::report::Strategy;
@@ -92,8 +92,8 @@ pub(crate) struct Geometry {
     pub longest: u64,
     /// Whether norms are those of differences from a centre.
     pub centered: bool,
-    /// Whether every tile can be read and written four elements at a time.
-    pub wide: bool,
+    /// How kernels read and write the elements of a tile.
+    pub fours: Fours,
     pub storage: Storage,
 }
 
@@ -162,6 +162,13 @@ impl Geometry {
         } else {
             Strategy::Tiled
         };
+        let fours = match storage {
+            _ if !tuning.wide || !ends_inside => Fours::Single,
+            _ if starts_aligned => Fours::Aligned,
+            // The elements of a centre lie beside those of a row from its first one on.
+            Storage::Single if !centered => Fours::Loose,
+            Storage::Single | Storage::Half(_) => Fours::Single,
+        };
         let mut geometry = Self {
             spans: Vec::new(),
             bounded: placement.spans.len(),
@@ -178,7 +185,7 @@ impl Geometry {
             few: false,
             longest: 0,
             centered,
-            wide: tuning.wide && starts_aligned && ends_inside,
+            fours,
             storage,
         };
         let portion = tuning.group_bytes.max(bytes / MOST_PORTIONS);
@@ -272,7 +279,7 @@ impl Geometry {
     /// Appends a tile to the window that is being filled, or to a new one where it does not fit.
     fn push_tile(&mut self, span: u32, elements: Range<u64>, tuning: &Tuning) {
         let alignment = tuning.offset_alignment / self.storage.bytes();
-        let end = if self.wide { elements.end.next_multiple_of(4) } else { elements.end };
+        let end = if self.fours == Fours::Single { elements.end } else { elements.end.next_multiple_of(4) };
         // A portion begins with a window of its own.
         let first = self.portions.last().is_some_and(|portion| portion.windows.start == self.windows.len());
         let fits = !first && self.windows.last().is_some_and(|w| end - w.elements.start <= tuning.window);
@@ -370,13 +377,28 @@ mod tests {
         let geometry =
             Geometry::new(&layout, Granularity::Segment, &placement, &tuning(), false, Storage::Single)
                 .unwrap();
-        assert!(geometry.wide);
+        assert_eq!(geometry.fours, Fours::Aligned);
         assert_eq!(geometry.bounded, 4);
         let rows: Vec<_> =
             geometry.spans[4..].iter().map(|s| (s.first_slot, s.slot_count, s.length)).collect();
         assert_eq!(rows, [(0, 3, 73), (3, 0, 0), (3, 1, 64)]);
         assert_eq!(geometry.spans[1].slot_count, 0);
         assert_eq!(geometry.spans[3].row, 6);
+    }
+
+    #[test]
+    fn rows_are_read_in_groups_of_four_wherever_a_buffer_holds_whole_ones() {
+        let fours = |params, length, centered, storage| {
+            let layout = Layout::dense(3, params).unwrap();
+            let placement = Placement::in_place(&layout, Granularity::Row, length);
+            let geometry = Geometry::new(&layout, Granularity::Row, &placement, &tuning(), centered, storage);
+            geometry.unwrap().fours
+        };
+        assert_eq!(fours(8, 24, false, Storage::Single), Fours::Aligned);
+        assert_eq!(fours(9, 28, false, Storage::Single), Fours::Loose);
+        assert_eq!(fours(9, 27, false, Storage::Single), Fours::Single);
+        assert_eq!(fours(9, 28, true, Storage::Single), Fours::Single);
+        assert_eq!(fours(10, 32, false, Storage::Half(crate::Half::F16)), Fours::Single);
     }
 
     #[test]

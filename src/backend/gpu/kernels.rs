@@ -265,12 +265,22 @@ pub(crate) const KERNELS: [Kernel; 14] = [
 /// The variants of the shaders that a device takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Variant {
-    /// Four elements at a time, or one (of halves two).
-    pub wide: bool,
+    pub fours: Fours,
     pub subgroups: bool,
     /// Sums in f64, or in pairs of f32.
     pub doubles: bool,
     pub storage: Storage,
+}
+
+/// How kernels reach the elements of a tile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fours {
+    /// One at a time, of halves two: for tiles that begin anywhere.
+    Single,
+    /// Four at a time, but for those before the first multiple of four and behind the last: for tiles that begin anywhere.
+    Loose,
+    /// Four at a time: for tiles that begin at multiples of four elements, and end before the next begins.
+    Aligned,
 }
 
 /// How elements are stored.
@@ -290,36 +300,43 @@ impl Storage {
     }
 
     /// Sources of `load4` and `load1`, of `store4`, and of `scaled` and `cut`.
-    fn sources(self, wide: bool) -> [String; 3] {
+    fn sources(self, fours: Fours) -> [String; 3] {
+        let by_count = include_str!("../../../shaders/groups.wgsl");
         match self {
-            Self::Single if wide => [
-                include_str!("../../../shaders/data_vec4.wgsl").into(),
-                include_str!("../../../shaders/store_vec4.wgsl").into(),
-                include_str!("../../../shaders/product.wgsl").into(),
-            ],
-            Self::Single => [
-                include_str!("../../../shaders/data_scalar.wgsl").into(),
-                include_str!("../../../shaders/store_scalar.wgsl").into(),
-                include_str!("../../../shaders/product.wgsl").into(),
-            ],
+            Self::Single => {
+                let (data, store) = match fours {
+                    Fours::Single => (
+                        [by_count, include_str!("../../../shaders/data_scalar.wgsl")].join("\n"),
+                        include_str!("../../../shaders/store_scalar.wgsl"),
+                    ),
+                    Fours::Loose => (
+                        include_str!("../../../shaders/data_loose.wgsl").into(),
+                        include_str!("../../../shaders/store_loose.wgsl"),
+                    ),
+                    Fours::Aligned => (
+                        [by_count, include_str!("../../../shaders/data_vec4.wgsl")].join("\n"),
+                        include_str!("../../../shaders/store_vec4.wgsl"),
+                    ),
+                };
+                [data, store.into(), include_str!("../../../shaders/product.wgsl").into()]
+            }
             Self::Half(half) => {
                 let format = match half {
                     Half::F16 => include_str!("../../../shaders/data_f16.wgsl"),
                     Half::Bf16 => include_str!("../../../shaders/data_bf16.wgsl"),
                 };
-                let (access, store) = if wide {
-                    (
+                let (words, store) = match fours {
+                    Fours::Aligned => (
                         include_str!("../../../shaders/half_wide.wgsl"),
                         include_str!("../../../shaders/store_half_wide.wgsl"),
-                    )
-                } else {
-                    (
+                    ),
+                    Fours::Single | Fours::Loose => (
                         include_str!("../../../shaders/half_words.wgsl"),
                         include_str!("../../../shaders/store_half_words.wgsl"),
-                    )
+                    ),
                 };
                 [
-                    [format, access, include_str!("../../../shaders/data_half.wgsl")].join("\n"),
+                    [by_count, format, words, include_str!("../../../shaders/data_half.wgsl")].join("\n"),
                     [store, include_str!("../../../shaders/store_half.wgsl")].join("\n"),
                     include_str!("../../../shaders/product_half.wgsl").into(),
                 ]
@@ -330,7 +347,7 @@ impl Storage {
 
 /// The whole source of the shader module of a file under `shaders/`.
 pub(crate) fn source(file: &str, variant: Variant) -> String {
-    let [data, store, product] = &variant.storage.sources(variant.wide);
+    let [data, store, product] = &variant.storage.sources(variant.fours);
     let reduce = if variant.subgroups {
         include_str!("../../../shaders/reduce_subgroup.wgsl")
     } else {
@@ -372,7 +389,7 @@ pub(crate) struct Pipeline {
 /// What the pipelines of a plan depend on, beside the tuning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Form {
-    pub wide: bool,
+    pub fours: Fours,
     pub centered: bool,
     pub storage: Storage,
 }
@@ -385,7 +402,7 @@ impl Form {
             Storage::Half(Half::F16) => 1,
             Storage::Half(Half::Bf16) => 2,
         };
-        usize::from(self.wide) + 2 * usize::from(self.centered) + 4 * storage
+        self.fours as usize + 3 * usize::from(self.centered) + 6 * storage
     }
 }
 
@@ -393,7 +410,7 @@ impl Form {
 /// seconds a kernel, and no plan needs all of them.
 #[derive(Debug, Default)]
 pub(crate) struct Pipelines {
-    forms: [[OnceLock<Pipeline>; KERNELS.len()]; 12],
+    forms: [[OnceLock<Pipeline>; KERNELS.len()]; 18],
 }
 
 impl Pipelines {
@@ -427,7 +444,7 @@ impl Pipelines {
 
 fn build_one(device: &wgpu::Device, kernel: &'static Kernel, form: Form, tuning: &Tuning) -> Pipeline {
     let variant = Variant {
-        wide: form.wide,
+        fours: form.fours,
         subgroups: tuning.subgroups,
         doubles: tuning.doubles,
         storage: form.storage,
@@ -510,15 +527,17 @@ mod tests {
 
     const STORAGES: [Storage; 3] = [Storage::Single, Storage::Half(Half::F16), Storage::Half(Half::Bf16)];
 
+    const FOURS: [Fours; 3] = [Fours::Single, Fours::Loose, Fours::Aligned];
+
     const PORTABLE: Variant =
-        Variant { wide: true, subgroups: false, doubles: false, storage: Storage::Single };
+        Variant { fours: Fours::Aligned, subgroups: false, doubles: false, storage: Storage::Single };
 
     fn variants() -> impl Iterator<Item = Variant> {
         let both = [false, true];
         STORAGES.into_iter().flat_map(move |storage| {
-            both.into_iter().flat_map(move |wide| {
+            FOURS.into_iter().flat_map(move |fours| {
                 both.into_iter().flat_map(move |subgroups| {
-                    both.map(|doubles| Variant { wide, subgroups, doubles, storage })
+                    both.map(|doubles| Variant { fours, subgroups, doubles, storage })
                 })
             })
         })
@@ -733,8 +752,8 @@ mod tests {
         let (device, _queue) = wgpu::Device::noop(&wgpu::DeviceDescriptor::default());
         let pipelines = Pipelines::default();
         for storage in STORAGES {
-            for (wide, centered) in [(true, false), (false, false), (true, true), (false, true)] {
-                let form = Form { wide, centered, storage };
+            for (fours, centered) in FOURS.into_iter().flat_map(|fours| [(fours, false), (fours, true)]) {
+                let form = Form { fours, centered, storage };
                 let made = pipelines.get(&device, &Tuning::portable(), form, |_| true).unwrap();
                 assert_eq!(made.len(), KERNELS.len());
             }

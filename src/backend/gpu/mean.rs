@@ -57,7 +57,7 @@ pub(super) struct Source<'a> {
 
 impl Source<'_> {
     fn form(&self) -> Form {
-        Form { wide: self.geometry.wide, centered: self.centered, storage: self.geometry.storage }
+        Form { fours: self.geometry.fours, centered: self.centered, storage: self.geometry.storage }
     }
 }
 

@@ -237,7 +237,7 @@ impl Plan {
         clipping.check_center(layout)?;
         let centered = clipping.center.is_some();
         let geometry = Geometry::new(layout, clipping.granularity, placement, tuning, centered, storage)?;
-        let form = Form { wide: geometry.wide, centered, storage };
+        let form = Form { fours: geometry.fours, centered, storage };
         let pipelines =
             context.pipelines.get(&context.device, tuning, form, |kernel| is_step(kernel, &geometry))?;
         let source = Source::new(&clipping.threshold, layout, clipping.granularity)?;

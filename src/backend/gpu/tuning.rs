@@ -218,8 +218,8 @@ impl Tuning {
             // f64 roundings, a quarter as many as groups, 32 to a unit, and the way to a pair; twice as much.
             (8 + each.div_ceil(64), 0)
         } else {
-            // The chains of eight squares, or of differences, and one behind them.
-            (if centered { 64 + 256 } else { 64 }, each.div_ceil(8) + 4)
+            // The chains of eight squares, or of differences, and two of what is not a whole group.
+            (if centered { 64 + 256 } else { 64 }, each.div_ceil(8) + 5)
         };
         own + (chains + joins).saturating_mul(4)
     }

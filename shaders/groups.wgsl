@@ -1,0 +1,9 @@
+// A tile's elements in groups of four from its first one on; the last group may be fewer.
+
+fn whole_groups(tile: Tile) -> u32 {
+    return tile.count / 4u;
+}
+
+fn groups(tile: Tile) -> u32 {
+    return (tile.count + 3u) / 4u;
+}
