@@ -123,20 +123,20 @@ def compared(joined):
 
 
 def means(pairs):
-    """The geometric mean of all best peers for each place of the data, and that of each peer, as markdown."""
+    """The geometric mean of all best peers for each stage and place of the data, and that of each peer, as markdown."""
     ratios, by_peer = {}, {}
-    for (*_, method, _), (ours, peers) in pairs.items():
-        ratios.setdefault(method, []).append(ratio(ours, peers[0]))
+    for (_, _, stage, _, method, _), (ours, peers) in pairs.items():
+        ratios.setdefault((stage, method), []).append(ratio(ours, peers[0]))
         for peer in peers:
             by_peer.setdefault(name(peer), []).append(ratio(ours, peer))
-    parts = [
-        f"Geometric mean of ours / best over {len(values)} cases, data on the {method}: "
-        f"**{geometric_mean(values):.2f}** (least {min(values):.2f}, greatest {max(values):.2f})"
-        for method, values in ratios.items()
+    rows = [
+        [f"{stage}, data on the {method}", str(len(values)), *(f"{of(values):.2f}" for of in (geometric_mean, min, max))]
+        for (stage, method), values in ratios.items()
     ]
+    parts = [table(["ours / best peer", "cases", "geometric mean", "least", "greatest"], rows, words=1), ""]
     of_peers = sorted((geometric_mean(values), peer, len(values)) for peer, values in by_peer.items())
     rows = [[f"`{peer}`", str(count), f"{mean:.2f}"] for mean, peer, count in of_peers]
-    return [*parts, "", table(["peer", "cases", "ours / peer, geometric mean"], rows, words=1)]
+    return [*parts, table(["peer", "cases", "ours / peer, geometric mean"], rows, words=1)]
 
 
 def brief(records):

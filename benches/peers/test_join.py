@@ -111,7 +111,7 @@ class Join(unittest.TestCase):
             record("a", 10.0, clipped=1.0),
         ]
         page = join.report([], records)
-        self.assertIn("over 2 cases, data on the host: **2.00** (least 0.50, greatest 8.00)", page)
+        self.assertIn("| clip, data on the host | 2 | 2.00 | 0.50 | 8.00 |", page)
         self.assertIn("| `a` | 2 | 2.00 |", page)
         self.assertIn("| `b` | 1 | 2.00 |", page)
 
