@@ -1,6 +1,6 @@
-// Access to the window four elements at a time, for tiles that begin anywhere. Whole groups are those that begin at
-// multiples of four elements of the window; two more groups have what is left before them and behind them, as a group may
-// be shared with the tile of another row.
+// Access to the window four elements at a time, for tiles that begin anywhere. Whole groups are those that begin
+// at multiples of four elements of the window; two more groups, which may be empty, have what is left before them and
+// behind them: the rest of those four may be another row's.
 
 alias Element = vec4<u32>;
 
@@ -22,8 +22,8 @@ fn whole4(tile: Tile, group: u32) -> vec4<u32> {
     return data[first_whole(tile) + group];
 }
 
-// Of the groups behind the whole ones: the place of its four elements, and which of them are the tile's alone. A tile within
-// four elements has one such group.
+// Of the groups behind the whole ones: the place of its four elements, and which of them are the tile's. Of a tile
+// within four elements the second one is empty.
 struct Edge {
     index: u32,
     inside: vec4<bool>,
@@ -34,10 +34,10 @@ fn edge_of(tile: Tile, group: u32) -> Edge {
     let is_behind = group != whole_groups(tile);
     let index = select(tile.start, end, is_behind) / 4u;
     let elements = vec4<u32>(index * 4u) + vec4<u32>(0u, 1u, 2u, 3u);
-    // What the tile begins with is not also what is behind its whole groups, and a tile that begins with a whole group has
-    // nothing before it.
-    let is_other = select(tile.start % 4u != 0u, (tile.start % 4u == 0u) | (index != tile.start / 4u), is_behind);
-    let inside = (elements >= vec4<u32>(tile.start)) & (elements < vec4<u32>(end)) & vec4<bool>(is_other);
+    // A tile that begins at a multiple of four has nothing before its whole groups, and what one within four elements
+    // begins with is not behind them as well.
+    let exists = select(tile.start % 4u != 0u, (tile.start % 4u == 0u) | (index != tile.start / 4u), is_behind);
+    let inside = (elements >= vec4<u32>(tile.start)) & (elements < vec4<u32>(end)) & vec4<bool>(exists);
     return Edge(index, inside);
 }
 

@@ -1,4 +1,5 @@
-// Groups that are not whole are written one element at a time, because the others may be another workgroup's.
+// Groups that are not whole are written one element at a time, because the others may be another workgroup's. WGSL would let
+// such a write touch the whole vector; `Tuning::loose` is for devices where it does not.
 fn store4(tile: Tile, group: u32, bits: vec4<u32>) {
     if group < whole_groups(tile) {
         store_whole4(tile, group, bits);

@@ -76,7 +76,8 @@ pub struct Ran {
     /// The adapter's name, on `gpu`.
     pub adapter: Option<String>,
     /// How the batch was spread over dispatches, in the report of a run of a batch in host memory on `gpu`; of one in
-    /// several windows or pieces that of the last, and `None` where the stages ran one by one. A caller's plan tells it by `Plan::strategy`.
+    /// several windows or pieces that of the last, and `None` where the stages ran one by one. A caller's plan tells it
+    /// by `Plan::strategy`.
     pub strategy: Option<Strategy>,
     /// Why this backend was taken, for a person.
     pub why: String,

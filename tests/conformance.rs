@@ -280,7 +280,7 @@ fn batches_of_thousands_of_short_rows_conform() {
     }
 }
 
-/// Rows that a thread may clip while it sums the next.
+/// Rows just too long for groups, and around a block of the CPU's sums and a tile of a device's.
 #[test]
 fn batches_of_rows_of_thousands_conform() {
     let mut rng = Rng::new(9);

@@ -139,9 +139,12 @@ def means(pairs):
     return [*parts, table(["peer", "cases", "ours / peer, geometric mean"], rows, words=1)]
 
 
-def brief(records):
-    """The means alone."""
-    return "\n".join(means(compared(join(records))))
+def brief(headers, records):
+    """The means alone, with what they were measured on and when."""
+    pairs = compared(join(records))
+    devices = dict.fromkeys(ours["device"] for ours, _ in pairs.values())
+    when = [f"{header['date']}, commit {header['commit'][:12]}" for header in headers if "commit" in header]
+    return "\n".join(["; ".join([*devices, *when]), "", *means(pairs)])
 
 
 def report(headers, records):
@@ -172,12 +175,13 @@ def report(headers, records):
 
 
 def main():
+    is_brief = "--brief" in sys.argv[1:]
     files = [argument for argument in sys.argv[1:] if argument != "--brief"]
     if not files:
         sys.exit("join.py: got no file; expected benches/peers/join.py [--brief] FILE...")
     try:
         headers, records = read(files)
-        print(report(headers, records) if files == sys.argv[1:] else brief(records))
+        print(brief(headers, records) if is_brief else report(headers, records))
     except Bad as error:
         sys.exit(f"join.py: {error}")
 

@@ -155,9 +155,11 @@ struct Beside {
 
 impl<E: Element> Rounds for OnHost<'_, E> {
     fn run(&mut self, round: Round, fault: &mut bool) -> Result<()> {
-        // Whoever runs behind another finds other caches, and other threads awake: each has every place in turn.
+        // Whoever runs behind another finds other caches, and other threads awake: each has every place in turn, and
+        // every other behind it.
         self.rounds += 1;
         for turn in 0..3 {
+            let turn = if self.rounds.is_multiple_of(2) { turn } else { 2 - turn };
             match (self.rounds + turn) % 3 {
                 0 => self.run_ours(round, fault)?,
                 1 => self.run_plain(round)?,

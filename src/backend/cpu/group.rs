@@ -3,19 +3,17 @@
 
 #[cfg(target_arch = "x86_64")]
 use super::group_512;
+use super::squares::ROWS;
 use super::sum::QUALITY;
 use crate::norms::Norm;
 use crate::numerics::{certify_root, factor_below_one};
-
-/// How many rows.
-pub(super) const GROUP: usize = super::squares::ROWS;
 
 /// Some of the rows: the least bit is the first.
 pub(super) type RowSet = u8;
 
 /// The norms of rows that have these fast sums, and which of them those leave open.
 #[inline]
-pub(super) fn norms(sums: &[f64; GROUP]) -> ([Norm; GROUP], RowSet) {
+pub(super) fn norms(sums: &[f64; ROWS]) -> ([Norm; ROWS], RowSet) {
     #[cfg(target_arch = "x86_64")]
     if std::arch::is_x86_feature_detected!("avx512f") {
         #[allow(unsafe_code)]
@@ -25,9 +23,9 @@ pub(super) fn norms(sums: &[f64; GROUP]) -> ([Norm; GROUP], RowSet) {
     portable_norms(sums)
 }
 
-fn portable_norms(sums: &[f64; GROUP]) -> ([Norm; GROUP], RowSet) {
-    let (mut norms, mut open) = ([Norm::OUT_OF_SCOPE; GROUP], 0);
-    for i in 0..GROUP {
+fn portable_norms(sums: &[f64; ROWS]) -> ([Norm; ROWS], RowSet) {
+    let (mut norms, mut open) = ([Norm::OUT_OF_SCOPE; ROWS], 0);
+    for i in 0..ROWS {
         let root = certify_root(sums[i], QUALITY);
         norms[i] = Norm::rounded(root.wide, root.up);
         open |= RowSet::from(root.is_open) << i;
@@ -37,11 +35,11 @@ fn portable_norms(sums: &[f64; GROUP]) -> ([Norm; GROUP], RowSet) {
 
 /// What becomes of rows.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Settled {
+pub(super) struct Decided {
     /// The values of their norms; NaN out of scope.
-    pub(super) norms: [f32; GROUP],
+    pub(super) norms: [f32; ROWS],
     /// Those of rows that are clipped; 1 of the others.
-    pub(super) factors: [f64; GROUP],
+    pub(super) factors: [f64; ROWS],
     /// Which are clipped.
     pub(super) clipped: RowSet,
     /// Which in scope the sums leave open: nothing holds for them.
@@ -50,28 +48,28 @@ pub(super) struct Settled {
 
 /// What becomes of rows that have these fast sums and bounds, where these are in scope.
 #[inline(always)]
-pub(super) fn settle(sums: &[f64; GROUP], bounds: &[f32; GROUP], in_scope: RowSet) -> Settled {
+pub(super) fn decide(sums: &[f64; ROWS], bounds: &[f32; ROWS], in_scope: RowSet) -> Decided {
     #[cfg(target_arch = "x86_64")]
     if std::arch::is_x86_feature_detected!("avx512f") {
         #[allow(unsafe_code)]
         // SAFETY: the processor has AVX-512F, as was just asked.
-        return unsafe { group_512::settle(sums, bounds, in_scope) };
+        return unsafe { group_512::decide(sums, bounds, in_scope) };
     }
-    portable_settle(sums, bounds, in_scope)
+    portable_decide(sums, bounds, in_scope)
 }
 
-fn portable_settle(sums: &[f64; GROUP], bounds: &[f32; GROUP], in_scope: RowSet) -> Settled {
+fn portable_decide(sums: &[f64; ROWS], bounds: &[f32; ROWS], in_scope: RowSet) -> Decided {
     let (norms, open) = portable_norms(sums);
     let open = open & in_scope;
-    let mut settled = Settled { norms: [f32::NAN; GROUP], factors: [1.0; GROUP], clipped: 0, open };
-    for i in (0..GROUP).filter(|i| in_scope >> i & 1 == 1) {
-        settled.norms[i] = norms[i].value();
+    let mut decided = Decided { norms: [f32::NAN; ROWS], factors: [1.0; ROWS], clipped: 0, open };
+    for i in (0..ROWS).filter(|i| in_scope >> i & 1 == 1) {
+        decided.norms[i] = norms[i].value();
         if norms[i].exceeds(bounds[i]) {
-            settled.factors[i] = factor_below_one(bounds[i], norms[i]);
-            settled.clipped |= 1 << i;
+            decided.factors[i] = factor_below_one(bounds[i], norms[i]);
+            decided.clipped |= 1 << i;
         }
     }
-    settled
+    decided
 }
 
 #[cfg(test)]
@@ -97,12 +95,12 @@ mod tests {
             for shift in 0..sums.len() {
                 let group = std::array::from_fn(|i| sums[(shift + i) % sums.len()]);
                 let (norms, open) = norms(&group);
-                for i in (0..GROUP).filter(|i| open >> i & 1 == 0) {
+                for i in (0..ROWS).filter(|i| open >> i & 1 == 0) {
                     assert_eq!(Some(norms[i]), certify(group[i], QUALITY), "{:?}", group[i]);
                     certain += 1;
                 }
             }
-            assert_eq!(certain, 10 * GROUP);
+            assert_eq!(certain, 10 * ROWS);
         }
     }
 
@@ -112,23 +110,23 @@ mod tests {
         let roots =
             [0.0, 1e-46, 1.1e-45, 1e-38, 2e-38, 0.3, 1.0, 1.2, 1.5, 1.7, 2.9, 3.0, 3.1, 1e38, 1e39, f64::NAN];
         let bounds = [0.0, 1e-45, 1e-38, 1.0, 1.5, 3.0, f32::MAX, f32::INFINITY];
-        for settle in [settle, portable_settle] {
+        for decide in [decide, portable_decide] {
             let (mut clipped, mut untouched) = (0, 0);
             for shift in 0..roots.len() {
-                for turn in 0..GROUP {
+                for turn in 0..ROWS {
                     let sums = std::array::from_fn(|i| roots[(shift + i) % roots.len()].powi(2));
-                    let bounds = std::array::from_fn(|i| bounds[(turn + i) % GROUP]);
+                    let bounds = std::array::from_fn(|i| bounds[(turn + i) % ROWS]);
                     let in_scope = [0xff, 0xff, 0xff, 0x5a, 0xff, 0xff, 0xa7, 0][(shift + turn) % 8];
-                    let settled = settle(&sums, &bounds, in_scope);
-                    assert_eq!(settled.open, norms(&sums).1 & in_scope);
-                    for i in (0..GROUP).filter(|i| settled.open >> i & 1 == 0) {
+                    let decided = decide(&sums, &bounds, in_scope);
+                    assert_eq!(decided.open, norms(&sums).1 & in_scope);
+                    for i in (0..ROWS).filter(|i| decided.open >> i & 1 == 0) {
                         let certain = certify(sums[i], QUALITY).filter(|_| in_scope >> i & 1 == 1);
                         let norm = certain.unwrap_or(Norm::OUT_OF_SCOPE);
                         let decision = decide_span(norm, norm, bounds[i], &clipping);
                         let is_clipped = decision.status == Status::Clipped;
                         let expected = (decision.norm.value().to_bits(), decision.factor, is_clipped);
-                        let is_clipped = settled.clipped >> i & 1 == 1;
-                        assert_eq!((settled.norms[i].to_bits(), settled.factors[i], is_clipped), expected);
+                        let is_clipped = decided.clipped >> i & 1 == 1;
+                        assert_eq!((decided.norms[i].to_bits(), decided.factors[i], is_clipped), expected);
                         *(if is_clipped { &mut clipped } else { &mut untouched }) += 1;
                     }
                 }
@@ -150,10 +148,10 @@ mod tests {
             let bounds = std::array::from_fn(|_| f32::from_bits((random() as u32) % 0x7f80_0001));
             let in_scope = (random() | random()) as RowSet;
             let (got, expected) =
-                (settle(&sums, &bounds, in_scope), portable_settle(&sums, &bounds, in_scope));
+                (decide(&sums, &bounds, in_scope), portable_decide(&sums, &bounds, in_scope));
             assert_eq!(got.open, expected.open, "{sums:?}");
-            for i in (0..GROUP).filter(|i| got.open >> i & 1 == 0) {
-                let of_row = |s: &Settled| (s.norms[i].to_bits(), s.factors[i], s.clipped >> i & 1);
+            for i in (0..ROWS).filter(|i| got.open >> i & 1 == 0) {
+                let of_row = |s: &Decided| (s.norms[i].to_bits(), s.factors[i], s.clipped >> i & 1);
                 assert_eq!(of_row(&got), of_row(&expected), "{:e}, {:e}", sums[i], bounds[i]);
             }
         }

@@ -1,13 +1,14 @@
-//! What a few short rows take beside their elements, in the vectors of AVX-512. The steps are those of `numerics.rs`, whose
-//! functions say why they are right; compiled for such vectors, loops over eight rows become one row at a time.
+//! What a few short rows take beside their elements, in the vectors of AVX-512. The steps are those of `numerics.rs`,
+//! whose functions say why they are right; of a loop over eight rows compilers make one row at a time.
 
 use std::arch::x86_64::*;
 
-use super::group::{GROUP, RowSet, Settled};
+use super::group::{Decided, RowSet};
+use super::squares::ROWS;
 use super::sum::QUALITY;
 use crate::norms::{INFINITY_BITS, Norm, NormClass};
 
-/// Rounded roots as numbers of 64 bits, and whether they were rounded up: 1 or 0.
+/// Rounded roots as numbers of 64 bits, whether they were rounded up (1 or 0), and which the sums leave open.
 struct Roots {
     wide: __m512i,
     up: __m512i,
@@ -17,7 +18,7 @@ struct Roots {
 /// `numerics::certify_root`.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn roots(sums: &[f64; GROUP]) -> Roots {
+fn roots(sums: &[f64; ROWS]) -> Roots {
     const BEHIND: i64 = 1 << 28;
     const LEAST: i64 = (1023 - 126) << 52;
     const INFINITY: i64 = f64::INFINITY.to_bits() as i64;
@@ -35,7 +36,7 @@ fn roots(sums: &[f64; GROUP]) -> Roots {
 
 /// The norms of rows that have these fast sums, and which of them those leave open.
 #[target_feature(enable = "avx512f")]
-pub(super) fn norms(sums: &[f64; GROUP]) -> ([Norm; GROUP], RowSet) {
+pub(super) fn norms(sums: &[f64; ROWS]) -> ([Norm; ROWS], RowSet) {
     const { assert!(NormClass::Below as u32 == 0 && NormClass::Above as u32 == 2) };
     let Roots { wide, up, open } = roots(sums);
     // Above where it was rounded down: 2 - 2 up, in the upper half of the number.
@@ -47,7 +48,7 @@ pub(super) fn norms(sums: &[f64; GROUP]) -> ([Norm; GROUP], RowSet) {
 /// What becomes of rows that have these fast sums and bounds, where these are in scope.
 #[inline]
 #[target_feature(enable = "avx512f")]
-pub(super) fn settle(sums: &[f64; GROUP], bounds: &[f32; GROUP], in_scope: RowSet) -> Settled {
+pub(super) fn decide(sums: &[f64; ROWS], bounds: &[f32; ROWS], in_scope: RowSet) -> Decided {
     let all = |number: i64| _mm512_set1_epi64(number);
     let Roots { wide, up, open } = roots(sums);
     let open = open & in_scope;
@@ -69,5 +70,5 @@ pub(super) fn settle(sums: &[f64; GROUP], bounds: &[f32; GROUP], in_scope: RowSe
     let within = _mm512_min_epu64(wide, all(i64::from(INFINITY_BITS)));
     let norms = _mm512_mask_mov_epi64(all(i64::from(f32::NAN.to_bits())), in_scope, within);
     let norms = _mm512_cvtepi64_epi32(norms);
-    Settled { norms: bytemuck::cast(norms), factors: bytemuck::cast(factors), clipped, open }
+    Decided { norms: bytemuck::cast(norms), factors: bytemuck::cast(factors), clipped, open }
 }

@@ -3,11 +3,10 @@
 //!
 //! Half the bytes come from memory, and what is widened never goes back there.
 
-use super::group::GROUP;
 use super::half_simd;
 use super::rows::Storage;
 use super::simd::{Kernel, vectorised};
-use super::squares::sums_of_half_squares;
+use super::squares::{ROWS, sums_of_half_squares};
 use super::sum::FastSum;
 use crate::batch::Granularity;
 use crate::clip::{Clipping, Status};
@@ -66,11 +65,12 @@ impl Storage for Halves {
     }
 
     #[inline]
-    fn sums(&self, rows: &[&[u16]; GROUP]) -> [f64; GROUP] {
+    fn sums(&self, rows: &[&[u16]; ROWS]) -> [f64; ROWS] {
         let on_the_stack = || rows.map(|row| self.sum_on_the_stack(row).total());
         sums_of_half_squares(self.half, rows).unwrap_or_else(on_the_stack)
     }
 
+    // Not inlined into the vectors of who calls: it asks for its own.
     fn scale(&self, elements: &mut [u16], factor: f64) {
         scale(self.half, elements, factor);
     }

@@ -4,12 +4,13 @@ use std::mem::MaybeUninit;
 
 use rayon::prelude::*;
 
-use super::group::{GROUP, RowSet, Settled, norms, settle};
+use super::group::{Decided, RowSet, decide, norms};
 use super::simd::{Kernel, prefetch, vectorised};
+use super::squares::ROWS;
 use super::sum::{BLOCK, FastSum};
 use super::{Cpu, OWN, SEQUENTIAL, TASK};
 use crate::batch::{Granularity, Layout};
-use crate::clip::{Clipping, Status};
+use crate::clip::{Clipping, Scope, Status};
 use crate::error::Result;
 use crate::norms::{INFINITY_BITS, Norm, NormClass, Norms};
 use crate::numerics::ExactSum;
@@ -23,7 +24,7 @@ const ROW: usize = 32;
 const SHORT: usize = 1024;
 
 /// How many rows ahead of a group the memory of the group there is asked for.
-const AHEAD: usize = 4 * GROUP;
+const AHEAD: usize = 4 * ROWS;
 
 /// One block each: their sums have no second part.
 const _: () = assert!(SHORT <= BLOCK);
@@ -37,12 +38,12 @@ pub(super) trait Storage: Sync {
     fn sum(&self, elements: &[Self::Element], first: usize) -> FastSum;
 
     /// The fast sums of short rows, from their first element on.
-    fn sums(&self, rows: &[&[Self::Element]; GROUP]) -> [f64; GROUP];
+    fn sums(&self, rows: &[&[Self::Element]; ROWS]) -> [f64; ROWS];
 
     /// Scales a row, from its first element on.
     fn scale(&self, elements: &mut [Self::Element], factor: f64);
 
-    /// The same without any error, of finite ones.
+    /// The sum of squares of finite elements without any error.
     fn exact_sum(&self, elements: &[Self::Element], first: usize) -> ExactSum;
 
     /// The largest magnitude, as the bits of an `f32`; those of infinity or more where one is not finite.
@@ -58,8 +59,8 @@ pub(super) struct Rows<'a, S> {
     clipping: &'a Clipping,
     storage: S,
     cpu: &'a Cpu,
-    mask: Vec<bool>,
-    all_in_scope: bool,
+    /// Which rows are in scope; `None` is all.
+    mask: Option<Vec<bool>>,
     /// What is to be done, in elements.
     work: usize,
     /// Elements up to which a thread keeps a row to itself.
@@ -69,17 +70,28 @@ pub(super) struct Rows<'a, S> {
 impl<'a, S: Storage> Rows<'a, S> {
     pub(super) fn new(cpu: &'a Cpu, layout: &'a Layout, clipping: &'a Clipping, storage: S) -> Result<Self> {
         clipping.check_center(layout)?;
-        let mask = clipping.scope.mask(layout.clients())?;
-        let in_scope = mask.iter().filter(|in_scope| **in_scope).count();
-        let elements = match layout.stride() {
-            Some(_) => layout.params() * in_scope,
-            None => (0..mask.len()).filter(|&row| mask[row]).map(|row| layout.row(row).len()).sum(),
+        let clients = layout.clients();
+        let mask = match &clipping.scope {
+            Scope::All => None,
+            scope => Some(scope.mask(clients)?),
+        };
+        let in_scope =
+            mask.as_ref().map_or(clients, |mask| mask.iter().filter(|in_scope| **in_scope).count());
+        let elements = match (&mask, layout.stride()) {
+            (None, _) => layout.elements(),
+            (Some(_), Some(_)) => layout.params() * in_scope,
+            (Some(mask), None) => {
+                (0..clients).filter(|&row| mask[row]).map(|row| layout.row(row).len()).sum()
+            }
         };
         // Few rows are shared by all threads, and so are rows that fit no cache.
         let own = if in_scope >= 4 * rayon::current_num_threads() { OWN } else { TASK };
-        let work = elements + ROW * mask.len();
-        let all_in_scope = in_scope == mask.len();
-        Ok(Self { layout, clipping, storage, cpu, mask, all_in_scope, work, own })
+        let work = elements + ROW * clients;
+        Ok(Self { layout, clipping, storage, cpu, mask, work, own })
+    }
+
+    fn in_scope(&self, row: usize) -> bool {
+        self.mask.as_ref().is_none_or(|mask| mask[row])
     }
 
     /// The norms stage.
@@ -88,8 +100,8 @@ impl<'a, S: Storage> Rows<'a, S> {
         if self.clipping.granularity != Granularity::Segment {
             let rows = match self.stride_in_groups() {
                 Some(stride) => {
-                    let groups = data.par_chunks(stride * GROUP).enumerate();
-                    self.groups(groups.map(|(group, rows)| self.group_norms(group * GROUP, rows)))
+                    let groups = data.par_chunks(stride * ROWS).enumerate();
+                    self.groups(groups.map(|(group, rows)| self.group_norms(group * ROWS, rows)))
                 }
                 None => self.map(|index| self.row_norm(index, row(index))),
             };
@@ -141,9 +153,9 @@ impl<'a, S: Storage> Rows<'a, S> {
     }
 
     /// What work on all groups, in parallel, makes of the rows.
-    fn groups<T: Send>(&self, groups: impl IndexedParallelIterator<Item = [T; GROUP]>) -> Vec<T> {
+    fn groups<T: Send>(&self, groups: impl IndexedParallelIterator<Item = [T; ROWS]>) -> Vec<T> {
         let clients = self.layout.clients();
-        let groups = groups.take(clients.div_ceil(GROUP)).with_min_len(self.rows_of_task().div_ceil(GROUP));
+        let groups = groups.take(clients.div_ceil(ROWS)).with_min_len(self.rows_of_task().div_ceil(ROWS));
         let mut rows = self.cpu.install(self.work, || groups.collect::<Vec<_>>()).into_flattened();
         rows.truncate(clients);
         rows
@@ -153,10 +165,10 @@ impl<'a, S: Storage> Rows<'a, S> {
     fn run_groups(&self, data: &mut [S::Element], stride: usize, bounds: &[f32]) -> Vec<RowReport> {
         let clients = self.layout.clients();
         let mut reports = Vec::with_capacity(clients);
-        let of_task = self.rows_of_task().next_multiple_of(GROUP);
+        let of_task = self.rows_of_task().next_multiple_of(ROWS);
         let tasks = data.par_chunks_mut(stride * of_task).zip(bounds.par_chunks(of_task));
         let tasks = tasks.zip(reports.spare_capacity_mut()[..clients].par_chunks_mut(of_task)).enumerate();
-        debug_assert_eq!(tasks.len(), clients.div_ceil(of_task));
+        assert_eq!(tasks.len(), clients.div_ceil(of_task), "a chunk of data and of bounds to each task");
         self.cpu.install(self.work, || {
             tasks.for_each(|(task, ((elements, bounds), reports))| {
                 vectorised(RunGroups {
@@ -170,10 +182,9 @@ impl<'a, S: Storage> Rows<'a, S> {
             });
         });
         #[allow(unsafe_code)]
-        // SAFETY: the data reaches to the end of the last row, which has an element, so there is a chunk of it for each chunk
-        // of the first `clients` places, and a task writes every place of its chunk. Groups that return their reports
-        // have them copied twice on the way, which took a sixth of the time of rows of a hundred elements; a vector that
-        // is written before takes a twentieth.
+        // SAFETY: there is a task for each chunk of the first `clients` places, as was just asked, and it writes every place of
+        // its chunk: the data reaches to the end of the last row, which has an element, and there is a bound for every row. Groups that return their reports have them copied twice on the way, which took a sixth of the time of rows of a
+        // hundred elements; a vector that is written before takes a twentieth.
         unsafe {
             reports.set_len(clients);
         }
@@ -181,7 +192,7 @@ impl<'a, S: Storage> Rows<'a, S> {
     }
 
     /// The norms of a few short rows; out of scope behind the last.
-    fn group_norms(&self, first: usize, rows: &[S::Element]) -> [Norm; GROUP] {
+    fn group_norms(&self, first: usize, rows: &[S::Element]) -> [Norm; ROWS] {
         let (params, stride) = (self.layout.params(), self.layout.stride().unwrap_or(rows.len()));
         if self.clipping.granularity != Granularity::Coordinate && !self.cpu.force_exact {
             let (sums, in_scope) = self.group_sums(first, rows);
@@ -191,7 +202,7 @@ impl<'a, S: Storage> Rows<'a, S> {
                 return std::array::from_fn(|i| if is_in_scope(i) { norms[i] } else { Norm::OUT_OF_SCOPE });
             }
         }
-        let mut norms = [Norm::OUT_OF_SCOPE; GROUP];
+        let mut norms = [Norm::OUT_OF_SCOPE; ROWS];
         for (i, (row, elements)) in (first..self.layout.clients()).zip(rows.chunks(stride)).enumerate() {
             norms[i] = self.row_norm(row, &elements[..params]);
         }
@@ -201,28 +212,42 @@ impl<'a, S: Storage> Rows<'a, S> {
     /// Asks for the rows in scope of the group from this row on, which begins at this address.
     #[inline(always)]
     fn prefetch_group(&self, first: usize, start: *const S::Element, stride: usize) {
-        if self.all_in_scope {
-            return prefetch(start.cast(), stride * GROUP * size_of::<S::Element>());
-        }
-        let bytes = self.layout.params() * size_of::<S::Element>();
-        for (i, &in_scope) in self.mask.iter().skip(first).take(GROUP).enumerate() {
-            if in_scope {
-                prefetch(start.wrapping_add(i * stride).cast(), bytes);
+        let (params, size) = (self.layout.params(), size_of::<S::Element>());
+        match &self.mask {
+            // At once, unless there is more padding than rows.
+            None if stride < 2 * params => prefetch(start.cast(), stride * ROWS * size),
+            None => (0..ROWS).for_each(|i| prefetch(start.wrapping_add(i * stride).cast(), params * size)),
+            Some(mask) => {
+                for (i, &in_scope) in mask.iter().skip(first).take(ROWS).enumerate() {
+                    if in_scope {
+                        prefetch(start.wrapping_add(i * stride).cast(), params * size);
+                    }
+                }
             }
         }
     }
 
     /// The fast sums of a few short rows, and which rows are in scope.
     #[inline(always)]
-    fn group_sums(&self, first: usize, rows: &[S::Element]) -> ([f64; GROUP], RowSet) {
+    fn group_sums(&self, first: usize, rows: &[S::Element]) -> ([f64; ROWS], RowSet) {
         let (params, stride) = (self.layout.params(), self.layout.stride().unwrap_or(rows.len()));
         self.prefetch_group(first + AHEAD, rows.as_ptr().wrapping_add(AHEAD * stride), stride);
-        let mut spans: [&[S::Element]; GROUP] = [&[]; GROUP];
+        let mut spans: [&[S::Element]; ROWS] = [&[]; ROWS];
         let mut in_scope = 0;
-        for (i, &row_in_scope) in self.mask[first..].iter().take(GROUP).enumerate() {
-            if row_in_scope {
-                spans[i] = &rows[i * stride..i * stride + params];
-                in_scope |= 1 << i;
+        match &self.mask {
+            None => {
+                for i in 0..ROWS.min(self.layout.clients() - first) {
+                    spans[i] = &rows[i * stride..i * stride + params];
+                    in_scope |= 1 << i;
+                }
+            }
+            Some(mask) => {
+                for (i, &row_in_scope) in mask[first..].iter().take(ROWS).enumerate() {
+                    if row_in_scope {
+                        spans[i] = &rows[i * stride..i * stride + params];
+                        in_scope |= 1 << i;
+                    }
+                }
             }
         }
         (self.storage.sums(&spans), in_scope)
@@ -300,7 +325,7 @@ impl<'a, S: Storage> Rows<'a, S> {
     /// The norm of a row, where rows have bounds.
     #[inline(never)]
     fn row_norm(&self, row: usize, elements: &[S::Element]) -> Norm {
-        if !self.mask[row] {
+        if !self.in_scope(row) {
             return Norm::OUT_OF_SCOPE;
         }
         match self.clipping.granularity {
@@ -312,7 +337,7 @@ impl<'a, S: Storage> Rows<'a, S> {
     /// The norm of a row, and of its segments, where those have bounds.
     fn segment_norms(&self, row: usize, elements: &[S::Element]) -> (Norm, Vec<Norm>) {
         let segments = self.layout.segments_of(row);
-        if !self.mask[row] {
+        if !self.in_scope(row) {
             return (Norm::OUT_OF_SCOPE, vec![Norm::OUT_OF_SCOPE; segments.len()]);
         }
         let start = self.layout.row(row).start;
@@ -407,10 +432,10 @@ impl<S: Storage> Kernel for RunGroups<'_, '_, S> {
         let Self { rows, first, stride, elements, bounds, reports } = self;
         let by_sums = rows.clipping.granularity != Granularity::Coordinate && !rows.cpu.force_exact;
         let groups =
-            elements.chunks_mut(stride * GROUP).zip(bounds.chunks(GROUP)).zip(reports.chunks_mut(GROUP));
-        let mut last: Option<SettledGroup<'_, S>> = None;
+            elements.chunks_mut(stride * ROWS).zip(bounds.chunks(ROWS)).zip(reports.chunks_mut(ROWS));
+        let mut last: Option<DecidedGroup<'_, S>> = None;
         for (index, ((elements, bounds), reports)) in groups.enumerate() {
-            let first = first + index * GROUP;
+            let first = first + index * ROWS;
             if !by_sums {
                 rows.run_rows(first, stride, elements, bounds, reports);
                 continue;
@@ -421,12 +446,12 @@ impl<S: Storage> Kernel for RunGroups<'_, '_, S> {
             }
             // What is behind the last row is out of scope.
             let of_rows = bounds.first_chunk().copied().unwrap_or_else(|| {
-                let mut of_rows = [0.0; GROUP];
+                let mut of_rows = [0.0; ROWS];
                 of_rows[..bounds.len()].copy_from_slice(bounds);
                 of_rows
             });
-            let settled = settle(&sums, &of_rows, in_scope);
-            last = Some(SettledGroup { first, elements, bounds, in_scope, settled, reports });
+            let decided = decide(&sums, &of_rows, in_scope);
+            last = Some(DecidedGroup { first, elements, bounds, in_scope, decided, reports });
         }
         if let Some(last) = last {
             last.finish(rows, stride);
@@ -435,21 +460,21 @@ impl<S: Storage> Kernel for RunGroups<'_, '_, S> {
 }
 
 /// A few short rows whose fast sums are compared with their bounds.
-struct SettledGroup<'a, S: Storage> {
+struct DecidedGroup<'a, S: Storage> {
     first: usize,
     elements: &'a mut [S::Element],
     bounds: &'a [f32],
     in_scope: RowSet,
-    settled: Settled,
+    decided: Decided,
     reports: &'a mut [MaybeUninit<RowReport>],
 }
 
-impl<S: Storage> SettledGroup<'_, S> {
+impl<S: Storage> DecidedGroup<'_, S> {
     /// Reports every row, and clips those that are above their bounds; row by row where a sum leaves a norm open.
     #[inline(always)]
     fn finish(self, rows: &Rows<'_, S>, stride: usize) {
-        let Self { first, elements, bounds, in_scope, settled, reports } = self;
-        let Settled { norms, factors, clipped, open } = settled;
+        let Self { first, elements, bounds, in_scope, decided, reports } = self;
+        let Decided { norms, factors, clipped, open } = decided;
         if open != 0 {
             return rows.run_rows(first, stride, elements, bounds, reports);
         }

@@ -18,8 +18,8 @@ pub(crate) fn prefetch(address: *const u8, bytes: usize) {
         let mut at = 0;
         while at < bytes {
             #[allow(unsafe_code)]
-            // SAFETY: a prefetch of whatever address neither faults nor changes what a program sees. Without it rows of a
-            // hundred elements in a last-level cache took a fifth longer, and half as long again where all were clipped.
+            // SAFETY: a prefetch of whatever address neither faults nor changes what a program sees. Without it rows
+            // of a hundred elements took a fifth longer, and half as long again where all were clipped.
             unsafe {
                 _mm_prefetch::<_MM_HINT_T0>(address.wrapping_add(at).cast());
             }

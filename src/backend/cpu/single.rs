@@ -1,9 +1,8 @@
 //! Elements in `f32`, and the centre's beside them where there is one.
 
-use super::group::GROUP as ROWS;
 use super::rows::Storage;
 use super::simd::{Kernel, vectorised};
-use super::squares::sums_of_squares;
+use super::squares::{ROWS, sums_of_squares};
 use super::sum::FastSum;
 use crate::batch::Granularity;
 use crate::clip::{Clipping, Status};
@@ -112,7 +111,7 @@ struct Scale<'a> {
 }
 
 /// Elements that are multiplied before any of them is written.
-const GROUP: usize = 64;
+const CHUNK: usize = 64;
 
 /// The same behind the last whole group.
 const END: usize = 16;
@@ -135,7 +134,7 @@ impl Kernel for Scale<'_> {
         // What is left behind the last whole group is multiplied as the end of one more, taken before the others are
         // written: one by one it would take as long as all of them.
         let end = self.values.last_chunk::<END>().copied();
-        let (groups, rest) = self.values.as_chunks_mut::<GROUP>();
+        let (groups, rest) = self.values.as_chunks_mut::<CHUNK>();
         // Not `for_each`: what it calls is not always inlined.
         for group in groups {
             scale_group(group, factor, single);

@@ -50,8 +50,8 @@ pub(super) fn sum_of_half_squares(half: Half, bits: &[u16]) -> Option<f64> {
     None
 }
 
-/// The sums of squares of short rows: those of [`sum_of_squares`] but for the order of their last additions. All rows are
-/// added up together, because one alone waits for each of its last additions.
+/// The sums of squares of short rows: those of [`sum_of_squares`] but for the order of their last additions, which all
+/// rows may take together.
 #[inline]
 pub(super) fn sums_of_squares(rows: &[&[f32]; ROWS], center: Option<&[f32]>) -> [f64; ROWS] {
     #[cfg(target_arch = "x86_64")]

@@ -1,7 +1,7 @@
 //! Sums of squares with the vectors of AVX-512: eight `f64` to one, four of them to hide what an addition takes.
 //!
-//! What is left behind the last group of four goes eight at a time, and the last few are masked out of the eight that end
-//! with them: a copy into zeros would have to wait until it is written before it can be read.
+//! What is left behind the last group of four goes eight at a time, and the last few are masked out of the eight that
+//! end with them, as in `squares.rs`.
 
 use std::arch::x86_64::*;
 

@@ -163,11 +163,11 @@ impl Geometry {
             Strategy::Tiled
         };
         let fours = match storage {
-            _ if !tuning.wide || !ends_inside => Fours::Single,
+            _ if !tuning.wide || !ends_inside => Fours::None,
             _ if starts_aligned => Fours::Aligned,
             // The elements of a centre lie beside those of a row from its first one on.
-            Storage::Single if !centered => Fours::Loose,
-            Storage::Single | Storage::Half(_) => Fours::Single,
+            Storage::Single if !centered && tuning.loose => Fours::Loose,
+            Storage::Single | Storage::Half(_) => Fours::None,
         };
         let mut geometry = Self {
             spans: Vec::new(),
@@ -279,7 +279,7 @@ impl Geometry {
     /// Appends a tile to the window that is being filled, or to a new one where it does not fit.
     fn push_tile(&mut self, span: u32, elements: Range<u64>, tuning: &Tuning) {
         let alignment = tuning.offset_alignment / self.storage.bytes();
-        let end = if self.fours == Fours::Single { elements.end } else { elements.end.next_multiple_of(4) };
+        let end = if self.fours == Fours::None { elements.end } else { elements.end.next_multiple_of(4) };
         // A portion begins with a window of its own.
         let first = self.portions.last().is_some_and(|portion| portion.windows.start == self.windows.len());
         let fits = !first && self.windows.last().is_some_and(|w| end - w.elements.start <= tuning.window);
@@ -388,17 +388,19 @@ mod tests {
 
     #[test]
     fn rows_are_read_in_groups_of_four_wherever_a_buffer_holds_whole_ones() {
-        let fours = |params, length, centered, storage| {
+        let fours = |params, length, centered, storage, loose| {
             let layout = Layout::dense(3, params).unwrap();
             let placement = Placement::in_place(&layout, Granularity::Row, length);
-            let geometry = Geometry::new(&layout, Granularity::Row, &placement, &tuning(), centered, storage);
-            geometry.unwrap().fours
+            let tuning = Tuning { loose, ..tuning() };
+            Geometry::new(&layout, Granularity::Row, &placement, &tuning, centered, storage).unwrap().fours
         };
-        assert_eq!(fours(8, 24, false, Storage::Single), Fours::Aligned);
-        assert_eq!(fours(9, 28, false, Storage::Single), Fours::Loose);
-        assert_eq!(fours(9, 27, false, Storage::Single), Fours::Single);
-        assert_eq!(fours(9, 28, true, Storage::Single), Fours::Single);
-        assert_eq!(fours(10, 32, false, Storage::Half(crate::Half::F16)), Fours::Single);
+        let half = Storage::Half(crate::Half::F16);
+        assert_eq!(fours(8, 24, false, Storage::Single, false), Fours::Aligned);
+        assert_eq!(fours(9, 28, false, Storage::Single, true), Fours::Loose);
+        assert_eq!(fours(9, 28, false, Storage::Single, false), Fours::None);
+        assert_eq!(fours(9, 27, false, Storage::Single, true), Fours::None);
+        assert_eq!(fours(9, 28, true, Storage::Single, true), Fours::None);
+        assert_eq!(fours(10, 32, false, half, true), Fours::None);
     }
 
     #[test]

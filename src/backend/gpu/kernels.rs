@@ -276,8 +276,9 @@ pub(crate) struct Variant {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fours {
     /// One at a time, of halves two: for tiles that begin anywhere.
-    Single,
-    /// Four at a time, but for those before the first multiple of four and behind the last: for tiles that begin anywhere.
+    None,
+    /// Four at a time, but for those before the first multiple of four and behind the last: for tiles that begin
+    /// anywhere, on devices that write one element of a vector alone.
     Loose,
     /// Four at a time: for tiles that begin at multiples of four elements, and end before the next begins.
     Aligned,
@@ -299,13 +300,13 @@ impl Storage {
         }
     }
 
-    /// Sources of `load4` and `load1`, of `store4`, and of `scaled` and `cut`.
+    /// Sources of `load4`, `load1` and `groups`, of `store4`, and of `scaled` and `cut`.
     fn sources(self, fours: Fours) -> [String; 3] {
         let by_count = include_str!("../../../shaders/groups.wgsl");
         match self {
             Self::Single => {
                 let (data, store) = match fours {
-                    Fours::Single => (
+                    Fours::None => (
                         [by_count, include_str!("../../../shaders/data_scalar.wgsl")].join("\n"),
                         include_str!("../../../shaders/store_scalar.wgsl"),
                     ),
@@ -330,7 +331,7 @@ impl Storage {
                         include_str!("../../../shaders/half_wide.wgsl"),
                         include_str!("../../../shaders/store_half_wide.wgsl"),
                     ),
-                    Fours::Single | Fours::Loose => (
+                    Fours::None | Fours::Loose => (
                         include_str!("../../../shaders/half_words.wgsl"),
                         include_str!("../../../shaders/store_half_words.wgsl"),
                     ),
@@ -395,6 +396,9 @@ pub(crate) struct Form {
 }
 
 impl Form {
+    /// How many there are: ways to reach elements, with a centre or without, storages.
+    const COUNT: usize = 3 * 2 * 3;
+
     /// Its place among all.
     fn index(self) -> usize {
         let storage = match self.storage {
@@ -410,7 +414,7 @@ impl Form {
 /// seconds a kernel, and no plan needs all of them.
 #[derive(Debug, Default)]
 pub(crate) struct Pipelines {
-    forms: [[OnceLock<Pipeline>; KERNELS.len()]; 18],
+    forms: [[OnceLock<Pipeline>; KERNELS.len()]; Form::COUNT],
 }
 
 impl Pipelines {
@@ -527,7 +531,7 @@ mod tests {
 
     const STORAGES: [Storage; 3] = [Storage::Single, Storage::Half(Half::F16), Storage::Half(Half::Bf16)];
 
-    const FOURS: [Fours; 3] = [Fours::Single, Fours::Loose, Fours::Aligned];
+    const FOURS: [Fours; 3] = [Fours::None, Fours::Loose, Fours::Aligned];
 
     const PORTABLE: Variant =
         Variant { fours: Fours::Aligned, subgroups: false, doubles: false, storage: Storage::Single };

@@ -468,11 +468,12 @@ impl Backend for Gpu {
         state: &mut State,
     ) -> Result<Vec<Decision>> {
         threshold::checked_source(layout, norms, clipping)?;
-        if self.pieces(Storage::Single, layout, clipping).is_some() {
-            return threshold::decide(layout, norms, clipping, state);
-        }
         // Norms have no storage: the session of the stage before serves this one too.
         let storage = self.storage_of_session();
+        // Of a batch that no buffer holds there is no session, and the specification decides, as in a run of all stages.
+        if self.pieces(storage, layout, clipping).is_some() {
+            return threshold::decide(layout, norms, clipping, state);
+        }
         self.with_session(storage, layout, clipping, |session| {
             session.plan.write_norms(norms)?;
             session.plan.set_state(state)?;

@@ -22,21 +22,21 @@ use crate::threshold::{self, Decision, Source, State};
 pub(super) struct Pieces(Vec<Range<usize>>);
 
 impl Pieces {
-    /// The pieces of a batch; `None` where one buffer holds it. A row that is too long for a buffer is a piece, and refused when
-    /// that is made.
+    /// The pieces of a batch; `None` where it is one. A row that is too long for a buffer is a piece, which is refused
+    /// when its buffer is made.
     pub(super) fn of(
         context: &GpuContext,
         layout: &Layout,
         granularity: Granularity,
         storage: Storage,
     ) -> Option<Self> {
-        Self::of_at_most(context.device.limits().max_buffer_size / storage.bytes(), layout, granularity)
+        Self::within(context.device.limits().max_buffer_size / storage.bytes(), layout, granularity)
     }
 
-    fn of_at_most(most: u64, layout: &Layout, granularity: Granularity) -> Option<Self> {
+    fn within(limit: u64, layout: &Layout, granularity: Granularity) -> Option<Self> {
         // Each span begins at a multiple of four elements.
-        let at_most = layout.elements() as u64 + 3 * layout.span_count(granularity) as u64;
-        if at_most <= most {
+        let needed = layout.elements() as u64 + 3 * layout.span_count(granularity) as u64;
+        if needed <= limit {
             return None;
         }
         let mut pieces = Vec::new();
@@ -45,7 +45,7 @@ impl Pieces {
             let spans =
                 layout.spans_of(granularity, row).map(|span| layout.span(granularity, span).len() as u64);
             let of_row: u64 = spans.map(|elements| elements.next_multiple_of(4)).sum();
-            if length + of_row > most && row > first {
+            if length + of_row > limit && row > first {
                 pieces.push(first..row);
                 (first, length) = (row, 0);
             }
@@ -166,7 +166,7 @@ mod tests {
 
     #[test]
     fn pieces_hold_as_many_rows_as_a_buffer() {
-        let of = |most, layout: &Layout, granularity| Pieces::of_at_most(most, layout, granularity);
+        let of = |limit, layout: &Layout, granularity| Pieces::within(limit, layout, granularity);
         let dense = Layout::dense(5, 10).unwrap();
         // A row takes twelve elements, because the next one begins at a multiple of four.
         assert_eq!(of(60, &dense, Granularity::Row), None);

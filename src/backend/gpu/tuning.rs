@@ -29,6 +29,9 @@ pub struct Tuning {
     pub window: u64,
     /// Whether elements are read and written four at a time where the layout allows it.
     pub wide: bool,
+    /// Whether that includes rows that begin anywhere, whose ends are written one element of a vector at a time: WGSL lets
+    /// such a write touch the whole vector, of which another row may have the rest. Vulkan and DX12 write the element alone.
+    pub loose: bool,
     /// Where no row is longer than this, nor than a tile, workgroups take several rows each; 0: never.
     pub short_row: u32,
     /// Fewer rows than this count as long ones, because they would be too few workgroups.
@@ -71,6 +74,7 @@ impl Tuning {
             tile: 8192,
             window: (128 << 20) / 4,
             wide: true,
+            loose: false,
             short_row: 512,
             short_rows: 1024,
             row_lanes: 8,
@@ -108,6 +112,7 @@ impl Tuning {
             tuning.fused_row = 1 << 14;
             tuning.group_bytes = 16 << 20;
         }
+        tuning.loose = matches!(info.backend, wgpu::Backend::Vulkan | wgpu::Backend::Dx12);
         tuning.offset_alignment = u64::from(limits.min_storage_buffer_offset_alignment).max(256);
         // A window's offsets are u32 and its size a multiple of the alignment.
         let bytes = limits.max_storage_buffer_binding_size.min(1 << 31);
