@@ -736,6 +736,43 @@ fn halves_that_no_buffer_holds_are_clipped_in_pieces() {
 }
 
 #[test]
+fn a_batch_whose_rows_are_too_many_for_one_buffer_is_clipped_in_pieces() {
+    let Some(gpu) = with_buffers_of(1 << 20) else { return };
+    for layout in
+        [Layout::dense(20_000, 8).unwrap(), Layout::dense(4_000, 9).unwrap().layered(&[4, 5]).unwrap()]
+    {
+        for granularity in [Granularity::Row, Granularity::Segment] {
+            let clipping = Clipping::fixed(1.5).granularity(granularity);
+            assert_same_bits_as_reference(&gpu, &layout, &clipping, "many rows");
+        }
+    }
+    let report =
+        gpu.run(&Layout::dense(20_000, 8).unwrap(), &mut vec![1.0; 160_000], &Clipping::fixed(1.0)).unwrap();
+    assert!(report.ran.why.contains("in 4 pieces"), "{}", report.ran);
+}
+
+#[test]
+fn nothing_is_written_where_a_later_row_is_too_long() {
+    let Some(gpu) = with_buffers_of(1 << 20) else { return };
+    let layout = Layout::ragged(&[0, 200_000, 500_000]).unwrap();
+    let mut data = vec![1.0; layout.len()];
+    for clipping in
+        [Clipping::fixed(1.0), Clipping { threshold: Threshold::Quantile(0.0), ..Clipping::default() }]
+    {
+        match gpu.run(&layout, &mut data, &clipping) {
+            Err(Error::BatchTooLarge { got: 1_200_000, limit: 1_048_576, .. }) => {}
+            other => panic!("{other:?}"),
+        }
+        assert!(data.iter().all(|&v| v == 1.0));
+    }
+    let decisions = Reference.norms(&layout, &data, &Clipping::fixed(1.0)).unwrap();
+    let decisions =
+        Reference.threshold(&layout, &decisions, &Clipping::fixed(1.0), &mut State::default()).unwrap();
+    assert!(gpu.clip(&layout, &mut data, &Clipping::fixed(1.0), &decisions).is_err());
+    assert!(data.iter().all(|&v| v == 1.0));
+}
+
+#[test]
 fn a_row_over_the_limits_of_the_device_is_an_error_that_names_them() {
     let Some(gpu) = with_buffers_of(1 << 20) else { return };
     let layout = Layout::dense(2, 400_000).unwrap();

@@ -247,8 +247,8 @@ impl Gpu {
         Plan::new(context, layout, clipping, &placement, storage, buffer)
     }
 
-    /// The pieces of a batch that no buffer of the device holds.
-    fn pieces(&self, storage: Storage, layout: &Layout, clipping: &Clipping) -> Option<Pieces> {
+    /// The pieces of a batch that the device's buffers do not hold.
+    fn pieces(&self, storage: Storage, layout: &Layout, clipping: &Clipping) -> Result<Option<Pieces>> {
         Pieces::of(&self.context, layout, clipping.granularity, storage)
     }
 
@@ -345,7 +345,7 @@ impl Gpu {
         clipping: &Clipping,
     ) -> Result<Norms> {
         let stage = Clipping { threshold: Threshold::Fixed(f32::INFINITY), ..clipping.clone() };
-        if let Some(pieces) = self.pieces(storage, layout, clipping) {
+        if let Some(pieces) = self.pieces(storage, layout, clipping)? {
             clipping.check_center(layout)?;
             return self.norms_in_pieces(&pieces, storage, layout, data, &stage);
         }
@@ -366,7 +366,7 @@ impl Gpu {
     ) -> Result<()> {
         check_decisions(layout, clipping.granularity, decisions)?;
         let decided = decided(clipping);
-        if let Some(pieces) = self.pieces(storage, layout, clipping) {
+        if let Some(pieces) = self.pieces(storage, layout, clipping)? {
             return self.clip_in_pieces(&pieces, storage, layout, data, &decided, decisions);
         }
         self.with_session(storage, layout, &decided, |session| {
@@ -385,7 +385,7 @@ impl Gpu {
         clipping: &Clipping,
         state: &mut State,
     ) -> Result<Report> {
-        if let Some(pieces) = self.pieces(storage, layout, clipping) {
+        if let Some(pieces) = self.pieces(storage, layout, clipping)? {
             return self.run_in_pieces(&pieces, storage, layout, data, clipping, state);
         }
         self.with_session(storage, layout, clipping, |session| {
@@ -471,7 +471,7 @@ impl Backend for Gpu {
         // Norms have no storage: the session of the stage before serves this one too.
         let storage = self.storage_of_session();
         // Of a batch that no buffer holds there is no session, and the specification decides, as in a run of all stages.
-        if self.pieces(storage, layout, clipping).is_some() {
+        if self.pieces(storage, layout, clipping)?.is_some() {
             return threshold::decide(layout, norms, clipping, state);
         }
         self.with_session(storage, layout, clipping, |session| {

@@ -1,4 +1,5 @@
-//! Batches in host memory that no buffer of the device holds: a piece at a time, of as many whole rows as one holds.
+//! Batches in host memory that a device's buffers do not hold, or not what is kept for each of their rows: a piece at a
+//! time, of as many whole rows as they hold.
 //!
 //! Where bounds are given, a piece is a batch of its own. Where they come from the norms, or a row may be refused, all
 //! norms are computed first and decided on the host, and what is to be written goes to the device once more.
@@ -8,11 +9,12 @@ use std::ops::Range;
 use bytemuck::Pod;
 
 use super::kernels::Storage;
+use super::plan::EXACT_SUM_BYTES;
 use super::{Gpu, GpuContext};
 use crate::backend::Backend;
 use crate::batch::{Granularity, Layout};
 use crate::clip::{Clipping, NonFinite};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::norms::Norms;
 use crate::report::{Ran, Report};
 use crate::threshold::{self, Decision, Source, State};
@@ -21,35 +23,64 @@ use crate::threshold::{self, Decision, Source, State};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Pieces(Vec<Range<usize>>);
 
+/// What a piece may have at most.
+struct Room {
+    /// Elements, each span's from a multiple of four.
+    elements: u64,
+    /// Spans, those of rows that have segments included.
+    spans: u64,
+}
+
 impl Pieces {
-    /// The pieces of a batch; `None` where it is one. A row that is too long for a buffer is a piece, which is refused
-    /// when its buffer is made.
+    /// The pieces of a batch; `None` where it is one.
+    ///
+    /// # Errors
+    /// [`Error::BatchTooLarge`] where a row alone is too much for a buffer.
     pub(super) fn of(
         context: &GpuContext,
         layout: &Layout,
         granularity: Granularity,
         storage: Storage,
-    ) -> Option<Self> {
-        Self::within(context.device.limits().max_buffer_size / storage.bytes(), layout, granularity)
+    ) -> Result<Option<Self>> {
+        let limits = context.device.limits();
+        // Whatever else there is for each span is smaller than its exact sum.
+        let bound = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size);
+        let room =
+            Room { elements: limits.max_buffer_size / storage.bytes(), spans: bound / EXACT_SUM_BYTES };
+        let pieces = Self::within(&room, layout, granularity);
+        let too_large = |what, got, limit| {
+            Err(Error::BatchTooLarge { adapter: context.adapter.clone(), what, got, limit })
+        };
+        // Before anything of another piece is written.
+        for rows in pieces.iter().flat_map(|pieces| &pieces.0).filter(|rows| rows.len() == 1) {
+            let (elements, spans) = needs(layout, granularity, rows.start);
+            if elements > room.elements {
+                return too_large("the batch", elements * storage.bytes(), limits.max_buffer_size);
+            }
+            if spans > room.spans {
+                return too_large("the exact sums", spans * EXACT_SUM_BYTES, bound);
+            }
+        }
+        Ok(pieces)
     }
 
-    fn within(limit: u64, layout: &Layout, granularity: Granularity) -> Option<Self> {
-        // Each span begins at a multiple of four elements.
-        let needed = layout.elements() as u64 + 3 * layout.span_count(granularity) as u64;
-        if needed <= limit {
+    fn within(room: &Room, layout: &Layout, granularity: Granularity) -> Option<Self> {
+        let rows = if granularity == Granularity::Segment { layout.clients() } else { 0 };
+        let spans = (layout.span_count(granularity) + rows) as u64;
+        if layout.elements() as u64 + 3 * spans <= room.elements && spans <= room.spans {
             return None;
         }
         let mut pieces = Vec::new();
-        let (mut first, mut length) = (0, 0);
+        let (mut first, mut elements, mut spans) = (0, 0, 0);
         for row in 0..layout.clients() {
-            let spans =
-                layout.spans_of(granularity, row).map(|span| layout.span(granularity, span).len() as u64);
-            let of_row: u64 = spans.map(|elements| elements.next_multiple_of(4)).sum();
-            if length + of_row > limit && row > first {
+            let (of_row, spans_of_row) = needs(layout, granularity, row);
+            let is_full = elements + of_row > room.elements || spans + spans_of_row > room.spans;
+            if is_full && row > first {
                 pieces.push(first..row);
-                (first, length) = (row, 0);
+                (first, elements, spans) = (row, 0, 0);
             }
-            length += of_row;
+            elements += of_row;
+            spans += spans_of_row;
         }
         pieces.push(first..layout.clients());
         (pieces.len() > 1).then_some(Self(pieces))
@@ -76,9 +107,18 @@ impl Pieces {
         let ran = gpu.ran();
         let decided = if is_one_pass { "" } else { ", decided on the host" };
         let count = self.0.len();
-        let why = format!("{}; in {count} pieces, because no buffer of it holds the batch{decided}", ran.why);
+        let why =
+            format!("{}; in {count} pieces, because its buffers do not hold the batch{decided}", ran.why);
         Ran { why, ..ran }
     }
+}
+
+/// The elements and spans that a row takes on the device.
+fn needs(layout: &Layout, granularity: Granularity, row: usize) -> (u64, u64) {
+    let spans = layout.spans_of(granularity, row);
+    let count = spans.len() as u64 + u64::from(granularity == Granularity::Segment);
+    let elements = spans.map(|span| (layout.span(granularity, span).len() as u64).next_multiple_of(4));
+    (elements.sum(), count)
 }
 
 /// A run of rows.
@@ -166,17 +206,22 @@ mod tests {
 
     #[test]
     fn pieces_hold_as_many_rows_as_a_buffer() {
-        let of = |limit, layout: &Layout, granularity| Pieces::within(limit, layout, granularity);
+        let of = |elements, spans, layout: &Layout, granularity| {
+            Pieces::within(&Room { elements, spans }, layout, granularity)
+        };
         let dense = Layout::dense(5, 10).unwrap();
         // A row takes twelve elements, because the next one begins at a multiple of four.
-        assert_eq!(of(60, &dense, Granularity::Row), None);
-        assert_eq!(of(59, &dense, Granularity::Row), Some(Pieces(vec![0..4, 4..5])));
-        assert_eq!(of(24, &dense, Granularity::Row), Some(Pieces(vec![0..2, 2..4, 4..5])));
-        assert_eq!(of(1, &dense, Granularity::Row).unwrap().0.len(), 5);
+        assert_eq!(of(60, 5, &dense, Granularity::Row), None);
+        assert_eq!(of(59, 5, &dense, Granularity::Row), Some(Pieces(vec![0..4, 4..5])));
+        assert_eq!(of(24, 5, &dense, Granularity::Row), Some(Pieces(vec![0..2, 2..4, 4..5])));
+        assert_eq!(of(60, 2, &dense, Granularity::Row), Some(Pieces(vec![0..2, 2..4, 4..5])));
+        assert_eq!(of(1, 5, &dense, Granularity::Row).unwrap().0.len(), 5);
         let ragged = Layout::ragged_layered(&[vec![1, 1], vec![], vec![9], vec![4]]).unwrap();
-        assert_eq!(of(16, &ragged, Granularity::Segment), Some(Pieces(vec![0..2, 2..4])));
-        assert_eq!(of(16, &ragged, Granularity::Row), Some(Pieces(vec![0..3, 3..4])));
-        assert_eq!(of(0, &Layout::dense(0, 5).unwrap(), Granularity::Row), None);
-        assert_eq!(of(0, &Layout::dense(7, 0).unwrap(), Granularity::Row), None);
+        assert_eq!(of(16, 9, &ragged, Granularity::Segment), Some(Pieces(vec![0..2, 2..4])));
+        assert_eq!(of(16, 9, &ragged, Granularity::Row), Some(Pieces(vec![0..3, 3..4])));
+        // Three segments and three rows.
+        assert_eq!(of(99, 6, &ragged, Granularity::Segment), Some(Pieces(vec![0..3, 3..4])));
+        assert_eq!(of(0, 0, &Layout::dense(0, 5).unwrap(), Granularity::Row), None);
+        assert_eq!(of(0, 7, &Layout::dense(7, 0).unwrap(), Granularity::Row), None);
     }
 }

@@ -135,6 +135,9 @@ impl DeviceDecision {
     }
 }
 
+/// Bytes of a span's exact sum: 40 cells of 32 bits.
+pub(super) const EXACT_SUM_BYTES: u64 = 40 * 4;
+
 /// Everything that norms, threshold and clip of one batch in one buffer need, made once.
 ///
 /// A plan records into the caller's encoder, without submitting or waiting; recording and running
@@ -750,7 +753,7 @@ impl Buffers {
             spans: make("the list of spans", spans * size_of::<Span>(), storage)?,
             partials: make("the partial sums", geometry.slots.max(1) * 12, storage)?,
             norms: make("the norms", norms, read)?,
-            limbs: make("the exact sums", spans * 40 * 4, storage)?,
+            limbs: make("the exact sums", spans * EXACT_SUM_BYTES as usize, storage)?,
             // Of a tile its slot and its span; where rows are cut in segments, it may be listed for both.
             open: make("the open spans", (spans + 4 * geometry.slots.max(1)) * 4, storage)?,
             decisions: make("the decisions", decisions, read)?,
