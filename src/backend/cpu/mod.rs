@@ -43,8 +43,11 @@ const TASK: usize = 1 << 16;
 /// cache, where the clip stage then finds the row.
 const OWN: usize = 1 << 21;
 
-/// Elements below which one thread is faster than waking others.
-const SEQUENTIAL: usize = 1 << 15;
+/// Elements up to which one thread is faster than waking others: a dozen microseconds of work.
+const SEQUENTIAL: usize = 1 << 17;
+
+/// Elements that a task has at least, where there are several.
+const LEAST: usize = 1 << 15;
 
 /// The CPU backend: the default where no GPU is.
 #[derive(Debug)]

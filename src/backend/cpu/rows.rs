@@ -8,7 +8,7 @@ use super::group::{Decided, RowSet, decide, norms};
 use super::simd::{Kernel, prefetch, vectorised};
 use super::squares::ROWS;
 use super::sum::{BLOCK, FastSum};
-use super::{Cpu, OWN, SEQUENTIAL, TASK};
+use super::{Cpu, LEAST, OWN, SEQUENTIAL, TASK};
 use crate::batch::{Granularity, Layout};
 use crate::clip::{Clipping, Scope, Status};
 use crate::error::Result;
@@ -122,11 +122,11 @@ impl<'a, S: Storage> Rows<'a, S> {
             row_of_one(&self.run_row(row, elements, bounds[row]))
         };
         let (layout, params) = (self.layout, self.layout.params());
-        if self.work <= SEQUENTIAL {
-            return rows_mut(layout, data).enumerate().map(run).collect();
-        }
         if let Some(stride) = self.stride_in_groups() {
             return self.run_groups(data, stride, bounds);
+        }
+        if self.work <= SEQUENTIAL {
+            return rows_mut(layout, data).enumerate().map(run).collect();
         }
         let at_least = self.rows_of_task();
         self.cpu.install(self.work, || match self.stride() {
@@ -147,9 +147,9 @@ impl<'a, S: Storage> Rows<'a, S> {
         self.layout.stride().filter(|_| self.layout.params() > 0)
     }
 
-    /// The stride of rows that are worked on in groups: many short ones of a length.
+    /// The stride of rows that are worked on in groups: short ones of a length, more than one.
     fn stride_in_groups(&self) -> Option<usize> {
-        self.stride().filter(|_| self.work > SEQUENTIAL && self.layout.params() <= SHORT)
+        self.stride().filter(|_| self.layout.params() <= SHORT && self.layout.clients() > 1)
     }
 
     /// What work on all groups, in parallel, makes of the rows.
@@ -214,6 +214,7 @@ impl<'a, S: Storage> Rows<'a, S> {
     fn prefetch_group(&self, first: usize, start: *const S::Element, stride: usize) {
         let (params, size) = (self.layout.params(), size_of::<S::Element>());
         match &self.mask {
+            None if first >= self.layout.clients() => {}
             // At once, unless there is more padding than rows.
             None if stride < 2 * params => prefetch(start.cast(), stride * ROWS * size),
             None => (0..ROWS).for_each(|i| prefetch(start.wrapping_add(i * stride).cast(), params * size)),
@@ -308,7 +309,7 @@ impl<'a, S: Storage> Rows<'a, S> {
         if work <= SEQUENTIAL {
             tasks.into_iter().for_each(apply);
         } else {
-            let at_least = (SEQUENTIAL * tasks.len() / work).max(1);
+            let at_least = (LEAST * tasks.len() / work).max(1);
             self.cpu.install(work, || tasks.into_par_iter().with_min_len(at_least).for_each(apply));
         }
     }
@@ -405,9 +406,10 @@ impl<'a, S: Storage> Rows<'a, S> {
         self.cpu.install(self.work, || rows.into_par_iter().with_min_len(at_least).map(work).collect())
     }
 
-    /// How many rows are worth a task.
+    /// How many rows are worth a task: all of them where one thread takes the batch.
     fn rows_of_task(&self) -> usize {
-        (SEQUENTIAL * self.layout.clients() / self.work).max(1)
+        let clients = self.layout.clients();
+        if self.work <= SEQUENTIAL { clients.max(1) } else { (LEAST * clients / self.work).max(1) }
     }
 }
 
