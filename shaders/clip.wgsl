@@ -51,8 +51,9 @@ fn clip_rows(
     @builtin(workgroup_id) workgroup: vec3<u32>,
     @builtin(num_workgroups) workgroups: vec3<u32>,
 ) {
-    let first = linear(workgroup, workgroups) * (WORKGROUP / LANES);
-    clip_part(first + local / LANES, local % LANES, LANES);
+    let rows = WORKGROUP / LANES;
+    let index = item_of(linear(workgroup, workgroups), local / LANES, rows, arrayLength(&tiles));
+    clip_part(index, local % LANES, LANES);
 }
 
 fn clip_part(index: u32, first: u32, step: u32) {

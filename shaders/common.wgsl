@@ -143,12 +143,52 @@ override WORKGROUP: u32 = 256u;
 // Invocations that share a span where spans are short; divides WORKGROUP.
 override LANES: u32 = 1u;
 
+// Where the lanes of a vector read memory one by one, as on lavapipe, each is fastest in pages of its own; on hardware
+// neighbours read side by side, and both of these are 1. Groups of four that an invocation sums one after the other,
+// and parts of a batch in which a workgroup takes items at once.
+override STRETCH: u32 = 1u;
+override STREAMS: u32 = 1u;
+
 // Whether rows are clipped around a centre.
 override CENTERED: bool = false;
 
 // The dispatch is folded into two dimensions, because one holds only 65,535 workgroups.
 fn linear(id: vec3<u32>, count: vec3<u32>) -> u32 {
     return id.x + id.y * count.x;
+}
+
+// The item that an invocation takes, where each of `lanes` in a workgroup takes one of `count`: side by side, or in STREAMS
+// parts of them. Not below `count` where there is none left.
+fn item_of(workgroup: u32, lane: u32, lanes: u32, count: u32) -> u32 {
+    let streams = min(STREAMS, lanes);
+    let part = (count + streams - 1u) / streams;
+    let at = workgroup * (lanes / streams) + lane / streams;
+    return select(lane % streams * part + at, count, at >= part);
+}
+
+// How one of `step` invocations walks through `groups`: in stretches as long as there is one for each of
+// them, then side by side.
+struct Walk {
+    first: u32,
+    step: u32,
+    // Its groups in stretches, and its groups in all.
+    stretched: u32,
+    count: u32,
+}
+
+fn walk_of(first: u32, step: u32, groups: u32) -> Walk {
+    let stretched = groups / (step * STRETCH) * STRETCH;
+    let left = groups - stretched * step;
+    return Walk(first, step, stretched, stretched + (left + step - first - 1u) / step);
+}
+
+// The group of a step of the walk.
+fn group_of(walk: Walk, at: u32) -> u32 {
+    if STRETCH == 1u {
+        return at * walk.step + walk.first;
+    }
+    let in_stretch = (at / STRETCH * walk.step + walk.first) * STRETCH + at % STRETCH;
+    return select(at * walk.step + walk.first, in_stretch, at < walk.stretched);
 }
 
 // The value of a finite magnitude is mantissa * 2^exponent, in units of 2^-149.
@@ -226,13 +266,27 @@ fn square64(a: u32) -> vec2<u32> {
     return add64(result, shl64(vec2<u32>(high * high, 0u), 26u));
 }
 
-// The integer root of a number below 2^50, bit by bit.
+// The integer root of a number below 2^50. A device's own root is a guess of it, which one step of Newton's makes good;
+// whatever the device gives, the result is checked in integers, and made bit by bit where it is wrong.
 fn root64(radicand: vec2<u32>) -> u32 {
-    var root = 0u;
-    for (var bit = 0x1000000u; bit != 0u; bit >>= 1u) {
-        let candidate = root | bit;
-        if !less64(radicand, square64(candidate)) {
-            root = candidate;
+    let guess = min(u32(sqrt(f32(radicand.y) * 4294967296.0 + f32(radicand.x))), 0x1ffffffu);
+    // What is left fits 32 bits where the guess is good.
+    let left = bitcast<i32>(sub64(radicand, square64(guess)).x);
+    var root = guess + bitcast<u32>(i32(floor(f32(left) / (2.0 * max(f32(guess), 1.0)))));
+    root = min(root, 0x1ffffffu);
+    if less64(radicand, square64(root)) {
+        root -= 1u;
+    }
+    if !less64(radicand, square64(root + 1u)) {
+        root += 1u;
+    }
+    if less64(radicand, square64(root)) | !less64(radicand, square64(root + 1u)) {
+        root = 0u;
+        for (var bit = 0x1000000u; bit != 0u; bit >>= 1u) {
+            let candidate = root | bit;
+            if !less64(radicand, square64(candidate)) {
+                root = candidate;
+            }
         }
     }
     return root;

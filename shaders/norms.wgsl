@@ -78,7 +78,8 @@ fn norms_few(
     @builtin(workgroup_id) workgroup: vec3<u32>,
     @builtin(num_workgroups) workgroups: vec3<u32>,
 ) {
-    let index = params.first + linear(workgroup, workgroups) * WORKGROUP + local;
+    let count = params.end - params.first;
+    let index = params.first + item_of(linear(workgroup, workgroups), local, WORKGROUP, count);
     if index >= params.end {
         return;
     }
@@ -106,7 +107,8 @@ fn norms_rows(
     @builtin(workgroup_id) workgroup: vec3<u32>,
     @builtin(num_workgroups) workgroups: vec3<u32>,
 ) {
-    let index = linear(workgroup, workgroups) * (WORKGROUP / LANES) + local / LANES;
+    let rows = WORKGROUP / LANES;
+    let index = item_of(linear(workgroup, workgroups), local / LANES, rows, arrayLength(&tiles));
     var tile = Tile(0u, 0u, NO_SPAN, 0u);
     if index < arrayLength(&tiles) {
         tile = tiles[index];

@@ -1,28 +1,29 @@
 // An invocation's part of a tile, summed in f64, where the square of an f32 is exact; behind it the sum is a
 // pair, as in sum_pairs.wgsl. For devices that have f64 and are not slow at it.
 
-// Groups first, first + step, … of a tile; those that are not whole come to the first invocation.
+// What one of `step` invocations walks through; groups that are not whole come to the first of them.
 fn sum_part(tile: Tile, first: u32, step: u32) -> Partial {
     let whole = whole_groups(tile);
     var sums = vec4<f64>();
     var largest = vec4<u32>();
-    var group = first;
+    let walk = walk_of(first, step, whole);
+    var at = 0u;
     // Four at a time, so that a turn of the loop costs little beside its loads.
-    for (; group + 3u * step < whole; group += 4u * step) {
-        let a = group_at(whole4(tile, group), tile, group);
-        let b = group_at(whole4(tile, group + step), tile, group + step);
-        let c = group_at(whole4(tile, group + 2u * step), tile, group + 2u * step);
-        let d = group_at(whole4(tile, group + 3u * step), tile, group + 3u * step);
+    for (; at + 3u < walk.count; at += 4u) {
+        let a = whole_at(tile, group_of(walk, at));
+        let b = whole_at(tile, group_of(walk, at + 1u));
+        let c = whole_at(tile, group_of(walk, at + 2u));
+        let d = whole_at(tile, group_of(walk, at + 3u));
         largest = max(largest, max(max(a.largest, b.largest), max(c.largest, d.largest)));
         sums += (a.squares + b.squares) + (c.squares + d.squares);
     }
-    for (; group < whole; group += step) {
-        let a = group_at(whole4(tile, group), tile, group);
+    for (; at < walk.count; at++) {
+        let a = whole_at(tile, group_of(walk, at));
         largest = max(largest, a.largest);
         sums += a.squares;
     }
     if first == 0u {
-        for (group = whole; group < groups(tile); group++) {
+        for (var group = whole; group < groups(tile); group++) {
             let a = group_at(load4(tile, group), tile, group);
             largest = max(largest, a.largest);
             sums += a.squares;
@@ -38,6 +39,10 @@ fn sum_part(tile: Tile, first: u32, step: u32) -> Partial {
 struct Squares {
     squares: vec4<f64>,
     largest: vec4<u32>,
+}
+
+fn whole_at(tile: Tile, group: u32) -> Squares {
+    return group_at(whole4(tile, group), tile, group);
 }
 
 fn group_at(value: vec4<u32>, tile: Tile, group: u32) -> Squares {

@@ -261,8 +261,9 @@ fn threshold_spans(
     @builtin(workgroup_id) workgroup: vec3<u32>,
     @builtin(num_workgroups) workgroups: vec3<u32>,
 ) {
-    let index = params.first + linear(workgroup, workgroups) * WORKGROUP + local;
-    if index >= min(params.end, params.bounded) {
+    let count = min(params.end, params.bounded) - params.first;
+    let index = params.first + item_of(linear(workgroup, workgroups), local, WORKGROUP, count);
+    if index >= params.first + count {
         return;
     }
     if index == 0u {

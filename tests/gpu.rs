@@ -132,6 +132,19 @@ fn strategies(gpu: &Gpu) -> Vec<(&'static str, Tuning)> {
         ("small tiles", Tuning { tile: 64, ..own.clone() }),
         ("small windows", Tuning { tile: 256, window: 1024, ..own.clone() }),
         ("pairs of f32", Tuning { doubles: false, ..own.clone() }),
+        ("side by side", Tuning { stretch: 0, streams: 1, ..own.clone() }),
+        ("short stretches", Tuning { stretch: 32, streams: 4, few_tiles: 50, ..own.clone() }),
+        (
+            "short rows in streams, two invocations each",
+            Tuning {
+                stretch: 4,
+                streams: 8,
+                row_lanes: 2,
+                short_row: 8192,
+                short_rows: 0,
+                ..portable.clone()
+            },
+        ),
         ("fused", Tuning { short_row: 0, fused_row: 1 << 16, ..own.clone() }),
         ("fused and portable", Tuning { short_row: 0, fused_row: 1 << 16, ..portable.clone() }),
         (
@@ -845,6 +858,8 @@ fn tunings_that_the_device_cannot_run_are_refused() {
         Tuning { row_lanes: 3, ..own.clone() },
         Tuning { short_row: 1 << 20, ..own.clone() },
         Tuning { exact_workgroups: 0, ..own.clone() },
+        Tuning { stretch: 3, ..own.clone() },
+        Tuning { streams: 0, ..own.clone() },
         Tuning { fused_row: 1 << 17, ..own.clone() },
         Tuning { window: 10, ..own.clone() },
         Tuning { window: u64::MAX / 8, ..own.clone() },

@@ -465,8 +465,10 @@ fn build_one(device: &wgpu::Device, kernel: &'static Kernel, form: Form, tuning:
         immediate_size: 0,
     });
     let workgroup = match kernel.grid {
-        Grid::Tile | Grid::ShortTiles | Grid::OpenTiles | Grid::Coordinates => tuning.workgroup,
-        Grid::Span | Grid::Spans | Grid::OpenSpans | Grid::Weights => tuning.span_workgroup,
+        Grid::Tile | Grid::OpenTiles | Grid::Coordinates => tuning.workgroup,
+        Grid::ShortTiles | Grid::Span | Grid::Spans | Grid::OpenSpans | Grid::Weights => {
+            tuning.span_workgroup
+        }
         // The most that every device can run: a selection walks through all norms of a group, five times.
         Grid::Group => 256,
     };
@@ -479,6 +481,8 @@ fn build_one(device: &wgpu::Device, kernel: &'static Kernel, form: Form, tuning:
             constants: &[
                 ("WORKGROUP", f64::from(workgroup)),
                 ("LANES", f64::from(tuning.lanes())),
+                ("STRETCH", f64::from((tuning.stretch / (4 * form.storage.bytes() as u32)).max(1))),
+                ("STREAMS", f64::from(tuning.streams)),
                 ("CENTERED", f64::from(u8::from(form.centered))),
             ],
             // Every kernel writes the shared memory that it reads.

@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 pub struct Tuning {
     /// Invocations of a workgroup that works on a tile: a power of two.
     pub workgroup: u32,
-    /// Invocations of a workgroup that works on one span's tiles, or on that many spans.
+    /// Invocations of a workgroup that works on one span's tiles, on that many spans, or on short rows.
     pub span_workgroup: u32,
     /// Whether sums are joined by subgroup shuffles.
     pub subgroups: bool,
@@ -46,6 +46,10 @@ pub struct Tuning {
     pub group_bytes: u64,
     /// Where no span has more tiles than this, an invocation joins the partial sums of a span; else a workgroup does.
     pub few_tiles: u32,
+    /// Bytes that an invocation takes one after the other in a sum in f64, a power of two; 0: neighbours read side by side.
+    pub stretch: u32,
+    /// Parts of a batch in which a workgroup takes short rows, or spans, at once, a power of two; 1: it takes neighbours.
+    pub streams: u32,
     /// Workgroups that look for norms which the fast sums left open; there are more where that could be too many
     /// for so few.
     pub exact_workgroups: u32,
@@ -81,6 +85,8 @@ impl Tuning {
             fused_row: 0,
             group_bytes: 0,
             few_tiles: 0,
+            stretch: 0,
+            streams: 1,
             exact_workgroups: 512,
             force_exact: false,
             trusted: false,
@@ -97,7 +103,8 @@ impl Tuning {
             // A software adapter runs a workgroup on one core, a vector register at a time: workgroups
             // of one register have no barrier to wait for.
             tuning.workgroup = info.subgroup_max_size.clamp(4, 64).next_power_of_two();
-            tuning.span_workgroup = tuning.workgroup;
+            // Where none is waited for, a larger one costs no more than one of a register: it is allocated once.
+            tuning.span_workgroup = tuning.workgroup.max(64);
             // There a branch that is not taken is run all the same, masked: what is cheapest is few workgroups.
             tuning.row_lanes = 1;
             // Longer ones lose where only some of a vector's rows are in scope, or clipped.
@@ -105,6 +112,9 @@ impl Tuning {
             tuning.few_tiles = 16;
             tuning.short_rows = 32 * tuning.workgroup;
             tuning.tile = 1 << 14;
+            // Its lanes are read one by one: each is fastest in pages of its own.
+            tuning.stretch = 4096;
+            tuning.streams = tuning.workgroup;
             tuning.exact_workgroups = 16;
             tuning.doubles = features.contains(wgpu::Features::SHADER_F64);
         } else {
@@ -165,6 +175,11 @@ impl Tuning {
         if self.few_tiles > 256 {
             return invalid("few_tiles", self.few_tiles.to_string(), "at most 256");
         }
+        for (name, value) in [("stretch", self.stretch.max(1)), ("streams", self.streams)] {
+            if !value.is_power_of_two() || value > 1 << 14 {
+                return invalid(name, value.to_string(), "a power of two, at most 16,384");
+            }
+        }
         if self.exact_workgroups == 0 {
             return invalid("exact_workgroups", "0".into(), "at least 1");
         }
@@ -196,7 +211,7 @@ impl Tuning {
 
     /// Invocations that share a short row.
     pub(super) fn lanes(&self) -> u32 {
-        self.row_lanes.min(self.workgroup)
+        self.row_lanes.min(self.span_workgroup)
     }
 
     /// Whether so many rows, none of them longer than this, are short ones.

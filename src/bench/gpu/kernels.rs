@@ -100,6 +100,8 @@ struct Builder<'a> {
     context: &'a GpuContext,
     clients: usize,
     dtype: Dtype,
+    /// Bytes that a kernel loads at once.
+    element: u32,
     cut: Cut,
     module: wgpu::ShaderModule,
     windows: Vec<wgpu::Buffer>,
@@ -144,6 +146,7 @@ impl<'a> Builder<'a> {
         Ok(Self {
             clients: shape.clients,
             dtype,
+            element: dtype.bytes() as u32 * width(shape, dtype),
             module,
             windows,
             data,
@@ -159,7 +162,7 @@ impl<'a> Builder<'a> {
     fn steps(&self, kernel: &Kernel) -> Result<Steps> {
         let limit = self.context.device.limits().max_compute_workgroups_per_dimension as usize;
         guard(&self.context.device, "binding the plain kernels", || {
-            let pipeline = pipeline(self.context, &self.module, kernel);
+            let pipeline = pipeline(self.context, &self.module, kernel, self.element);
             let bind =
                 |window: usize| bind(self.context, &pipeline, kernel, |binding| self.buffer(binding, window));
             let dispatches = match kernel.grid {
@@ -265,10 +268,16 @@ fn record(encoder: &mut wgpu::CommandEncoder, steps: &[&Steps]) {
     }
 }
 
-fn pipeline(context: &GpuContext, module: &wgpu::ShaderModule, kernel: &Kernel) -> wgpu::ComputePipeline {
+fn pipeline(
+    context: &GpuContext,
+    module: &wgpu::ShaderModule,
+    kernel: &Kernel,
+    element: u32,
+) -> wgpu::ComputePipeline {
+    let stretch = (context.tuning.stretch / element).max(1);
     let workgroup = match kernel.grid {
         Grid::Tile => context.tuning.workgroup,
-        Grid::Row => context.tuning.span_workgroup,
+        Grid::Row => of_rows(&context.tuning),
     };
     context.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
         label: Some(kernel.name),
@@ -276,11 +285,16 @@ fn pipeline(context: &GpuContext, module: &wgpu::ShaderModule, kernel: &Kernel) 
         module,
         entry_point: Some(kernel.name),
         compilation_options: wgpu::PipelineCompilationOptions {
-            constants: &[("WORKGROUP", f64::from(workgroup))],
+            constants: &[("WORKGROUP", f64::from(workgroup)), ("STRETCH", f64::from(stretch))],
             zero_initialize_workgroup_memory: false,
         },
         cache: None,
     })
+}
+
+/// Invocations that join the partial sums of a row, which are few: on software adapters no more than meet no barrier.
+fn of_rows(tuning: &Tuning) -> u32 {
+    tuning.workgroup.min(tuning.span_workgroup)
 }
 
 fn bind<'a>(
@@ -322,10 +336,19 @@ fn read_back<T>(
 /// Additions in a row at most, of an invocation, a workgroup, and the same over a row's tiles; and a root and a quotient
 /// that may be off by some units.
 fn error(tuning: &Tuning, cut: &Cut) -> f32 {
-    let (workgroup, of_spans) = (tuning.workgroup as usize, tuning.span_workgroup as usize);
+    let (workgroup, of_spans) = (tuning.workgroup as usize, of_rows(tuning) as usize);
     let tile = cut.tile.div_ceil(workgroup) + workgroup;
     let row = cut.tiles_per_row.div_ceil(of_spans) + of_spans;
     (tile + row + 16) as f32 * f32::EPSILON
+}
+
+/// Elements that a kernel loads at once.
+fn width(shape: Shape, dtype: Dtype) -> u32 {
+    match (dtype, shape.params.is_multiple_of(4)) {
+        (_, true) => 4,
+        (Dtype::F32, false) => 1,
+        (Dtype::F16 | Dtype::Bf16, false) => 2,
+    }
 }
 
 /// The shader for a shape: four elements at a time where every row begins at a multiple of four, as in the library; else
@@ -336,11 +359,11 @@ fn source(shape: Shape, dtype: Dtype, subgroups: bool) -> String {
         Dtype::F16 => include_str!("../../../shaders/bench/pair_f16.wgsl"),
         Dtype::Bf16 => include_str!("../../../shaders/bench/pair_bf16.wgsl"),
     };
-    let element = match (dtype, shape.params.is_multiple_of(4)) {
-        (Dtype::F32, true) => include_str!("../../../shaders/bench/element_vec4.wgsl"),
-        (Dtype::F32, false) => include_str!("../../../shaders/bench/element_scalar.wgsl"),
-        (_, true) => include_str!("../../../shaders/bench/element_half_wide.wgsl"),
-        (_, false) => include_str!("../../../shaders/bench/element_half_words.wgsl"),
+    let element = match (dtype, width(shape, dtype)) {
+        (Dtype::F32, 4) => include_str!("../../../shaders/bench/element_vec4.wgsl"),
+        (Dtype::F32, _) => include_str!("../../../shaders/bench/element_scalar.wgsl"),
+        (_, 4) => include_str!("../../../shaders/bench/element_half_wide.wgsl"),
+        (_, _) => include_str!("../../../shaders/bench/element_half_words.wgsl"),
     };
     let reduce = if subgroups {
         include_str!("../../../shaders/bench/reduce_subgroup.wgsl")
