@@ -6,15 +6,12 @@
 fn widened(half: vec4<u32>) -> vec4<u32> {
     let sign = (half & vec4<u32>(0x8000u)) << vec4<u32>(16u);
     let magnitude = half & vec4<u32>(0x7fffu);
-    let normal = (magnitude << vec4<u32>(13u)) + vec4<u32>(112u << 23u);
-    // The uppermost bit of a subnormal becomes the implicit one.
-    let shift = countLeadingZeros(magnitude | vec4<u32>(1u)) - vec4<u32>(8u);
-    let subnormal = (((magnitude << shift) & vec4<u32>(0x7fffffu))
-        | ((vec4<u32>(126u) - shift) << vec4<u32>(23u)));
-    let finite = select(select(normal, subnormal, magnitude < vec4<u32>(0x400u)), vec4<u32>(),
-        magnitude == vec4<u32>(0u));
-    return sign | select(finite, (magnitude << vec4<u32>(13u)) | vec4<u32>(INFINITY),
-        magnitude >= vec4<u32>(0x7c00u));
+    // The exponent's bias grows by 112, and by as much again where it is that of Inf and NaN.
+    let bias = select(vec4<u32>(112u << 23u), vec4<u32>(224u << 23u), magnitude >= vec4<u32>(0x7c00u));
+    let normal = (magnitude << vec4<u32>(13u)) + bias;
+    // Subnormals count units of 2^-24, of which none is subnormal as an f32.
+    let subnormal = bitcast<vec4<u32>>(vec4<f32>(magnitude) * 5.9604644775390625e-8);
+    return sign | select(normal, subnormal, magnitude < vec4<u32>(0x400u));
 }
 
 // The halves of four finite values that are halves.
