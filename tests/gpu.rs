@@ -9,7 +9,7 @@ mod common;
 use byzclip::backend::gpu::{Plan, Tuning};
 use byzclip::{
     Adaptive, Backend, Clipping, Error, Gpu, Granularity, Half, Layout, NonFinite, Reference, Report, Scope,
-    State, Status, Strategy, Threshold, wgpu,
+    State, Status, Strategy, Threshold, Weights, wgpu,
 };
 use common::gpu::adapter;
 
@@ -714,6 +714,56 @@ fn a_batch_that_no_buffer_holds_is_clipped_in_pieces() {
         assert!(bits(&data) == bits(&original));
     }
     assert!(gpu.norms(layout, &original, &Clipping::per_row(vec![0.1; 36])).is_ok());
+}
+
+#[test]
+fn the_mean_of_a_batch_that_no_buffer_holds_is_taken_in_strips() {
+    let Some(gpu) = with_buffers_of(1 << 20) else { return };
+    let layouts = [
+        Layout::strided(37, 33_333, 33_340).unwrap(),
+        Layout::strided(37, 33_333, 33_340).unwrap().layered(&[3, 30_000, 0, 330, 3_000]).unwrap(),
+    ];
+    for layout in &layouts {
+        let weights = Weights::PerRow((0..37).map(|row| (row % 4) as f32).collect());
+        let data = updates(layout);
+        for threshold in [Threshold::Fixed(2.0), Threshold::Median { factor: 1.0 }] {
+            for granularity in [Granularity::Row, Granularity::Segment, Granularity::Coordinate] {
+                let scope = Scope::Mask((0..37).map(|row| row % 5 != 2).collect());
+                let clipping = Clipping { threshold: threshold.clone(), ..Clipping::default() };
+                let clipping = clipping.granularity(granularity).scope(scope);
+                let (ours, report) = gpu.run_mean(layout, &data, &clipping, &weights).unwrap();
+                let (expected, specified) = Reference.run_mean(layout, &data, &clipping, &weights).unwrap();
+                assert!(bits(&ours) == bits(&expected), "{clipping:?}");
+                assert_eq!(rows(&report), rows(&specified));
+                assert!(report.ran.why.contains("pieces"), "{}", report.ran);
+            }
+        }
+        let center: Vec<f32> = (0..33_333).map(|i| i as f32 * 1e-3).collect();
+        let clipping = Clipping::fixed(2.0).around(center.clone());
+        let (ours, _) = gpu.run_mean(layout, &data, &clipping, &weights).unwrap();
+        assert!(bits(&ours) == bits(&Reference.run_mean(layout, &data, &clipping, &weights).unwrap().0));
+        // Where nothing counts, the mean is the centre.
+        let nothing = Weights::PerRow(vec![0.0; 37]);
+        assert!(bits(&gpu.run_mean(layout, &data, &clipping, &nothing).unwrap().0) == bits(&center));
+    }
+    // Whether a row counts is told by its first segment, also where a caller decides otherwise of others.
+    let (layout, clipping) = (&layouts[1], Clipping::fixed(2.0).granularity(Granularity::Segment));
+    let data = updates(layout);
+    let norms = Reference.norms(layout, &data, &clipping).unwrap();
+    let mut decisions = Reference.threshold(layout, &norms, &clipping, &mut State::default()).unwrap();
+    decisions[1].status = Status::Zeroed;
+    decisions[5].status = Status::Kept;
+    let ours = gpu.mean(layout, &data, &clipping, &decisions, &Weights::Equal).unwrap();
+    let expected = Reference.mean(layout, &data, &clipping, &decisions, &Weights::Equal).unwrap();
+    assert!(bits(&ours) == bits(&expected));
+}
+
+#[test]
+fn the_mean_of_more_rows_than_a_buffer_holds_exact_sums_for_is_refused() {
+    let Some(gpu) = with_buffers_of(1 << 20) else { return };
+    let layout = Layout::dense(7_000, 3).unwrap();
+    let refused = gpu.run_mean(&layout, &updates(&layout), &Clipping::fixed(2.0), &Weights::Equal);
+    assert!(matches!(refused, Err(Error::BatchTooLarge { what: "the exact sums", .. })), "{refused:?}");
 }
 
 #[test]

@@ -10,6 +10,7 @@
 
 mod calibration;
 mod check;
+mod columns;
 mod device;
 mod geometry;
 mod kernels;
@@ -411,6 +412,9 @@ impl Gpu {
         weights: &Weights,
     ) -> Result<Vec<f32>> {
         check_decisions(layout, clipping.granularity, decisions)?;
+        if self.pieces(storage, layout, clipping)?.is_some() {
+            return self.mean_in_strips(storage, layout, data, clipping, decisions, weights);
+        }
         self.with_session(storage, layout, &decided(clipping), |session| {
             let mean = session.plan.mean(weights)?;
             session.upload(&self.context, data, &Scope::All)?;
@@ -429,6 +433,16 @@ impl Gpu {
         weights: &Weights,
         state: &mut State,
     ) -> Result<(Vec<f32>, Report)> {
+        if let Some(pieces) = self.pieces(storage, layout, clipping)? {
+            clipping.check(layout, state)?;
+            let norms = self.norms_in_pieces(&pieces, storage, layout, data, clipping)?;
+            let mut next = state.clone();
+            let decisions = threshold::decide(layout, &norms, clipping, &mut next)?;
+            let mean = self.mean_in_strips(storage, layout, data, clipping, &decisions, weights)?;
+            *state = next;
+            let ran = pieces.ran(self, false);
+            return Ok((mean, Report::of_stages(ran, layout, clipping.granularity, &norms, &decisions)));
+        }
         self.with_session(storage, layout, clipping, |session| {
             let mean = session.plan.mean(weights)?;
             session.plan.set_state(state)?;

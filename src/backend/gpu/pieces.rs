@@ -103,7 +103,7 @@ impl Pieces {
     }
 
     /// What is told of a batch in pieces.
-    fn ran(&self, gpu: &Gpu, is_one_pass: bool) -> Ran {
+    pub(super) fn ran(&self, gpu: &Gpu, is_one_pass: bool) -> Ran {
         let ran = gpu.ran();
         let decided = if is_one_pass { "" } else { ", decided on the host" };
         let count = self.0.len();
