@@ -1,6 +1,7 @@
 // Elements in half precision, IEEE 754 binary16: their bits as those of an f32, and back.
 //
-// On integers: unpack2x16float may flush subnormals, and pack2x16float may round in any direction.
+// On integers, and products that are exact: unpack2x16float may flush subnormals, and pack2x16float may round in any
+// direction.
 
 // The values of four halves; every half is an f32, and NaN keeps its payload.
 fn widened(half: vec4<u32>) -> vec4<u32> {

@@ -6,6 +6,7 @@ use std::ops::Range;
 use bytemuck::Pod;
 
 use super::kernels::Storage;
+use super::mean::SUM_BYTES;
 use super::plan::EXACT_SUM_BYTES;
 use super::{Gpu, GpuContext};
 use crate::aggregate::{Weights, counts};
@@ -48,7 +49,9 @@ fn widest(context: &GpuContext, layout: &Layout, storage: Storage) -> Result<usi
     }
     // Each row begins at a multiple of four elements.
     let held = limits.max_buffer_size / storage.bytes() / rows;
-    let width = held.saturating_sub(3).min(bound / 4) / 4 * 4;
+    // The mean's sums are kept for 2^17 columns, or for fewer where a binding does not hold so many.
+    let summed = if bound / SUM_BYTES < 1 << 17 { bound / SUM_BYTES } else { bound / 4 };
+    let width = held.saturating_sub(3).min(summed) / 4 * 4;
     if width == 0 {
         return too_large("four columns of the batch", rows * 7 * storage.bytes(), limits.max_buffer_size);
     }

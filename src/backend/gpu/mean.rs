@@ -16,6 +16,8 @@ use crate::error::{Error, Result};
 
 /// Cells of a sum, of the sum of the weights, and rows of one workgroup of `mean_weights`, as in mean.wgsl.
 pub(crate) const CELLS: u64 = 38;
+/// Bytes of the sums of a coordinate.
+pub(super) const SUM_BYTES: u64 = CELLS * 4;
 pub(crate) const WEIGHT_CELLS: u64 = 20;
 pub(crate) const WEIGHT_ROWS: u64 = 1 << 14;
 
