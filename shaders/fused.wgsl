@@ -46,5 +46,7 @@ fn fused(
         }
     }
     workgroupBarrier();
+    // In stretches an invocation writes what another one has read.
+    storageBarrier();
     apply(made, tile, lane.local, WORKGROUP);
 }

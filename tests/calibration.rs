@@ -16,7 +16,7 @@ fn odd() -> Option<(Gpu, String)> {
     let gpu = Gpu::from_device(device, queue).unwrap();
     let rest = "subgroups=0 doubles=0 trusted=0 short_rows";
     let text = format!(
-        "byzclip calibration 1\nadapter {}\ndriver {}\nversion {}\n\
+        "byzclip calibration 2\nadapter {}\ndriver {}\nversion {}\n\
          short workgroup=64 span_workgroup=64 tile=512 {rest}=2 row_lanes=4 fused_row=0 group_bytes=0\n\
          medium workgroup=128 span_workgroup=32 tile=256 {rest}=9 row_lanes=1 fused_row=16384 group_bytes=0\n\
          long workgroup=32 span_workgroup=16 tile=4096 {rest}=9 row_lanes=1 fused_row=0 group_bytes=65536\n\
@@ -173,7 +173,7 @@ mod program {
         assert!(taken("odd"));
 
         // One that cannot be read is said, and does not stop the work.
-        for broken in ["", "byzclip calibration 1\nadapter x\n", "\u{0}\u{1}"] {
+        for broken in ["", "byzclip calibration 2\nadapter x\n", "\u{0}\u{1}"] {
             fs::write(&saved, broken).unwrap();
             let (why, stderr) = why(folder.path(), "auto", &adapter);
             assert!(stderr.contains("unusable calibration") && stderr.contains("calibrate"), "{stderr}");

@@ -6,7 +6,7 @@ use std::ops::Range;
 use bytemuck::Pod;
 
 use super::kernels::Storage;
-use super::mean::SUM_BYTES;
+use super::mean::{STRIP, SUM_BYTES};
 use super::plan::EXACT_SUM_BYTES;
 use super::{Gpu, GpuContext};
 use crate::aggregate::{Weights, counts};
@@ -22,19 +22,10 @@ struct Strip {
     elements: Range<usize>,
 }
 
-/// Strips of at most `width` elements a row, in the order of the columns.
-fn strips(layout: &Layout, granularity: Granularity, width: usize) -> Vec<Strip> {
-    let mut strips = Vec::new();
-    if layout.clients() == 0 {
-        return strips;
-    }
-    for (place, span) in layout.spans_of(granularity, 0).enumerate() {
-        let length = layout.span(granularity, span).len();
-        let starts = (0..length).step_by(width);
-        strips
-            .extend(starts.map(|start| Strip { span: place, elements: start..(start + width).min(length) }));
-    }
-    strips
+/// All columns of a batch.
+pub(super) struct Strips {
+    storage: Storage,
+    strips: Vec<Strip>,
 }
 
 /// The most elements of a row that a strip has, so that it is a batch which one buffer holds, and its mean too.
@@ -42,27 +33,54 @@ fn widest(context: &GpuContext, layout: &Layout, storage: Storage) -> Result<usi
     let limits = context.device.limits();
     let bound = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size);
     let rows = layout.clients().max(1) as u64;
-    let too_large =
-        |what, got, limit| Err(Error::BatchTooLarge { adapter: context.adapter.clone(), what, got, limit });
     if rows > bound / EXACT_SUM_BYTES {
-        return too_large("the exact sums", rows * EXACT_SUM_BYTES, bound);
+        let (what, adapter) = ("the exact sums", context.adapter.clone());
+        return Err(Error::BatchTooLarge { adapter, what, got: rows * EXACT_SUM_BYTES, limit: bound });
     }
     // Each row begins at a multiple of four elements.
     let held = limits.max_buffer_size / storage.bytes() / rows;
-    // The mean's sums are kept for 2^17 columns, or for fewer where a binding does not hold so many.
-    let summed = if bound / SUM_BYTES < 1 << 17 { bound / SUM_BYTES } else { bound / 4 };
-    let width = held.saturating_sub(3).min(summed) / 4 * 4;
-    if width == 0 {
-        return too_large("four columns of the batch", rows * 7 * storage.bytes(), limits.max_buffer_size);
-    }
+    // A mean keeps the sums of this many columns at once, or of all where these are fewer: they have to fit too.
+    let summed = if bound / SUM_BYTES < STRIP { bound / SUM_BYTES } else { bound / 4 };
+    // An exact sum is more than four elements: there is room for that many.
+    let width = (held.saturating_sub(3).min(summed) / 4 * 4).max(4);
     Ok(usize::try_from(width).unwrap_or(usize::MAX))
 }
 
-impl Gpu {
-    /// The mean, strip by strip.
-    pub(super) fn mean_in_strips<T: Pod>(
-        &self,
+impl Strips {
+    /// The strips of a batch, as wide as the device's buffers allow.
+    ///
+    /// # Errors
+    /// [`Error::BatchTooLarge`] where a buffer has no room for what is kept of each row.
+    pub(super) fn of(
+        context: &GpuContext,
+        layout: &Layout,
+        granularity: Granularity,
         storage: Storage,
+    ) -> Result<Self> {
+        let width = widest(context, layout, storage)?;
+        Ok(Self { storage, strips: Self::within(width, layout, granularity) })
+    }
+
+    /// Strips of at most `width` elements a row, in the order of the columns.
+    fn within(width: usize, layout: &Layout, granularity: Granularity) -> Vec<Strip> {
+        let mut strips = Vec::new();
+        if layout.clients() == 0 {
+            return strips;
+        }
+        for (place, span) in layout.spans_of(granularity, 0).enumerate() {
+            let length = layout.span(granularity, span).len();
+            let starts = (0..length).step_by(width);
+            strips.extend(
+                starts.map(|start| Strip { span: place, elements: start..(start + width).min(length) }),
+            );
+        }
+        strips
+    }
+
+    /// The mean, strip by strip.
+    pub(super) fn mean<T: Pod>(
+        &self,
+        gpu: &Gpu,
         layout: &Layout,
         data: &[T],
         clipping: &Clipping,
@@ -78,9 +96,8 @@ impl Gpu {
             *weight = 0.0;
         }
         let weights = Weights::PerRow(weights);
-        let width = widest(&self.context, layout, storage)?;
         let mut mean = Vec::with_capacity(layout.params());
-        for Strip { span, elements } in strips(layout, granularity, width) {
+        for Strip { span, elements } in &self.strips {
             let mut part = Vec::with_capacity(layout.clients() * elements.len());
             let mut of_rows = Vec::with_capacity(layout.clients());
             for (row, &counts) in in_mean.iter().enumerate() {
@@ -107,7 +124,7 @@ impl Gpu {
                 ..Clipping::default()
             };
             let strip = Layout::dense(layout.clients(), elements.len())?;
-            mean.extend(self.mean_of(storage, &strip, &part, &clipping, &of_rows, &weights)?);
+            mean.extend(gpu.mean_of(self.storage, &strip, &part, &clipping, &of_rows, &weights)?);
         }
         Ok(mean)
     }
@@ -122,7 +139,7 @@ mod tests {
     fn strips_are_all_columns_in_order_and_lie_in_one_span_each() {
         let layout = Layout::dense(3, 10).unwrap().layered(&[4, 0, 6]).unwrap();
         let of = |granularity, width| -> Vec<(usize, Range<usize>)> {
-            strips(&layout, granularity, width)
+            Strips::within(width, &layout, granularity)
                 .into_iter()
                 .map(|strip| (strip.span, strip.elements))
                 .collect()
@@ -130,6 +147,6 @@ mod tests {
         assert_eq!(of(Granularity::Row, 4), [(0, 0..4), (0, 4..8), (0, 8..10)]);
         assert_eq!(of(Granularity::Row, 100), [(0, 0..10)]);
         assert_eq!(of(Granularity::Segment, 4), [(0, 0..4), (2, 0..4), (2, 4..6)]);
-        assert_eq!(strips(&Layout::dense(0, 5).unwrap(), Granularity::Row, 4), []);
+        assert_eq!(Strips::within(4, &Layout::dense(0, 5).unwrap(), Granularity::Row), []);
     }
 }

@@ -16,16 +16,17 @@ use crate::error::{Error, Result};
 
 /// Cells of a sum, of the sum of the weights, and rows of one workgroup of `mean_weights`, as in mean.wgsl.
 pub(crate) const CELLS: u64 = 38;
-/// Bytes of the sums of a coordinate.
-pub(super) const SUM_BYTES: u64 = CELLS * 4;
 pub(crate) const WEIGHT_CELLS: u64 = 20;
 pub(crate) const WEIGHT_ROWS: u64 = 1 << 14;
+
+/// Bytes of the sum of a coordinate.
+pub(super) const SUM_BYTES: u64 = CELLS * 4;
 
 /// Rows of one dispatch: their products fit the cells, and drivers cut off loops of 2^16 iterations.
 const ROWS: u64 = 1 << 13;
 
-/// Coordinates whose sums wait between dispatches: 20 MiB.
-const STRIP: u64 = 1 << 17;
+/// Coordinates whose sums wait between dispatches: 20 MB.
+pub(super) const STRIP: u64 = 1 << 17;
 
 /// Bytes between strips in their buffer: every device can bind a uniform at a multiple of these.
 const STRIP_BYTES: u64 = 256;

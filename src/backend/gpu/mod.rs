@@ -40,6 +40,7 @@ pub use tuning::Tuning;
 pub use crate::report::Strategy;
 
 use self::calibration::Calibrated;
+use self::columns::Strips;
 use self::device::{LostReason, guarded, wait};
 use self::geometry::Placement;
 use self::kernels::{Pipelines, Storage};
@@ -413,7 +414,8 @@ impl Gpu {
     ) -> Result<Vec<f32>> {
         check_decisions(layout, clipping.granularity, decisions)?;
         if self.pieces(storage, layout, clipping)?.is_some() {
-            return self.mean_in_strips(storage, layout, data, clipping, decisions, weights);
+            let strips = Strips::of(&self.context, layout, clipping.granularity, storage)?;
+            return strips.mean(self, layout, data, clipping, decisions, weights);
         }
         self.with_session(storage, layout, &decided(clipping), |session| {
             let mean = session.plan.mean(weights)?;
@@ -435,10 +437,11 @@ impl Gpu {
     ) -> Result<(Vec<f32>, Report)> {
         if let Some(pieces) = self.pieces(storage, layout, clipping)? {
             clipping.check(layout, state)?;
+            let strips = Strips::of(&self.context, layout, clipping.granularity, storage)?;
             let norms = self.norms_in_pieces(&pieces, storage, layout, data, clipping)?;
             let mut next = state.clone();
             let decisions = threshold::decide(layout, &norms, clipping, &mut next)?;
-            let mean = self.mean_in_strips(storage, layout, data, clipping, &decisions, weights)?;
+            let mean = strips.mean(self, layout, data, clipping, &decisions, weights)?;
             *state = next;
             let ran = pieces.ran(self, false);
             return Ok((mean, Report::of_stages(ran, layout, clipping.granularity, &norms, &decisions)));

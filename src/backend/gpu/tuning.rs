@@ -103,7 +103,7 @@ impl Tuning {
             // A software adapter runs a workgroup on one core, a vector register at a time: workgroups
             // of one register have no barrier to wait for.
             tuning.workgroup = info.subgroup_max_size.clamp(4, 64).next_power_of_two();
-            // Where none is waited for, a larger one costs no more than one of a register: it is allocated once.
+            // Spans and short rows wait for none, but for joins that are few: a larger one is a call less.
             tuning.span_workgroup = tuning.workgroup.max(64);
             // There a branch that is not taken is run all the same, masked: what is cheapest is few workgroups.
             tuning.row_lanes = 1;
@@ -252,7 +252,7 @@ impl Tuning {
         tiles.min(u64::from(self.exact_workgroups)).max((tiles * turns).div_ceil(1 << 15))
     }
 
-    /// Workgroups of `exact_spans`: the root of a span takes some 150 turns.
+    /// Workgroups of `exact_spans`: the sum of a span and its root take some 150 turns.
     pub(super) fn exact_span_workgroups(&self, spans: u64) -> u64 {
         let workgroups = spans.div_ceil(u64::from(self.span_workgroup));
         workgroups.min(u64::from(self.exact_workgroups)).max((workgroups * 200).div_ceil(1 << 15))

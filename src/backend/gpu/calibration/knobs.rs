@@ -37,16 +37,20 @@ fn groups(class: ShapeClass, from: &Tuning) -> Vec<Alternative> {
     [0, 2, 8, 16, 32].map(of).into()
 }
 
-fn workgroups(_: ShapeClass, from: &Tuning) -> Vec<Alternative> {
-    let of = |workgroup: u32| {
-        // Where they are as wide as a register, those of spans are too.
-        let same = from.span_workgroup == from.workgroup;
-        let span_workgroup = if same { workgroup } else { from.span_workgroup };
-        (format!("workgroup {workgroup}"), Tuning { workgroup, span_workgroup, ..from.clone() })
+/// Invocations of the workgroups that read the elements: those of short rows are those of spans.
+fn workgroups(class: ShapeClass, from: &Tuning) -> Vec<Alternative> {
+    let short = class == ShapeClass::Short && from.short_rows < u32::MAX;
+    let now = if short { from.span_workgroup } else { from.workgroup };
+    let of = |size: u32| {
+        let tuning = if short {
+            Tuning { span_workgroup: size, ..from.clone() }
+        } else {
+            Tuning { workgroup: size, ..from.clone() }
+        };
+        (format!("workgroup {size}"), tuning)
     };
     // A factor of two to either side, then of four.
-    let sizes = [from.workgroup * 2, from.workgroup / 2, from.workgroup * 4, from.workgroup / 4];
-    sizes.into_iter().filter(|size| *size > 0).map(of).collect()
+    [now * 2, now / 2, now * 4, now / 4].into_iter().filter(|size| *size > 0).map(of).collect()
 }
 
 /// Invocations to a short row.
@@ -86,6 +90,21 @@ fn modules(_: ShapeClass, from: &Tuning) -> Vec<Alternative> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn workgroups_are_tried_of_the_kernels_that_read_the_elements() {
+        for class in ShapeClass::ALL {
+            let from = Tuning::portable();
+            let changed = |of: fn(&Tuning) -> u32| {
+                workgroups(class, &from).iter().filter(|(_, tuning)| of(tuning) != of(&from)).count()
+            };
+            let expected = if class == ShapeClass::Short { [0, 4] } else { [4, 0] };
+            assert_eq!([changed(|t| t.workgroup), changed(|t| t.span_workgroup)], expected, "{class}");
+        }
+        // Short rows that are fused or cut in tiles are read by those of tiles.
+        let tiled = Tuning { short_rows: u32::MAX, ..Tuning::portable() };
+        assert!(workgroups(ShapeClass::Short, &tiled).iter().all(|(_, t)| t.workgroup != tiled.workgroup));
+    }
 
     #[test]
     fn alternatives_are_others_and_have_names_of_their_own() {

@@ -199,7 +199,7 @@ pub struct Calibration {
 }
 
 /// The first line of a saved calibration; another one where the lines mean something else.
-const FORMAT: &str = "byzclip calibration 1";
+const FORMAT: &str = "byzclip calibration 2";
 
 impl Calibration {
     /// Of this device, with the same tuning for all classes.
@@ -403,8 +403,8 @@ mod tests {
     fn files_that_are_no_calibration_say_where() {
         let good = calibration().to_string();
         for (from, to, word) in [
-            (FORMAT, "byzclip calibration 2", "calibration 1"),
-            (FORMAT, "byzclip calibration 10", "calibration 1"),
+            (FORMAT, "byzclip calibration 1", "calibration 2"),
+            (FORMAT, "byzclip calibration 20", "calibration 2"),
             ("adapter ", "device ", "adapter"),
             ("medium ", "short ", "medium"),
             ("tile=8192", "tile=x", "tile= and a number"),
