@@ -1,8 +1,11 @@
 //! What a few short rows take beside their elements, side by side in the vectors of the processor: one by one, a root
 //! and a quotient take as long as tens of elements.
 
+use std::ops::Range;
+
 #[cfg(target_arch = "x86_64")]
 use super::group_512;
+use super::simd::ask_ahead;
 use super::squares::ROWS;
 use super::sum::QUALITY;
 use crate::norms::Norm;
@@ -10,6 +13,44 @@ use crate::numerics::{certify_root, factor_below_one};
 
 /// Some of the rows: the least bit is the first.
 pub(super) type RowSet = u8;
+
+/// As many short rows of one length, which lie at equal distances.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RowGroup<'a, T> {
+    /// From the first element of the first row to the last of the last.
+    pub(super) elements: &'a [T],
+    pub(super) stride: usize,
+    /// Elements of a row.
+    pub(super) params: usize,
+}
+
+impl<'a, T> RowGroup<'a, T> {
+    #[inline(always)]
+    pub(super) fn rows(&self) -> [&'a [T]; ROWS] {
+        let mut rows: [&[T]; ROWS] = [&[]; ROWS];
+        // Not `from_fn`, with which these are in memory.
+        for (i, row) in rows.iter_mut().enumerate() {
+            *row = &self.elements[i * self.stride..i * self.stride + self.params];
+        }
+        rows
+    }
+
+    /// Asks for as much memory ahead as some of the elements take, padding included.
+    #[inline(always)]
+    pub(super) fn ask_ahead(&self, elements: Range<usize>) {
+        ask_ahead(self.elements.as_ptr().wrapping_add(elements.start), elements.len());
+    }
+}
+
+/// The places of its rows, in order.
+#[inline(always)]
+pub(super) fn members(mut set: RowSet) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let next = (set != 0).then(|| set.trailing_zeros() as usize);
+        set &= set.wrapping_sub(1);
+        next
+    })
+}
 
 /// The norms of rows that have these fast sums, and which of them those leave open.
 #[inline]
@@ -46,30 +87,35 @@ pub(super) struct Decided {
     pub(super) open: RowSet,
 }
 
-/// What becomes of rows that have these fast sums and bounds, where these are in scope.
-#[inline(always)]
-pub(super) fn decide(sums: &[f64; ROWS], bounds: &[f32; ROWS], in_scope: RowSet) -> Decided {
+impl Decided {
+    /// Of rows that are out of scope.
+    pub(super) const NONE: Self = Self { norms: [f32::NAN; ROWS], factors: [1.0; ROWS], clipped: 0, open: 0 };
+}
+
+/// What becomes of rows that have these fast sums and bounds, where these are in scope. Written in place: a copy would
+/// have to wait for it.
+#[inline]
+pub(super) fn decide(sums: &[f64; ROWS], bounds: &[f32; ROWS], in_scope: RowSet, decided: &mut Decided) {
     #[cfg(target_arch = "x86_64")]
     if std::arch::is_x86_feature_detected!("avx512f") {
         #[allow(unsafe_code)]
         // SAFETY: the processor has AVX-512F, as was just asked.
-        return unsafe { group_512::decide(sums, bounds, in_scope) };
+        return unsafe { group_512::decide(sums, bounds, in_scope, decided) };
     }
-    portable_decide(sums, bounds, in_scope)
+    portable_decide(sums, bounds, in_scope, decided);
 }
 
-fn portable_decide(sums: &[f64; ROWS], bounds: &[f32; ROWS], in_scope: RowSet) -> Decided {
+fn portable_decide(sums: &[f64; ROWS], bounds: &[f32; ROWS], in_scope: RowSet, decided: &mut Decided) {
     let (norms, open) = portable_norms(sums);
     let open = open & in_scope;
-    let mut decided = Decided { norms: [f32::NAN; ROWS], factors: [1.0; ROWS], clipped: 0, open };
-    for i in (0..ROWS).filter(|i| in_scope >> i & 1 == 1) {
+    *decided = Decided { open, ..Decided::NONE };
+    for i in members(in_scope) {
         decided.norms[i] = norms[i].value();
         if norms[i].exceeds(bounds[i]) {
             decided.factors[i] = factor_below_one(bounds[i], norms[i]);
             decided.clipped |= 1 << i;
         }
     }
-    decided
 }
 
 #[cfg(test)]
@@ -117,7 +163,8 @@ mod tests {
                     let sums = std::array::from_fn(|i| roots[(shift + i) % roots.len()].powi(2));
                     let bounds = std::array::from_fn(|i| bounds[(turn + i) % ROWS]);
                     let in_scope = [0xff, 0xff, 0xff, 0x5a, 0xff, 0xff, 0xa7, 0][(shift + turn) % 8];
-                    let decided = decide(&sums, &bounds, in_scope);
+                    let mut decided = Decided::NONE;
+                    decide(&sums, &bounds, in_scope, &mut decided);
                     assert_eq!(decided.open, norms(&sums).1 & in_scope);
                     for i in (0..ROWS).filter(|i| decided.open >> i & 1 == 0) {
                         let certain = certify(sums[i], QUALITY).filter(|_| in_scope >> i & 1 == 1);
@@ -147,8 +194,9 @@ mod tests {
                 std::array::from_fn(|_| f64::from_bits((1023 - 250 + random() % 500) << 52 | random() << 21));
             let bounds = std::array::from_fn(|_| f32::from_bits((random() as u32) % 0x7f80_0001));
             let in_scope = (random() | random()) as RowSet;
-            let (got, expected) =
-                (decide(&sums, &bounds, in_scope), portable_decide(&sums, &bounds, in_scope));
+            let (mut got, mut expected) = (Decided::NONE, Decided::NONE);
+            decide(&sums, &bounds, in_scope, &mut got);
+            portable_decide(&sums, &bounds, in_scope, &mut expected);
             assert_eq!(got.open, expected.open, "{sums:?}");
             for i in (0..ROWS).filter(|i| got.open >> i & 1 == 0) {
                 let of_row = |s: &Decided| (s.norms[i].to_bits(), s.factors[i], s.clipped >> i & 1);

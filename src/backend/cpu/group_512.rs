@@ -46,9 +46,8 @@ pub(super) fn norms(sums: &[f64; ROWS]) -> ([Norm; ROWS], RowSet) {
 }
 
 /// What becomes of rows that have these fast sums and bounds, where these are in scope.
-#[inline]
 #[target_feature(enable = "avx512f")]
-pub(super) fn decide(sums: &[f64; ROWS], bounds: &[f32; ROWS], in_scope: RowSet) -> Decided {
+pub(super) fn decide(sums: &[f64; ROWS], bounds: &[f32; ROWS], in_scope: RowSet, decided: &mut Decided) {
     let all = |number: i64| _mm512_set1_epi64(number);
     let Roots { wide, up, open } = roots(sums);
     let open = open & in_scope;
@@ -70,5 +69,5 @@ pub(super) fn decide(sums: &[f64; ROWS], bounds: &[f32; ROWS], in_scope: RowSet)
     let within = _mm512_min_epu64(wide, all(i64::from(INFINITY_BITS)));
     let norms = _mm512_mask_mov_epi64(all(i64::from(f32::NAN.to_bits())), in_scope, within);
     let norms = _mm512_cvtepi64_epi32(norms);
-    Decided { norms: bytemuck::cast(norms), factors: bytemuck::cast(factors), clipped, open }
+    *decided = Decided { norms: bytemuck::cast(norms), factors: bytemuck::cast(factors), clipped, open };
 }

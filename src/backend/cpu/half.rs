@@ -3,13 +3,14 @@
 //!
 //! Half the bytes come from memory, and what is widened never goes back there.
 
+use super::group::{RowGroup, RowSet};
 use super::half_simd;
 use super::rows::Storage;
-use super::simd::{Kernel, vectorised};
-use super::squares::{ROWS, sums_of_half_squares};
+use super::simd::{Kernel, asks_within, vectorised};
+use super::squares::{ROWS, half_sums_of_group, sums_of_half_squares};
 use super::sum::FastSum;
 use crate::batch::Granularity;
-use crate::clip::{Clipping, Status};
+use crate::clip::{Clipping, Scope, Status};
 use crate::half::Half;
 use crate::numerics::ExactSum;
 use crate::threshold::Decision;
@@ -20,11 +21,14 @@ const BLOCK: usize = 512;
 pub(super) struct Halves {
     half: Half,
     granularity: Granularity,
+    /// Whether what lies behind some elements is to be read too.
+    is_followed: bool,
 }
 
 impl Halves {
     pub(super) fn of(half: Half, clipping: &Clipping) -> Self {
-        Self { half, granularity: clipping.granularity }
+        let is_followed = matches!(clipping.scope, Scope::All);
+        Self { half, granularity: clipping.granularity, is_followed }
     }
 
     /// `work` on each block, widened, perhaps without signs.
@@ -52,7 +56,7 @@ impl Halves {
     }
 
     fn sum_on_the_stack(&self, elements: &[u16]) -> FastSum {
-        self.blocks(elements, |values| FastSum::of(values, None), FastSum::join).unwrap_or_default()
+        self.blocks(elements, |values| FastSum::of(values, None, 0), FastSum::join).unwrap_or_default()
     }
 }
 
@@ -61,13 +65,19 @@ impl Storage for Halves {
 
     #[inline]
     fn sum(&self, elements: &[u16], _first: usize) -> FastSum {
-        FastSum::of_halves(self.half, elements).unwrap_or_else(|| self.sum_on_the_stack(elements))
+        let asks = if self.is_followed { elements.len() } else { asks_within::<u16>(elements.len()) };
+        FastSum::of_halves(self.half, elements, asks).unwrap_or_else(|| self.sum_on_the_stack(elements))
     }
 
     #[inline]
-    fn sums(&self, rows: &[&[u16]; ROWS]) -> [f64; ROWS] {
+    fn sums(&self, rows: &[&[u16]; ROWS], which: RowSet) -> [f64; ROWS] {
         let on_the_stack = || rows.map(|row| self.sum_on_the_stack(row).total());
-        sums_of_half_squares(self.half, rows).unwrap_or_else(on_the_stack)
+        sums_of_half_squares(self.half, rows, which).unwrap_or_else(on_the_stack)
+    }
+
+    #[inline]
+    fn sums_of_group(&self, group: RowGroup<'_, u16>) -> [f64; ROWS] {
+        half_sums_of_group(self.half, group, |rows| self.sums(rows, RowSet::MAX))
     }
 
     // Not inlined into the vectors of who calls: it asks for its own.

@@ -1,7 +1,8 @@
 //! Threads and SIMD on the CPU.
 //!
 //! - `rows.rs`: the stages over rows, however their elements are stored; `single.rs` and `half.rs`: what is done with
-//!   some elements of a row; `group.rs`: norms and decisions of a few short rows side by side.
+//!   some elements of a row.
+//! - `short.rs`: the stages over short rows, a group of them at a time; `group.rs`: norms and decisions of a group.
 //! - `sum.rs`: sums of squares in `f64`, where the square of an `f32` is exact and cannot over- or underflow;
 //!   their error is bounded, and a row whose rounding they leave open is summed exactly.
 //! - `squares.rs`, `squares_512.rs`, `group_512.rs`, `simd.rs`: the vectors of this processor.
@@ -15,6 +16,7 @@ mod half;
 pub(crate) mod half_simd;
 mod mean;
 mod rows;
+mod short;
 pub(crate) mod simd;
 mod single;
 mod squares;

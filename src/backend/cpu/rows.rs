@@ -1,16 +1,13 @@
 //! The stages over rows, however their elements are stored: what threads share, and what one row takes.
 
-use std::mem::MaybeUninit;
-
 use rayon::prelude::*;
 
-use super::group::{Decided, RowSet, decide, norms};
-use super::simd::{Kernel, prefetch, vectorised};
+use super::group::{RowGroup, RowSet};
 use super::squares::ROWS;
-use super::sum::{BLOCK, FastSum};
+use super::sum::FastSum;
 use super::{Cpu, LEAST, OWN, SEQUENTIAL, TASK};
 use crate::batch::{Granularity, Layout};
-use crate::clip::{Clipping, Scope, Status};
+use crate::clip::{Clipping, Scope};
 use crate::error::Result;
 use crate::norms::{INFINITY_BITS, Norm, NormClass, Norms};
 use crate::numerics::ExactSum;
@@ -20,15 +17,6 @@ use crate::threshold::{Decision, decide_span};
 /// What norm, decision and report of a row cost beside its elements, as a number of those.
 const ROW: usize = 32;
 
-/// Rows of at most so many elements run through the stages in groups.
-const SHORT: usize = 1024;
-
-/// How many rows ahead of a group the memory of the group there is asked for.
-const AHEAD: usize = 4 * ROWS;
-
-/// One block each: their sums have no second part.
-const _: () = assert!(SHORT <= BLOCK);
-
 /// How elements are stored, and what one thread does with some of a row that lie side by side. `first` is the
 /// coordinate of the first of them.
 pub(super) trait Storage: Sync {
@@ -37,8 +25,11 @@ pub(super) trait Storage: Sync {
     /// Their sum of squares.
     fn sum(&self, elements: &[Self::Element], first: usize) -> FastSum;
 
-    /// The fast sums of short rows, from their first element on.
-    fn sums(&self, rows: &[&[Self::Element]; ROWS]) -> [f64; ROWS];
+    /// The fast sums of some short rows, from their first element on; 0 of the others.
+    fn sums(&self, rows: &[&[Self::Element]; ROWS], which: RowSet) -> [f64; ROWS];
+
+    /// The same of all rows of a group, while memory ahead of it is asked for.
+    fn sums_of_group(&self, group: RowGroup<'_, Self::Element>) -> [f64; ROWS];
 
     /// Scales a row, from its first element on.
     fn scale(&self, elements: &mut [Self::Element], factor: f64);
@@ -55,14 +46,14 @@ pub(super) trait Storage: Sync {
 
 /// A batch, and how its rows are worked on.
 pub(super) struct Rows<'a, S> {
-    layout: &'a Layout,
-    clipping: &'a Clipping,
-    storage: S,
-    cpu: &'a Cpu,
+    pub(super) layout: &'a Layout,
+    pub(super) clipping: &'a Clipping,
+    pub(super) storage: S,
+    pub(super) cpu: &'a Cpu,
     /// Which rows are in scope; `None` is all.
-    mask: Option<Vec<bool>>,
+    pub(super) mask: Option<Vec<bool>>,
     /// What is to be done, in elements.
-    work: usize,
+    pub(super) work: usize,
     /// Elements up to which a thread keeps a row to itself.
     own: usize,
 }
@@ -99,10 +90,7 @@ impl<'a, S: Storage> Rows<'a, S> {
         let row = |row: usize| &data[self.layout.row(row)];
         if self.clipping.granularity != Granularity::Segment {
             let rows = match self.stride_in_groups() {
-                Some(stride) => {
-                    let groups = data.par_chunks(stride * ROWS).enumerate();
-                    self.groups(groups.map(|(group, rows)| self.group_norms(group * ROWS, rows)))
-                }
+                Some(stride) => self.norms_in_groups(data, stride),
                 None => self.map(|index| self.row_norm(index, row(index))),
             };
             return Norms { rows, segments: Vec::new() };
@@ -118,12 +106,10 @@ impl<'a, S: Storage> Rows<'a, S> {
 
     /// Norm, decision and clip of each row while it is in a cache, for bounds of rows that are known before the norms.
     pub(super) fn run(&self, data: &mut [S::Element], bounds: &[f32]) -> Vec<RowReport> {
-        let run = |(row, elements): (usize, &mut [S::Element])| {
-            row_of_one(&self.run_row(row, elements, bounds[row]))
-        };
+        let run = |(row, elements): (usize, &mut [S::Element])| self.run_row(row, elements, bounds[row]);
         let (layout, params) = (self.layout, self.layout.params());
         if let Some(stride) = self.stride_in_groups() {
-            return self.run_groups(data, stride, bounds);
+            return self.run_in_groups(data, stride, bounds);
         }
         if self.work <= SEQUENTIAL {
             return rows_mut(layout, data).enumerate().map(run).collect();
@@ -143,142 +129,19 @@ impl<'a, S: Storage> Rows<'a, S> {
     }
 
     /// The stride of rows that lie at equal distances and have elements: cut there, data has a chunk for each row.
-    fn stride(&self) -> Option<usize> {
+    pub(super) fn stride(&self) -> Option<usize> {
         self.layout.stride().filter(|_| self.layout.params() > 0)
     }
 
-    /// The stride of rows that are worked on in groups: short ones of a length, more than one.
-    fn stride_in_groups(&self) -> Option<usize> {
-        self.stride().filter(|_| self.layout.params() <= SHORT && self.layout.clients() > 1)
-    }
-
-    /// What work on all groups, in parallel, makes of the rows.
-    fn groups<T: Send>(&self, groups: impl IndexedParallelIterator<Item = [T; ROWS]>) -> Vec<T> {
-        let clients = self.layout.clients();
-        let groups = groups.take(clients.div_ceil(ROWS)).with_min_len(self.rows_of_task().div_ceil(ROWS));
-        let mut rows = self.cpu.install(self.work, || groups.collect::<Vec<_>>()).into_flattened();
-        rows.truncate(clients);
-        rows
-    }
-
-    /// [`Rows::run`] over short rows, in groups.
-    fn run_groups(&self, data: &mut [S::Element], stride: usize, bounds: &[f32]) -> Vec<RowReport> {
-        let clients = self.layout.clients();
-        let mut reports = Vec::with_capacity(clients);
-        let of_task = self.rows_of_task().next_multiple_of(ROWS);
-        let tasks = data.par_chunks_mut(stride * of_task).zip(bounds.par_chunks(of_task));
-        let tasks = tasks.zip(reports.spare_capacity_mut()[..clients].par_chunks_mut(of_task)).enumerate();
-        assert_eq!(tasks.len(), clients.div_ceil(of_task), "a chunk of data and of bounds to each task");
-        self.cpu.install(self.work, || {
-            tasks.for_each(|(task, ((elements, bounds), reports))| {
-                vectorised(RunGroups {
-                    rows: self,
-                    first: task * of_task,
-                    stride,
-                    elements,
-                    bounds,
-                    reports,
-                });
-            });
-        });
-        #[allow(unsafe_code)]
-        // SAFETY: there is a task for each chunk of the first `clients` places, as was just asked, and it writes every place of
-        // its chunk: the data reaches to the end of the last row, which has an element, and there is a bound for every row. Groups that return their reports have them copied twice on the way, which took a sixth of the time of rows of a
-        // hundred elements; a vector that is written before takes a twentieth.
-        unsafe {
-            reports.set_len(clients);
-        }
-        reports
-    }
-
-    /// The norms of a few short rows; out of scope behind the last.
-    fn group_norms(&self, first: usize, rows: &[S::Element]) -> [Norm; ROWS] {
-        let (params, stride) = (self.layout.params(), self.layout.stride().unwrap_or(rows.len()));
-        if self.clipping.granularity != Granularity::Coordinate && !self.cpu.force_exact {
-            let (sums, in_scope) = self.group_sums(first, rows);
-            let (norms, open) = norms(&sums);
-            if open & in_scope == 0 {
-                let is_in_scope = |i: usize| in_scope >> i & 1 == 1;
-                return std::array::from_fn(|i| if is_in_scope(i) { norms[i] } else { Norm::OUT_OF_SCOPE });
-            }
-        }
-        let mut norms = [Norm::OUT_OF_SCOPE; ROWS];
-        for (i, (row, elements)) in (first..self.layout.clients()).zip(rows.chunks(stride)).enumerate() {
-            norms[i] = self.row_norm(row, &elements[..params]);
-        }
-        norms
-    }
-
-    /// Asks for the rows in scope of the group from this row on, which begins at this address.
-    #[inline(always)]
-    fn prefetch_group(&self, first: usize, start: *const S::Element, stride: usize) {
-        let (params, size) = (self.layout.params(), size_of::<S::Element>());
-        match &self.mask {
-            None if first >= self.layout.clients() => {}
-            // At once, unless there is more padding than rows.
-            None if stride < 2 * params => prefetch(start.cast(), stride * ROWS * size),
-            None => (0..ROWS).for_each(|i| prefetch(start.wrapping_add(i * stride).cast(), params * size)),
-            Some(mask) => {
-                for (i, &in_scope) in mask.iter().skip(first).take(ROWS).enumerate() {
-                    if in_scope {
-                        prefetch(start.wrapping_add(i * stride).cast(), params * size);
-                    }
-                }
-            }
-        }
-    }
-
-    /// The fast sums of a few short rows, and which rows are in scope.
-    #[inline(always)]
-    fn group_sums(&self, first: usize, rows: &[S::Element]) -> ([f64; ROWS], RowSet) {
-        let (params, stride) = (self.layout.params(), self.layout.stride().unwrap_or(rows.len()));
-        self.prefetch_group(first + AHEAD, rows.as_ptr().wrapping_add(AHEAD * stride), stride);
-        let mut spans: [&[S::Element]; ROWS] = [&[]; ROWS];
-        let mut in_scope = 0;
-        match &self.mask {
-            None => {
-                for i in 0..ROWS.min(self.layout.clients() - first) {
-                    spans[i] = &rows[i * stride..i * stride + params];
-                    in_scope |= 1 << i;
-                }
-            }
-            Some(mask) => {
-                for (i, &row_in_scope) in mask[first..].iter().take(ROWS).enumerate() {
-                    if row_in_scope {
-                        spans[i] = &rows[i * stride..i * stride + params];
-                        in_scope |= 1 << i;
-                    }
-                }
-            }
-        }
-        (self.storage.sums(&spans), in_scope)
-    }
-
-    /// Some rows, one after the other; there is a report for each.
-    #[cold]
+    /// All stages of a row.
     #[inline(never)]
-    fn run_rows(
-        &self,
-        first: usize,
-        stride: usize,
-        elements: &mut [S::Element],
-        bounds: &[f32],
-        reports: &mut [MaybeUninit<RowReport>],
-    ) {
-        for (i, (report, &bound)) in reports.iter_mut().zip(bounds).enumerate() {
-            let row = &mut elements[i * stride..i * stride + self.layout.params()];
-            report.write(row_of_one(&self.run_row(first + i, row, bound)));
-        }
-    }
-
-    #[inline(never)]
-    fn run_row(&self, row: usize, elements: &mut [S::Element], bound: f32) -> Decision {
+    pub(super) fn run_row(&self, row: usize, elements: &mut [S::Element], bound: f32) -> RowReport {
         let norm = self.row_norm(row, elements);
         let decision = decide_span(norm, norm, bound, self.clipping);
         if decision.status.is_written() {
             self.clip_row(elements, &decision);
         }
-        decision
+        row_of_one(&decision)
     }
 
     /// The clip stage. A long span is cut in parts, so that threads share it.
@@ -325,7 +188,7 @@ impl<'a, S: Storage> Rows<'a, S> {
 
     /// The norm of a row, where rows have bounds.
     #[inline(never)]
-    fn row_norm(&self, row: usize, elements: &[S::Element]) -> Norm {
+    pub(super) fn row_norm(&self, row: usize, elements: &[S::Element]) -> Norm {
         if !self.in_scope(row) {
             return Norm::OUT_OF_SCOPE;
         }
@@ -407,92 +270,9 @@ impl<'a, S: Storage> Rows<'a, S> {
     }
 
     /// How many rows are worth a task: all of them where one thread takes the batch.
-    fn rows_of_task(&self) -> usize {
+    pub(super) fn rows_of_task(&self) -> usize {
         let clients = self.layout.clients();
         if self.work <= SEQUENTIAL { clients.max(1) } else { (LEAST * clients / self.work).max(1) }
-    }
-}
-
-/// Short rows through all stages, in groups; there is a report for each row, and every one is written.
-///
-/// The last group is reported and clipped when the next one was summed: until then its norms and factors are there.
-struct RunGroups<'a, 'b, S: Storage> {
-    rows: &'a Rows<'b, S>,
-    /// The number of the first row, which begins the elements.
-    first: usize,
-    stride: usize,
-    elements: &'a mut [S::Element],
-    bounds: &'a [f32],
-    reports: &'a mut [MaybeUninit<RowReport>],
-}
-
-impl<S: Storage> Kernel for RunGroups<'_, '_, S> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run(self) {
-        let Self { rows, first, stride, elements, bounds, reports } = self;
-        let by_sums = rows.clipping.granularity != Granularity::Coordinate && !rows.cpu.force_exact;
-        let groups =
-            elements.chunks_mut(stride * ROWS).zip(bounds.chunks(ROWS)).zip(reports.chunks_mut(ROWS));
-        let mut last: Option<DecidedGroup<'_, S>> = None;
-        for (index, ((elements, bounds), reports)) in groups.enumerate() {
-            let first = first + index * ROWS;
-            if !by_sums {
-                rows.run_rows(first, stride, elements, bounds, reports);
-                continue;
-            }
-            let (sums, in_scope) = rows.group_sums(first, elements);
-            if let Some(last) = last.take() {
-                last.finish(rows, stride);
-            }
-            // What is behind the last row is out of scope.
-            let of_rows = bounds.first_chunk().copied().unwrap_or_else(|| {
-                let mut of_rows = [0.0; ROWS];
-                of_rows[..bounds.len()].copy_from_slice(bounds);
-                of_rows
-            });
-            let decided = decide(&sums, &of_rows, in_scope);
-            last = Some(DecidedGroup { first, elements, bounds, in_scope, decided, reports });
-        }
-        if let Some(last) = last {
-            last.finish(rows, stride);
-        }
-    }
-}
-
-/// A few short rows whose fast sums are compared with their bounds.
-struct DecidedGroup<'a, S: Storage> {
-    first: usize,
-    elements: &'a mut [S::Element],
-    bounds: &'a [f32],
-    in_scope: RowSet,
-    decided: Decided,
-    reports: &'a mut [MaybeUninit<RowReport>],
-}
-
-impl<S: Storage> DecidedGroup<'_, S> {
-    /// Reports every row, and clips those that are above their bounds; row by row where a sum leaves a norm open.
-    #[inline(always)]
-    fn finish(self, rows: &Rows<'_, S>, stride: usize) {
-        let Self { first, elements, bounds, in_scope, decided, reports } = self;
-        let Decided { norms, factors, clipped, open } = decided;
-        if open != 0 {
-            return rows.run_rows(first, stride, elements, bounds, reports);
-        }
-        const STATUSES: [Status; 4] =
-            [Status::OutOfScope, Status::OutOfScope, Status::Untouched, Status::Clipped];
-        for (i, (report, &bound)) in reports.iter_mut().zip(bounds).enumerate() {
-            let status = STATUSES[usize::from((in_scope >> i & 1) << 1 | (clipped >> i & 1))];
-            report.write(RowReport { norm: norms[i], bound: Some(bound), factor: factors[i], status });
-        }
-        let mut left = clipped;
-        while left != 0 {
-            let i = left.trailing_zeros() as usize;
-            let row = &mut elements[i * stride..i * stride + rows.layout.params()];
-            rows.storage.scale(row, factors[i]);
-            left &= left - 1;
-        }
     }
 }
 

@@ -1,22 +1,26 @@
 //! Elements in `f32`, and the centre's beside them where there is one.
 
+use super::group::{RowGroup, RowSet};
 use super::rows::Storage;
-use super::simd::{Kernel, vectorised};
-use super::squares::{ROWS, sums_of_squares};
+use super::simd::{Kernel, asks_within, vectorised};
+use super::squares::{ROWS, sums_of_group, sums_of_squares};
 use super::sum::FastSum;
 use crate::batch::Granularity;
-use crate::clip::{Clipping, Status};
+use crate::clip::{Clipping, Scope, Status};
 use crate::numerics::{ExactSum, clamped, scaled, scaled_around};
 use crate::threshold::Decision;
 
 pub(super) struct Singles<'a> {
     center: Option<&'a [f32]>,
     granularity: Granularity,
+    /// Whether what lies behind some elements is to be read too.
+    is_followed: bool,
 }
 
 impl<'a> Singles<'a> {
     pub(super) fn of(clipping: &'a Clipping) -> Self {
-        Self { center: clipping.center.as_deref(), granularity: clipping.granularity }
+        let &Clipping { ref center, granularity, ref scope, .. } = clipping;
+        Self { center: center.as_deref(), granularity, is_followed: matches!(scope, Scope::All) }
     }
 
     /// The centre beside elements.
@@ -31,12 +35,22 @@ impl Storage for Singles<'_> {
 
     #[inline(always)]
     fn sum(&self, elements: &[f32], first: usize) -> FastSum {
-        FastSum::of(elements, self.center(elements, first))
+        let asks = if self.is_followed { elements.len() } else { asks_within::<f32>(elements.len()) };
+        FastSum::of(elements, self.center(elements, first), asks)
     }
 
     #[inline(always)]
-    fn sums(&self, rows: &[&[f32]; ROWS]) -> [f64; ROWS] {
-        sums_of_squares(rows, self.center)
+    fn sums(&self, rows: &[&[f32]; ROWS], which: RowSet) -> [f64; ROWS] {
+        sums_of_squares(rows, which, self.center)
+    }
+
+    #[inline]
+    fn sums_of_group(&self, group: RowGroup<'_, f32>) -> [f64; ROWS] {
+        if self.center.is_some() {
+            group.ask_ahead(0..ROWS * group.stride);
+            return self.sums(&group.rows(), RowSet::MAX);
+        }
+        sums_of_group(group, |rows| self.sums(rows, RowSet::MAX))
     }
 
     #[inline(always)]
@@ -113,7 +127,7 @@ struct Scale<'a> {
 /// Elements that are multiplied before any of them is written.
 const CHUNK: usize = 64;
 
-/// The same behind the last whole group.
+/// The same where there are fewer.
 const END: usize = 16;
 
 impl Kernel for Scale<'_> {
@@ -128,45 +142,68 @@ impl Kernel for Scale<'_> {
         let factor = self.factor;
         let single = factor as f32;
         if single < f32::MIN_POSITIVE {
-            self.values.iter_mut().for_each(|value| *value = scaled(*value, factor));
-            return;
-        }
-        // What is left behind the last whole group is multiplied as the end of one more, taken before the others are
-        // written: one by one it would take as long as all of them.
-        let end = self.values.last_chunk::<END>().copied();
-        let (groups, rest) = self.values.as_chunks_mut::<CHUNK>();
-        // Not `for_each`: what it calls is not always inlined.
-        for group in groups {
-            scale_group(group, factor, single);
-        }
-        let (groups, rest) = rest.as_chunks_mut::<END>();
-        for group in groups {
-            scale_group(group, factor, single);
-        }
-        if rest.is_empty() {
-            return;
-        }
-        match (end, self.values.last_chunk_mut::<END>()) {
-            (Some(mut end), Some(last)) => {
-                scale_group(&mut end, factor, single);
-                *last = end;
-            }
-            _ => self.values.iter_mut().for_each(|value| *value = scaled(*value, factor)),
+            one_by_one(self.values, factor);
+        } else if self.values.len() >= CHUNK {
+            scale_all::<CHUNK>(self.values, factor, single);
+        } else {
+            scale_all::<END>(self.values, factor, single);
         }
     }
 }
 
+/// In groups of `N`. What is left behind the last whole one is multiplied as the end of one more, taken before the others
+/// are written: one by one it would take as long as all of them.
 #[inline(always)]
-fn scale_group<const N: usize>(group: &mut [f32; N], factor: f64, single: f32) {
+fn scale_all<const N: usize>(values: &mut [f32], factor: f64, single: f32) {
+    let is_whole = values.len().is_multiple_of(N);
+    let end = match values.last_chunk::<N>() {
+        Some(end) if !is_whole => Some(products(end, factor, single)),
+        _ => None,
+    };
+    // Not `for_each`: what it calls is not always inlined.
+    for group in values.as_chunks_mut::<N>().0 {
+        *group = products(group, factor, single);
+    }
+    match (end, values.last_chunk_mut::<N>()) {
+        (Some(end), Some(last)) => *last = end,
+        _ if is_whole => {}
+        _ => values.iter_mut().for_each(|value| *value = scaled(*value, factor)),
+    }
+}
+
+#[inline(always)]
+fn products<const N: usize>(group: &[f32; N], factor: f64, single: f32) -> [f32; N] {
     let products = group.map(|value| value * single);
     // From the least subnormal number to the smallest normal one; 0 becomes the largest of all.
     let is_open = |open: bool, product: &f32| {
         open | ((product.to_bits() & 0x7fff_ffff).wrapping_sub(1) < f32::MIN_POSITIVE.to_bits())
     };
     if products.iter().fold(false, is_open) {
-        group.iter_mut().for_each(|value| *value = scaled(*value, factor));
-    } else {
-        *group = products;
+        let mut group = *group;
+        one_by_one(&mut group, factor);
+        return group;
+    }
+    products
+}
+
+/// Out of line, so that the way past it keeps its products in registers.
+#[cold]
+#[inline(never)]
+fn one_by_one(values: &mut [f32], factor: f64) {
+    vectorised(OneByOne { values, factor });
+}
+
+struct OneByOne<'a> {
+    values: &'a mut [f32],
+    factor: f64,
+}
+
+impl Kernel for OneByOne<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        self.values.iter_mut().for_each(|value| *value = scaled(*value, self.factor));
     }
 }
 

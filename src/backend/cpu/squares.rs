@@ -2,6 +2,8 @@
 //!
 //! Written with intrinsics: of the loop in [`portable`] compilers make one element at a time, a quarter of the speed.
 
+use super::group::{RowGroup, RowSet, members};
+use super::simd::ask_ahead;
 #[cfg(target_arch = "x86_64")]
 use super::squares_512;
 use crate::half::Half;
@@ -17,64 +19,109 @@ pub(super) const ROWS: usize = 8;
 /// The sum of squares of values, or of their differences from the centre's, each rounded to `f64`.
 ///
 /// Whether a square is rounded before it is added makes no difference: the square of an `f32` is exact, and the
-/// bound of the error counts that of a difference.
+/// bound of the error counts that of a difference. The first `asks` values ask for memory ahead.
 #[inline]
-pub(super) fn sum_of_squares(values: &[f32], center: Option<&[f32]>) -> f64 {
+pub(super) fn sum_of_squares(values: &[f32], center: Option<&[f32]>, asks: usize) -> f64 {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::is_x86_feature_detected;
         if is_x86_feature_detected!("avx512f") {
             #[allow(unsafe_code)]
             // SAFETY: the processor has AVX-512F, as was just asked.
-            return unsafe { squares_512::sum(values, center) };
+            return unsafe { squares_512::sum(values, center, asks) };
         }
         if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
             #[allow(unsafe_code)]
             // SAFETY: the processor has AVX2 and FMA, as was just asked.
-            return unsafe { avx2::sum(values, center) };
+            return unsafe { avx2::sum(values, center, asks) };
         }
     }
-    portable(values, center)
+    portable(values, center, asks)
 }
 
 /// The same of halves, widened in registers; `None` where this processor has no instructions for it.
 #[inline]
-pub(super) fn sum_of_half_squares(half: Half, bits: &[u16]) -> Option<f64> {
+pub(super) fn sum_of_half_squares(half: Half, bits: &[u16], asks: usize) -> Option<f64> {
     #[cfg(target_arch = "x86_64")]
     if std::arch::is_x86_feature_detected!("avx512f") {
         #[allow(unsafe_code)]
         // SAFETY: the processor has AVX-512F, as was just asked.
-        return Some(unsafe { squares_512::half_sum(half, bits) });
+        return Some(unsafe { squares_512::half_sum(half, bits, asks) });
     }
-    let _ = (half, bits);
+    let _ = (half, bits, asks);
     None
 }
 
-/// The sums of squares of short rows: those of [`sum_of_squares`] but for the order of their last additions, which all
+/// The sums of squares of some short rows, 0 of the others: those of [`sum_of_squares`] but for the order of their last additions, which all
 /// rows may take together.
 #[inline]
-pub(super) fn sums_of_squares(rows: &[&[f32]; ROWS], center: Option<&[f32]>) -> [f64; ROWS] {
+pub(super) fn sums_of_squares(rows: &[&[f32]; ROWS], which: RowSet, center: Option<&[f32]>) -> [f64; ROWS] {
     #[cfg(target_arch = "x86_64")]
     if std::arch::is_x86_feature_detected!("avx512f") {
         #[allow(unsafe_code)]
         // SAFETY: the processor has AVX-512F, as was just asked.
-        return unsafe { squares_512::sums(rows, center) };
+        return unsafe { squares_512::sums(rows, which, center) };
     }
-    rows.map(|row| sum_of_squares(row, center.map(|center| &center[..row.len()])))
+    let mut sums = [0.0; ROWS];
+    for i in members(which) {
+        sums[i] = sum_of_squares(rows[i], center.map(|center| &center[..rows[i].len()]), 0);
+    }
+    sums
+}
+
+/// The sums of squares of a group, while memory ahead of it is asked for; `one_by_one` sums its rows where this processor
+/// does not sum them side by side.
+#[inline]
+pub(super) fn sums_of_group(
+    group: RowGroup<'_, f32>,
+    one_by_one: impl FnOnce(&[&[f32]; ROWS]) -> [f64; ROWS],
+) -> [f64; ROWS] {
+    #[cfg(target_arch = "x86_64")]
+    if group.params >= squares_512::WIDTH && std::arch::is_x86_feature_detected!("avx512f") {
+        #[allow(unsafe_code)]
+        // SAFETY: the processor has AVX-512F, as was just asked.
+        return unsafe { squares_512::sums_of_group(group) };
+    }
+    group.ask_ahead(0..ROWS * group.stride);
+    one_by_one(&group.rows())
+}
+
+/// The same of halves.
+#[inline]
+pub(super) fn half_sums_of_group(
+    half: Half,
+    group: RowGroup<'_, u16>,
+    one_by_one: impl FnOnce(&[&[u16]; ROWS]) -> [f64; ROWS],
+) -> [f64; ROWS] {
+    #[cfg(target_arch = "x86_64")]
+    if group.params >= squares_512::WIDTH && std::arch::is_x86_feature_detected!("avx512f") {
+        #[allow(unsafe_code)]
+        // SAFETY: the processor has AVX-512F, as was just asked.
+        return unsafe { squares_512::half_sums_of_group(half, group) };
+    }
+    let _ = half;
+    group.ask_ahead(0..ROWS * group.stride);
+    one_by_one(&group.rows())
 }
 
 /// The same of halves; `None` where this processor has no instructions for it.
 #[inline]
-pub(super) fn sums_of_half_squares(half: Half, rows: &[&[u16]; ROWS]) -> Option<[f64; ROWS]> {
+pub(super) fn sums_of_half_squares(half: Half, rows: &[&[u16]; ROWS], which: RowSet) -> Option<[f64; ROWS]> {
     #[cfg(target_arch = "x86_64")]
     if std::arch::is_x86_feature_detected!("avx512f") {
         #[allow(unsafe_code)]
         // SAFETY: the processor has AVX-512F, as was just asked.
-        return Some(unsafe { squares_512::half_sums(half, rows) });
+        return Some(unsafe { squares_512::half_sums(half, rows, which) });
     }
-    let _ = (half, rows);
+    let _ = (half, rows, which);
     None
 }
+
+/// Elements of the rows of a group: what is added to them one after the other is no more than in a block.
+pub(super) const SHORT: usize = 1024;
+
+/// Of eight to a vector, behind the last whole one, and of a vector's numbers.
+const _: () = assert!(SHORT / 8 + 1 + 3 <= roundings(super::sum::BLOCK));
 
 /// Roundings on the way of an element of a block of `length` to the sum, its own square's apart.
 pub(super) const fn roundings(length: usize) -> usize {
@@ -86,7 +133,7 @@ pub(super) const fn roundings(length: usize) -> usize {
 type Mask = [u32; LANES];
 
 /// `MASKS[n..n + LANES]` leaves the last `n` elements.
-pub(super) static MASKS: [u32; 2 * LANES] = {
+static MASKS: [u32; 2 * LANES] = {
     let mut masks = [0; 2 * LANES];
     let mut i = LANES;
     while i < 2 * LANES {
@@ -102,17 +149,28 @@ pub(super) static MASKS: [u32; 2 * LANES] = {
 fn each_group(
     values: &[f32],
     center: Option<&[f32]>,
+    asks: usize,
     mut work: impl FnMut(&Group, Option<&Group>, Option<&Mask>),
 ) {
     let (groups, rest) = values.as_chunks::<LANES>();
+    let (asking, others) = groups.split_at(groups.len().min(asks / LANES));
     match center {
         None => {
-            for group in groups {
+            for group in asking {
+                ask_ahead(group.as_ptr(), LANES);
+                work(group, None, None);
+            }
+            for group in others {
                 work(group, None, None);
             }
         }
         Some(center) => {
-            for (group, center) in groups.iter().zip(center.as_chunks::<LANES>().0) {
+            let (beside_asking, beside_others) = center.as_chunks::<LANES>().0.split_at(asking.len());
+            for (group, center) in asking.iter().zip(beside_asking) {
+                ask_ahead(group.as_ptr(), LANES);
+                work(group, Some(center), None);
+            }
+            for (group, center) in others.iter().zip(beside_others) {
                 work(group, Some(center), None);
             }
         }
@@ -136,9 +194,9 @@ fn padded(values: &[f32]) -> Group {
     group
 }
 
-fn portable(values: &[f32], center: Option<&[f32]>) -> f64 {
+fn portable(values: &[f32], center: Option<&[f32]>, asks: usize) -> f64 {
     let mut lanes = [0.0f64; LANES];
-    each_group(values, center, |group, center, mask| {
+    each_group(values, center, asks, |group, center, mask| {
         for i in 0..LANES {
             let mask = mask.map_or(u32::MAX, |mask| mask[i]);
             let masked = |group: &Group| f64::from(f32::from_bits(group[i].to_bits() & mask));
@@ -163,9 +221,9 @@ mod avx2 {
     use super::{Group, Mask, each_group};
 
     #[target_feature(enable = "avx2,fma")]
-    pub(super) fn sum(values: &[f32], center: Option<&[f32]>) -> f64 {
+    pub(super) fn sum(values: &[f32], center: Option<&[f32]>, asks: usize) -> f64 {
         let mut lanes = [_mm256_setzero_pd(); 8];
-        each_group(values, center, |group, center, mask| {
+        each_group(values, center, asks, |group, center, mask| {
             let parts = parts_of_4(group, mask);
             let centers = center.map(|center| parts_of_4(center, mask));
             for i in 0..8 {
@@ -210,12 +268,47 @@ mod tests {
                 let bits: Vec<u16> =
                     (0..length).map(|i| half.truncate(((i * 7919) % 1000) as f32 * 0.37 - 150.0)).collect();
                 let values: Vec<f32> = bits.iter().map(|&bits| half.widen(bits)).collect();
-                let want = portable(&values, None);
-                let error = (sum_of_half_squares(half, &bits).unwrap_or(want) - want).abs();
+                let want = portable(&values, None, 0);
+                let error = (sum_of_half_squares(half, &bits, length / 2).unwrap_or(want) - want).abs();
                 assert!(
                     error <= want * 2.0 * (roundings(length) + 4) as f64 * f64::EPSILON,
                     "{half:?}, {length}"
                 );
+            }
+        }
+    }
+
+    #[test]
+    fn groups_have_the_sums_of_their_rows_but_for_rounding() {
+        for (params, stride) in
+            [(1, 1), (7, 9), (8, 8), (9, 9), (100, 100), (100, 103), (1023, 1024), (1024, 1024)]
+        {
+            // Padding and what is behind the last row are no part of any sum.
+            let mut values = vec![f32::NAN; ROWS * stride];
+            for row in 0..ROWS {
+                let of_row = (0..params).map(|i| ((row * params + i) * 7919 % 1000) as f32 * 0.37 - 150.0);
+                values[row * stride..row * stride + params].copy_from_slice(&of_row.collect::<Vec<_>>());
+            }
+            let bits = |half: Half| values.iter().map(|value| half.truncate(*value)).collect::<Vec<u16>>();
+            let widened = |half: Half| bits(half).iter().map(|bits| half.widen(*bits)).collect::<Vec<f32>>();
+            let one_by_one = |values: &[f32]| -> [f64; ROWS] {
+                RowGroup { elements: values, stride, params }.rows().map(|row| portable(row, None, 0))
+            };
+            let group = RowGroup { elements: &values[..], stride, params };
+            let mut cases = vec![(
+                sums_of_group(group, |rows| rows.map(|row| portable(row, None, 0))),
+                one_by_one(&values),
+            )];
+            for half in [Half::F16, Half::Bf16] {
+                let (bits, expected) = (bits(half), one_by_one(&widened(half)));
+                let group = RowGroup { elements: &bits[..], stride, params };
+                cases.push((half_sums_of_group(half, group, |_| expected), expected));
+            }
+            for (got, expected) in cases {
+                for (got, expected) in got.into_iter().zip(expected) {
+                    let most = expected * 2.0 * roundings(super::super::sum::BLOCK) as f64 * f64::EPSILON;
+                    assert!((got - expected).abs() <= most, "{params} of {stride}: {got} for {expected}");
+                }
             }
         }
     }
@@ -232,12 +325,13 @@ mod tests {
                     .enumerate()
                     .map(|(i, &value)| (f64::from(value) - f64::from(center.map_or(0.0, |c| c[i]))).powi(2))
                     .sum();
-                let mut sums = vec![portable(&values, center), sum_of_squares(&values, center)];
+                let mut sums =
+                    vec![portable(&values, center, length / 2), sum_of_squares(&values, center, length / 2)];
                 #[cfg(target_arch = "x86_64")]
                 if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
                     #[allow(unsafe_code)]
                     // SAFETY: the processor has AVX2 and FMA, as was just asked.
-                    sums.push(unsafe { avx2::sum(&values, center) });
+                    sums.push(unsafe { avx2::sum(&values, center, length / 2) });
                 }
                 for sum in sums {
                     let error = (sum - exact).abs();
