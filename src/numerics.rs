@@ -325,6 +325,13 @@ const TINY: f64 = f64::from_bits(((1023 - 126 - 1) << 52) | 0x000f_ffff_f000_000
 /// The bits of an `f64` behind the first 24 of its mantissa.
 const BELOW_24_BITS: u64 = (1 << 29) - 1;
 
+/// A factor as an `f32`, where it is one. Below the normal numbers it may be rounded to another, and to the smallest of
+/// those too.
+#[inline(always)]
+pub(crate) fn single_factor(factor: f64) -> Option<f32> {
+    (factor >= f64::from(f32::MIN_POSITIVE)).then_some(factor as f32)
+}
+
 /// `factor · value` rounded to nearest even; a zero of the same sign where that would be subnormal.
 ///
 /// The `f64` product of two 24-bit numbers is exact. "Would be subnormal" is meant after rounding

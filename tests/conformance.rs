@@ -266,6 +266,23 @@ fn rows_of_thousands_of_segments_conform() {
     }
 }
 
+/// Groups that are not full, ends of all lengths, padding that is NaN, and elements behind the last row.
+#[test]
+fn short_rows_in_any_number_conform() {
+    let mut rng = Rng::new(11);
+    for rows in [2, 7, 8, 9, 15, 16, 17, 41] {
+        for (cols, padding) in [(1, 0), (7, 2), (8, 0), (9, 4), (63, 1), (100, 0), (100, 3), (100, 150)] {
+            let shape = strided(rows, cols, padding, "strided");
+            let (mut data, bounds) = shape.fill(rows + cols, &mut rng);
+            data.extend((0..300).map(poison));
+            let clipping = Clipping::per_row(bounds);
+            conform(&shape.name, &shape.layout, &data, &clipping);
+            let scope = Scope::Mask((0..rows).map(|row| row % 3 != 1).collect());
+            conform(&format!("{}, some rows", shape.name), &shape.layout, &data, &clipping.scope(scope));
+        }
+    }
+}
+
 #[test]
 fn batches_of_thousands_of_short_rows_conform() {
     let mut rng = Rng::new(7);

@@ -6,7 +6,7 @@ mod common;
 
 use byzclip::numerics::{ExactSum, certify};
 use byzclip::{Backend, Clipping, Granularity, Layout, NormClass, Reference, Status};
-use common::{Class, OFFS, Off, Rng, conform, losing_row, near_square, oracle, some_root};
+use common::{Class, OFFS, Off, Rng, conform, losing_row, near_square, oracle, power, some_root};
 use num_bigint::BigUint;
 
 const TEN_MILLION: usize = 10_000_000;
@@ -50,8 +50,8 @@ fn the_oracle_knows_what_is_known_without_it() {
     assert!(!oracle::exceeds(&oracle::exact_sum(&[f32::MAX; 9]).unwrap(), f32::INFINITY));
     assert_eq!(oracle::product(3.0, 0.5), 1.5);
     assert_eq!(oracle::product(-f32::MIN_POSITIVE, 0.5).to_bits(), (-0.0f32).to_bits());
-    assert_eq!(oracle::product(f32::from_bits(0x0080_0001), 1.0 - common::power(-24)), f32::MIN_POSITIVE);
-    assert_eq!(oracle::product(f32::MIN_POSITIVE, 1.0 - common::power(-24)), 0.0);
+    assert_eq!(oracle::product(f32::from_bits(0x0080_0001), 1.0 - power(-24)), f32::MIN_POSITIVE);
+    assert_eq!(oracle::product(f32::MIN_POSITIVE, 1.0 - power(-24)), 0.0);
 }
 
 /// Every mix is clipped at a third of its norm on all backends and held against big integers.
@@ -135,6 +135,21 @@ fn a_row_whose_norm_is_the_bound_is_not_clipped_and_one_a_hair_above_is() {
     let report = conform("equality", &layout, &data, &Clipping::per_row(bounds)).result.unwrap();
     let got: Vec<_> = report.rows.iter().map(|row| row.status).collect();
     assert_eq!(got, want);
+}
+
+/// Its 24 bits below the smallest normal `f32` are rounded to that where one takes it for an `f32`.
+#[test]
+fn a_factor_just_below_the_normal_numbers_is_taken_as_it_is() {
+    let (large, bound) = (f32::from_bits(0x71a0_0000), f32::from_bits(0x32a0_0002));
+    for length in [1, 15, 16, 40, 100, 1500] {
+        let mut row = vec![0.0; length];
+        row[0] = large;
+        let layout = Layout::dense(3, length).unwrap();
+        let outcome =
+            conform(&format!("{length} elements"), &layout, &row.repeat(3), &Clipping::fixed(bound));
+        assert_eq!(outcome.result.unwrap().rows[2].factor, power(-127) * (2.0 - power(-23)));
+        assert_eq!(outcome.data[2 * length].to_bits(), 0x329f_ffff);
+    }
 }
 
 /// Thousands of rows next to rounding boundaries: all of them are what the exact pass is for, and
@@ -223,7 +238,7 @@ fn no_certificate_is_given_within_the_error_of_a_boundary() {
         assert_eq!(certify(sum, QUALITY), None, "{off:?}");
     }
     // Sums of subnormal rows lie on the fixed grid, where there are no fast certificates.
-    assert_eq!(certify(common::power(-298) * 5.0, QUALITY), None);
+    assert_eq!(certify(power(-298) * 5.0, QUALITY), None);
 }
 
 #[test]
@@ -235,14 +250,14 @@ fn certificates_are_true_wherever_the_sum_lies_within_its_error() {
             let (length, magnitude) = (2 + rng.below(12), rng.finite().abs().clamp(1e-30, 1e37));
             let row: Vec<f32> = (0..length).map(|_| rng.unit() * magnitude).collect();
             let sum: f64 = row.iter().map(|&value| f64::from(value) * f64::from(value)).sum();
-            let error = (f64::from(rng.unit()) * 0.99).mul_add(common::power(-quality), 1.0);
+            let error = (f64::from(rng.unit()) * 0.99).mul_add(power(-quality), 1.0);
             if let Some(norm) = certify(sum * error, quality as u32) {
                 assert_eq!(norm, exact_norm(&row), "{quality}: {row:?}");
                 certified += 1;
             }
         }
         // Two neighbours of 25 bits are 2^-24 to 2^-23 of a sum apart, the error takes 2^(1 - quality).
-        let expected = f64::from(rows) * common::power(25 - quality);
+        let expected = f64::from(rows) * power(25 - quality);
         let refused = f64::from(rows - certified);
         assert!(refused < 1.1 * expected + 5.0, "{quality}: {refused} for at most {expected}");
     }

@@ -236,6 +236,21 @@ fn a_product_that_rounds_up_to_a_half_in_24_bits_is_still_cut_below_it() {
     }
 }
 
+/// As an `f32` it is the smallest normal number, whose product is another half.
+#[test]
+fn a_factor_just_below_the_normal_numbers_is_taken_as_it_is() {
+    for length in [3, 32, 100, 1500] {
+        let mut row = vec![0u16; length];
+        row[0] = 0x71a0;
+        let layout = Layout::dense(3, length).unwrap();
+        let clipping = Clipping::fixed(f32::from_bits(0x32a0_0002));
+        let mut clipped = row.repeat(3);
+        let report = Reference.run_half(&layout, Half::Bf16, &mut clipped, &clipping).unwrap();
+        assert_eq!((report.rows[2].factor, clipped[0]), (power(-127) * (2.0 - power(-23)), 0x329f));
+        conform(&format!("{length} elements"), &layout, Half::Bf16, &row.repeat(3), &clipping);
+    }
+}
+
 #[test]
 fn every_half_is_clamped_to_the_largest_half_within_the_bound() {
     let mut rng = Rng::new(3);

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::cases::{Batch, Case, Shape, copy};
 use super::element::{Dtype, Element};
 use super::measure::{Place, Record, Times, timed};
-use crate::backend::cpu::simd::{Kernel, ask_ahead, vectorised};
+use crate::backend::cpu::simd::{Kernel, prefetch_ahead, vectorised};
 use crate::error::{Error, Result};
 
 /// Elements of a task.
@@ -95,7 +95,7 @@ impl<E: Element> Kernel for Sum<'_, E> {
         let mut sums = [0u32; LANES];
         let (groups, rest) = self.0.as_chunks::<LANES>();
         for group in groups {
-            ask_ahead(group.as_ptr(), LANES);
+            prefetch_ahead(group.as_ptr(), LANES);
             for (sum, value) in sums.iter_mut().zip(group) {
                 *sum = sum.wrapping_add(value.bits());
             }
@@ -129,7 +129,7 @@ impl<E: Element> Kernel for Rescaled<'_, E> {
         const GROUP: usize = 64;
         let (groups, rest) = self.0.as_chunks_mut::<GROUP>();
         for group in groups {
-            ask_ahead(group.as_ptr(), GROUP);
+            prefetch_ahead(group.as_ptr(), GROUP);
             group.iter_mut().for_each(|element| *element = element.rescaled());
         }
         rest.iter_mut().for_each(|element| *element = element.rescaled());

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 #[cfg(target_arch = "x86_64")]
 use super::group_512;
-use super::simd::ask_ahead;
+use super::simd::prefetch_ahead;
 use super::squares::ROWS;
 use super::sum::QUALITY;
 use crate::norms::Norm;
@@ -14,10 +14,10 @@ use crate::numerics::{certify_root, factor_below_one};
 /// Some of the rows: the least bit is the first.
 pub(super) type RowSet = u8;
 
-/// As many short rows of one length, which lie at equal distances.
+/// [`ROWS`] short rows of one length at equal distances.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct RowGroup<'a, T> {
-    /// From the first element of the first row to the last of the last.
+    /// From the first element of the first row to the last of the last, or beyond.
     pub(super) elements: &'a [T],
     pub(super) stride: usize,
     /// Elements of a row.
@@ -28,21 +28,28 @@ impl<'a, T> RowGroup<'a, T> {
     #[inline(always)]
     pub(super) fn rows(&self) -> [&'a [T]; ROWS] {
         let mut rows: [&[T]; ROWS] = [&[]; ROWS];
-        // Not `from_fn`, with which these are in memory.
+        // Not `from_fn`: it leaves the slices in memory.
         for (i, row) in rows.iter_mut().enumerate() {
             *row = &self.elements[i * self.stride..i * self.stride + self.params];
         }
         rows
     }
 
+    /// What `sums` makes of the rows, when the memory of as many has been asked for at once.
+    #[inline]
+    pub(super) fn one_by_one(&self, sums: impl FnOnce(&[&[T]; ROWS]) -> [f64; ROWS]) -> [f64; ROWS] {
+        self.prefetch_ahead(0..ROWS * self.stride);
+        sums(&self.rows())
+    }
+
     /// Asks for as much memory ahead as some of the elements take, padding included.
     #[inline(always)]
-    pub(super) fn ask_ahead(&self, elements: Range<usize>) {
-        ask_ahead(self.elements.as_ptr().wrapping_add(elements.start), elements.len());
+    pub(super) fn prefetch_ahead(&self, elements: Range<usize>) {
+        prefetch_ahead(self.elements.as_ptr().wrapping_add(elements.start), elements.len());
     }
 }
 
-/// The places of its rows, in order.
+/// The places in a set, least first.
 #[inline(always)]
 pub(super) fn members(mut set: RowSet) -> impl Iterator<Item = usize> {
     std::iter::from_fn(move || {

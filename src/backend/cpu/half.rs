@@ -6,13 +6,13 @@
 use super::group::{RowGroup, RowSet};
 use super::half_simd;
 use super::rows::Storage;
-use super::simd::{Kernel, asks_within, vectorised};
-use super::squares::{ROWS, half_sums_of_group, sums_of_half_squares};
+use super::simd::{Kernel, vectorised};
+use super::squares::{ROWS, sums_of_half_group, sums_of_half_squares};
 use super::sum::FastSum;
 use crate::batch::Granularity;
-use crate::clip::{Clipping, Scope, Status};
+use crate::clip::{Clipping, Status};
 use crate::half::Half;
-use crate::numerics::ExactSum;
+use crate::numerics::{ExactSum, single_factor};
 use crate::threshold::Decision;
 
 /// Elements that are widened at a time on the stack, which is cleared for each row: 2 KiB of `f32`.
@@ -21,14 +21,11 @@ const BLOCK: usize = 512;
 pub(super) struct Halves {
     half: Half,
     granularity: Granularity,
-    /// Whether what lies behind some elements is to be read too.
-    is_followed: bool,
 }
 
 impl Halves {
     pub(super) fn of(half: Half, clipping: &Clipping) -> Self {
-        let is_followed = matches!(clipping.scope, Scope::All);
-        Self { half, granularity: clipping.granularity, is_followed }
+        Self { half, granularity: clipping.granularity }
     }
 
     /// `work` on each block, widened, perhaps without signs.
@@ -64,9 +61,8 @@ impl Storage for Halves {
     type Element = u16;
 
     #[inline]
-    fn sum(&self, elements: &[u16], _first: usize) -> FastSum {
-        let asks = if self.is_followed { elements.len() } else { asks_within::<u16>(elements.len()) };
-        FastSum::of_halves(self.half, elements, asks).unwrap_or_else(|| self.sum_on_the_stack(elements))
+    fn sum(&self, elements: &[u16], _first: usize, prefetches: usize) -> FastSum {
+        FastSum::of_halves(self.half, elements, prefetches).unwrap_or_else(|| self.sum_on_the_stack(elements))
     }
 
     #[inline]
@@ -77,7 +73,7 @@ impl Storage for Halves {
 
     #[inline]
     fn sums_of_group(&self, group: RowGroup<'_, u16>) -> [f64; ROWS] {
-        half_sums_of_group(self.half, group, |rows| self.sums(rows, RowSet::MAX))
+        sums_of_half_group(self.half, group, |rows| self.sums(rows, RowSet::MAX))
     }
 
     // Not inlined into the vectors of who calls: it asks for its own.
@@ -171,10 +167,7 @@ impl Kernel for Clamp<'_> {
 }
 
 fn scale(half: Half, values: &mut [u16], factor: f64) {
-    let single = factor as f32;
-    // Below the normal numbers the factor may be another in `f32`.
-    let is_normal = single >= f32::MIN_POSITIVE;
-    if !(is_normal && half_simd::scale(half, values, single)) {
+    if !single_factor(factor).is_some_and(|single| half_simd::scale(half, values, single)) {
         vectorised(Scale { half, values, factor });
     }
 }
@@ -203,18 +196,19 @@ impl Kernel for Scale<'_> {
 
 #[inline(always)]
 fn scale_blocks(values: &mut [u16], factor: f64, half: Half) {
-    let single = factor as f32;
-    let is_normal = single >= f32::MIN_POSITIVE;
+    let Some(single) = single_factor(factor) else {
+        return values.iter_mut().for_each(|bits| *bits = half.scaled(*bits, factor));
+    };
     for block in values.chunks_mut(LOOK) {
         let mut cut = [0; LOOK];
-        if is_normal && scale_fast(block, single, &mut cut[..block.len()], half) {
+        if scale_fast(block, single, &mut cut[..block.len()], half) {
             block.copy_from_slice(&cut[..block.len()]);
             continue;
         }
         for bits in block {
             *bits = match half.scaled_fast(*bits, single) {
-                (scaled, true) if is_normal => scaled,
-                _ => half.scaled(*bits, factor),
+                (scaled, true) => scaled,
+                (_, false) => half.scaled(*bits, factor),
             };
         }
     }
@@ -246,12 +240,12 @@ mod tests {
                 let mut bits: Vec<u16> =
                     (0..length).map(|i| half.truncate(((i * 7919) % 1000) as f32 * 0.37 - 150.0)).collect();
                 let exact = halves.exact_sum(&bits, 0).norm();
-                for sum in [halves.sum(&bits, 0), halves.sum_on_the_stack(&bits)] {
+                for sum in [halves.sum(&bits, 0, bits.len()), halves.sum_on_the_stack(&bits)] {
                     assert!(sum.norm().is_none_or(|norm| norm == exact), "{half:?}, {length}");
                 }
                 if let Some(last) = bits.last_mut() {
                     *last = half.truncate(f32::INFINITY);
-                    assert_eq!(halves.sum(&bits, 0).norm(), Some(Norm::NON_FINITE));
+                    assert_eq!(halves.sum(&bits, 0, bits.len()).norm(), Some(Norm::NON_FINITE));
                     assert_eq!(halves.sum_on_the_stack(&bits).norm(), Some(Norm::NON_FINITE));
                 }
             }
@@ -264,9 +258,10 @@ mod tests {
             // All there are, and blocks in which every product needs more bits than a half has.
             let finite = (0..=u16::MAX).filter(|bits| half.widen(*bits).is_finite());
             let finite: Vec<u16> = finite.chain([0x6001; 2 * LOOK]).collect();
-            // 25 · 0.04 is rounded up to 1 in f32, and the last factor is no f32.
+            // 25 · 0.04 is rounded up to 1 in f32, and the last two factors are no f32: one is rounded to a normal number.
             let factors = [0.749_999_94f32, 0.33, 0.04, 1e-5, 1e-30, f32::MIN_POSITIVE].map(f64::from);
-            for factor in factors.into_iter().chain([2.7 * 2f64.powi(-149)]) {
+            let others = [2f64.powi(-127) * (2.0 - 2f64.powi(-23)), 2.7 * 2f64.powi(-149)];
+            for factor in factors.into_iter().chain(others) {
                 let want: Vec<u16> = finite.iter().map(|bits| half.scaled(*bits, factor)).collect();
                 let (mut portable, mut fast) = (finite.clone(), finite.clone());
                 vectorised(Scale { half, values: &mut portable, factor });

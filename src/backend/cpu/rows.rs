@@ -3,6 +3,8 @@
 use rayon::prelude::*;
 
 use super::group::{RowGroup, RowSet};
+use super::short::ShortRows;
+use super::simd::prefetches_within;
 use super::squares::ROWS;
 use super::sum::FastSum;
 use super::{Cpu, LEAST, OWN, SEQUENTIAL, TASK};
@@ -22,10 +24,10 @@ const ROW: usize = 32;
 pub(super) trait Storage: Sync {
     type Element: Send + Sync;
 
-    /// Their sum of squares.
-    fn sum(&self, elements: &[Self::Element], first: usize) -> FastSum;
+    /// Their sum of squares; the first `prefetches` of them ask for memory ahead.
+    fn sum(&self, elements: &[Self::Element], first: usize, prefetches: usize) -> FastSum;
 
-    /// The fast sums of some short rows, from their first element on; 0 of the others.
+    /// The fast sums of some short rows, from their first element on; 0 of the others, which are empty.
     fn sums(&self, rows: &[&[Self::Element]; ROWS], which: RowSet) -> [f64; ROWS];
 
     /// The same of all rows of a group, while memory ahead of it is asked for.
@@ -89,8 +91,8 @@ impl<'a, S: Storage> Rows<'a, S> {
     pub(super) fn norms(&self, data: &[S::Element]) -> Norms {
         let row = |row: usize| &data[self.layout.row(row)];
         if self.clipping.granularity != Granularity::Segment {
-            let rows = match self.stride_in_groups() {
-                Some(stride) => self.norms_in_groups(data, stride),
+            let rows = match ShortRows::of(self) {
+                Some(short) => short.norms(data),
                 None => self.map(|index| self.row_norm(index, row(index))),
             };
             return Norms { rows, segments: Vec::new() };
@@ -108,8 +110,8 @@ impl<'a, S: Storage> Rows<'a, S> {
     pub(super) fn run(&self, data: &mut [S::Element], bounds: &[f32]) -> Vec<RowReport> {
         let run = |(row, elements): (usize, &mut [S::Element])| self.run_row(row, elements, bounds[row]);
         let (layout, params) = (self.layout, self.layout.params());
-        if let Some(stride) = self.stride_in_groups() {
-            return self.run_in_groups(data, stride, bounds);
+        if let Some(short) = ShortRows::of(self) {
+            return short.run(data, bounds);
         }
         if self.work <= SEQUENTIAL {
             return rows_mut(layout, data).enumerate().map(run).collect();
@@ -227,10 +229,16 @@ impl<'a, S: Storage> Rows<'a, S> {
     /// The fast sum, by all threads where it is longer than a thread keeps to itself.
     #[inline(always)]
     fn sum(&self, elements: &[S::Element], first: usize) -> FastSum {
+        let sum = |elements: &[S::Element], first| {
+            // Behind a row there may be one out of scope.
+            let count = elements.len();
+            let prefetches = if self.mask.is_none() { count } else { prefetches_within::<S::Element>(count) };
+            self.storage.sum(elements, first, prefetches)
+        };
         if elements.len() <= self.own {
-            return self.storage.sum(elements, first);
+            return sum(elements, first);
         }
-        let sums = parts(elements).map(|(start, part)| self.storage.sum(part, first + start));
+        let sums = parts(elements).map(|(start, part)| sum(part, first + start));
         sums.reduce(FastSum::default, FastSum::join)
     }
 

@@ -1,88 +1,179 @@
 //! Short rows of one length, in groups: the sums of a few side by side, then all that they take beside their elements.
 
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 use rayon::prelude::*;
 
 use super::group::{Decided, RowGroup, RowSet, decide, members, norms};
 use super::rows::{Rows, Storage};
-use super::simd::{AHEAD, Kernel, prefetch, vectorised};
+use super::simd::{Kernel, PREFETCH_DISTANCE, prefetch, vectorised};
 use super::squares::{ROWS, SHORT};
 use crate::batch::Granularity;
 use crate::clip::Status;
 use crate::norms::Norm;
 use crate::report::RowReport;
 
-impl<S: Storage> Rows<'_, S> {
-    /// The stride of rows that are worked on in groups: short ones of a length, more than one.
-    pub(super) fn stride_in_groups(&self) -> Option<usize> {
-        self.stride().filter(|_| self.layout.params() <= SHORT && self.layout.clients() > 1)
-    }
+/// A batch of short rows that lie at equal distances.
+pub(super) struct ShortRows<'a, 'b, S> {
+    rows: &'a Rows<'b, S>,
+    stride: usize,
+    /// Elements of a row.
+    params: usize,
+    /// Rows of a task, whole groups.
+    of_task: usize,
+    /// Whether norms come from fast sums where these are certain.
+    by_sums: bool,
+    /// How many rows ahead memory is asked for, where that is row by row.
+    rows_ahead: usize,
+}
 
-    /// [`Rows::norms`] of short rows.
-    pub(super) fn norms_in_groups(&self, data: &[S::Element], stride: usize) -> Vec<Norm> {
-        let of_task = self.rows_of_group_task();
-        self.of_groups(data.par_chunks(stride * of_task), of_task, |first, elements, norms| {
-            NormsTask { rows: self, shape: self.shape(stride), first, elements, norms }.run();
+impl<'a, 'b, S: Storage> ShortRows<'a, 'b, S> {
+    /// The rows of the batch; `None` where they are long, or of several lengths, or one.
+    pub(super) fn of(rows: &'a Rows<'b, S>) -> Option<Self> {
+        let (clients, params) = (rows.layout.clients(), rows.layout.params());
+        let stride = rows.stride().filter(|_| params <= SHORT && clients > 1)?;
+        Some(Self {
+            rows,
+            stride,
+            params,
+            of_task: rows.rows_of_task().next_multiple_of(ROWS),
+            by_sums: rows.clipping.granularity != Granularity::Coordinate && !rows.cpu.force_exact,
+            rows_ahead: (PREFETCH_DISTANCE / (stride * size_of::<S::Element>()))
+                .next_multiple_of(ROWS)
+                .max(ROWS),
         })
     }
 
-    /// [`Rows::run`] over short rows.
-    pub(super) fn run_in_groups(
-        &self,
-        data: &mut [S::Element],
-        stride: usize,
-        bounds: &[f32],
-    ) -> Vec<RowReport> {
-        let of_task = self.rows_of_group_task();
-        let parts = data.par_chunks_mut(stride * of_task).zip(bounds.par_chunks(of_task));
-        self.of_groups(parts, of_task, |first, (elements, bounds), reports| {
-            RunTask { rows: self, shape: self.shape(stride), first, elements, bounds, reports }.run();
+    /// [`Rows::norms`].
+    pub(super) fn norms(&self, data: &[S::Element]) -> Vec<Norm> {
+        assert!(data.len() >= self.rows.layout.len(), "elements of the whole batch");
+        self.fill_by_tasks(data.par_chunks(self.stride * self.of_task), |first, elements, norms| {
+            self.norms_of_task(first, elements, norms);
         })
     }
 
-    /// What `work` writes for every row: it is told the first row of a task and that task's part of the batch, and writes
-    /// every place that it is given.
-    fn of_groups<T: Send, P: Send>(
+    /// [`Rows::run`].
+    pub(super) fn run(&self, data: &mut [S::Element], bounds: &[f32]) -> Vec<RowReport> {
+        assert!(data.len() >= self.rows.layout.len(), "elements of the whole batch");
+        assert_eq!(bounds.len(), self.rows.layout.clients(), "a bound for every row");
+        let parts = data.par_chunks_mut(self.stride * self.of_task).zip(bounds.par_chunks(self.of_task));
+        self.fill_by_tasks(parts, |first, (elements, bounds), reports| {
+            self.run_task(first, elements, bounds, reports);
+        })
+    }
+
+    /// What `work` writes for every row. It is told the first row of a task, that task's part of the batch, and its places:
+    /// it writes all of them.
+    fn fill_by_tasks<T: Send, P: Send>(
         &self,
         parts: impl IndexedParallelIterator<Item = P>,
-        of_task: usize,
         work: impl Fn(usize, P, &mut [MaybeUninit<T>]) + Sync + Send,
     ) -> Vec<T> {
-        let clients = self.layout.clients();
-        let mut of_rows = Vec::with_capacity(clients);
-        let tasks = parts.zip(of_rows.spare_capacity_mut()[..clients].par_chunks_mut(of_task)).enumerate();
+        let (clients, of_task) = (self.rows.layout.clients(), self.of_task);
+        // Written in place: returned by groups, reports are copied twice, a sixth of the time of rows of a hundred
+        // elements. A vector that is written before takes a twentieth.
+        let mut filled = Vec::with_capacity(clients);
+        let tasks = parts.zip(filled.spare_capacity_mut()[..clients].par_chunks_mut(of_task)).enumerate();
         assert_eq!(tasks.len(), clients.div_ceil(of_task), "a part of the batch to each task");
-        self.cpu.install(self.work, || {
+        self.rows.cpu.install(self.rows.work, || {
             tasks.for_each(|(task, (part, places))| work(task * of_task, part, places));
         });
         #[allow(unsafe_code)]
         // SAFETY: there is a task for each chunk of the first `clients` places, as was just asked, and both kinds of `work`
-        // write every place of its chunk: the data reaches to the end of the last row, which has an element, and there is
-        // a bound for every row. Groups that return their reports have them copied twice on the way, which took a sixth of
-        // the time of rows of a hundred elements; a vector that is written before takes a twentieth.
+        // write every place of its chunk: their callers asked whether the data reaches to the end of the last row, which
+        // has an element, and whether there is a bound for every row.
         unsafe {
-            of_rows.set_len(clients);
+            filled.set_len(clients);
         }
-        of_rows
+        filled
     }
 
-    fn rows_of_group_task(&self) -> usize {
-        self.rows_of_task().next_multiple_of(ROWS)
+    /// The norms of a task's rows, of which this is the first; there is a place for each.
+    fn norms_of_task(&self, first: usize, elements: &[S::Element], places: &mut [MaybeUninit<Norm>]) {
+        if !self.by_sums {
+            return self.norms_row_by_row(first, elements, places);
+        }
+        let groups = elements.chunks(self.stride * ROWS).zip(places.chunks_mut(ROWS));
+        for (index, (elements, places)) in groups.enumerate() {
+            let first = first + index * ROWS;
+            let in_scope = self.scope_of_group(first);
+            let (norms, open) = norms(&self.sums_in_scope(first, elements, in_scope));
+            if open & in_scope != 0 {
+                self.norms_row_by_row(first, elements, places);
+                continue;
+            }
+            for (i, (place, norm)) in places.iter_mut().zip(norms).enumerate() {
+                place.write(if in_scope >> i & 1 == 1 { norm } else { Norm::OUT_OF_SCOPE });
+            }
+        }
     }
 
-    fn shape(&self, stride: usize) -> Shape {
-        let by_sums = self.clipping.granularity != Granularity::Coordinate && !self.cpu.force_exact;
-        let rows_ahead = (AHEAD / (stride * size_of::<S::Element>())).next_multiple_of(ROWS).max(ROWS);
-        Shape { stride, params: self.layout.params(), by_sums, rows_ahead }
+    #[cold]
+    #[inline(never)]
+    fn norms_row_by_row(&self, first: usize, elements: &[S::Element], places: &mut [MaybeUninit<Norm>]) {
+        for (i, place) in places.iter_mut().enumerate() {
+            place.write(self.rows.row_norm(first + i, &elements[self.place(i)]));
+        }
+    }
+
+    /// A task's rows through all stages; there is a place for the report of each.
+    ///
+    /// A group is reported and clipped when the next one was summed: until then its norms and factors are there.
+    fn run_task(
+        &self,
+        first: usize,
+        elements: &mut [S::Element],
+        bounds: &[f32],
+        reports: &mut [MaybeUninit<RowReport>],
+    ) {
+        let groups = elements.chunks_mut(self.stride * ROWS).zip(bounds.chunks(ROWS));
+        let groups = groups.zip(reports.chunks_mut(ROWS)).enumerate();
+        let groups = groups.map(|(index, ((elements, bounds), reports))| {
+            let first = first + index * ROWS;
+            PendingGroup {
+                batch: self,
+                first,
+                in_scope: self.scope_of_group(first),
+                elements,
+                bounds,
+                reports,
+            }
+        });
+        if !self.by_sums {
+            return groups.for_each(PendingGroup::run_row_by_row);
+        }
+        let mut last: Option<PendingGroup<'_, '_, '_, S>> = None;
+        let mut decided = Decided::NONE;
+        for group in groups {
+            let sums = self.sums_in_scope(group.first, group.elements, group.in_scope);
+            if let Some(last) = last.take() {
+                last.finish(&decided);
+            }
+            let mut of_rest = [0.0; ROWS];
+            let bounds = group.bounds.first_chunk().unwrap_or_else(|| {
+                of_rest[..group.bounds.len()].copy_from_slice(group.bounds);
+                &of_rest
+            });
+            if group.in_scope == 0 {
+                // A root and a quotient saved.
+                decided = Decided::NONE;
+            } else {
+                decide(&sums, bounds, group.in_scope, &mut decided);
+            }
+            last = Some(group);
+        }
+        if let Some(last) = last {
+            last.finish(&decided);
+        }
     }
 
     /// Which rows of the group from this one on are in scope; none of those behind the last.
     #[inline]
     fn scope_of_group(&self, first: usize) -> RowSet {
-        match &self.mask {
+        match &self.rows.mask {
             None => {
-                let left = self.layout.clients().saturating_sub(first);
+                let left = self.rows.layout.clients().saturating_sub(first);
                 if left < ROWS { !(RowSet::MAX << left) } else { RowSet::MAX }
             }
             Some(mask) => {
@@ -92,18 +183,12 @@ impl<S: Storage> Rows<'_, S> {
         }
     }
 
-    /// The fast sums of those rows of a group that are in scope.
-    fn group_sums(
-        &self,
-        first: usize,
-        elements: &[S::Element],
-        shape: Shape,
-        in_scope: RowSet,
-    ) -> [f64; ROWS] {
-        let Shape { stride, params, rows_ahead, .. } = shape;
-        // Where there is more padding than rows, it is not asked for.
+    /// The fast sums of those rows of a group that are in scope; 0 of the others.
+    fn sums_in_scope(&self, first: usize, elements: &[S::Element], in_scope: RowSet) -> [f64; ROWS] {
+        let &Self { rows, stride, params, rows_ahead, .. } = self;
+        // Memory is asked for row by row where there is more padding than rows, or some are out of scope.
         if in_scope == RowSet::MAX && stride < 2 * params {
-            return self.storage.sums_of_group(RowGroup { elements, stride, params });
+            return rows.storage.sums_of_group(RowGroup { elements, stride, params });
         }
         let ahead = elements.as_ptr().wrapping_add(rows_ahead * stride);
         for i in members(self.scope_of_group(first + rows_ahead)) {
@@ -112,161 +197,57 @@ impl<S: Storage> Rows<'_, S> {
         if in_scope == 0 {
             return [0.0; ROWS];
         }
-        let mut of_rows: [&[S::Element]; ROWS] = [&[]; ROWS];
+        let mut chosen: [&[S::Element]; ROWS] = [&[]; ROWS];
         for i in members(in_scope) {
-            of_rows[i] = &elements[i * stride..i * stride + params];
+            chosen[i] = &elements[self.place(i)];
         }
-        self.storage.sums(&of_rows, in_scope)
+        rows.storage.sums(&chosen, in_scope)
     }
 
-    /// The norms of a group, row by row.
-    #[cold]
-    #[inline(never)]
-    fn norms_of_rows(
-        &self,
-        first: usize,
-        elements: &[S::Element],
-        shape: Shape,
-        norms: &mut [MaybeUninit<Norm>],
-    ) {
-        for (i, norm) in norms.iter_mut().enumerate() {
-            let row = &elements[i * shape.stride..i * shape.stride + shape.params];
-            norm.write(self.row_norm(first + i, row));
-        }
+    /// Where a row lies in its group or task.
+    fn place(&self, row: usize) -> Range<usize> {
+        row * self.stride..row * self.stride + self.params
     }
 }
 
-/// How short rows lie, and whether their fast sums come first.
-#[derive(Clone, Copy)]
-struct Shape {
-    stride: usize,
-    params: usize,
-    by_sums: bool,
-    /// Of how many rows ahead memory is asked for.
-    rows_ahead: usize,
-}
-
-/// The norms of short rows; there is a place for each row, and every one is written.
-struct NormsTask<'a, 'b, S: Storage> {
-    rows: &'a Rows<'b, S>,
-    shape: Shape,
-    /// The number of the first row, which begins the elements.
+/// A group that is yet to be reported and clipped.
+struct PendingGroup<'a, 'b, 'c, S: Storage> {
+    batch: &'a ShortRows<'b, 'c, S>,
     first: usize,
-    elements: &'a [S::Element],
-    norms: &'a mut [MaybeUninit<Norm>],
-}
-
-impl<S: Storage> NormsTask<'_, '_, S> {
-    fn run(self) {
-        let Self { rows, shape, first, elements, norms: places } = self;
-        let groups = elements.chunks(shape.stride * ROWS).zip(places.chunks_mut(ROWS));
-        for (index, (elements, places)) in groups.enumerate() {
-            let first = first + index * ROWS;
-            if !shape.by_sums {
-                rows.norms_of_rows(first, elements, shape, places);
-                continue;
-            }
-            let in_scope = rows.scope_of_group(first);
-            let (norms, open) = norms(&rows.group_sums(first, elements, shape, in_scope));
-            if open & in_scope != 0 {
-                rows.norms_of_rows(first, elements, shape, places);
-                continue;
-            }
-            for (i, (place, norm)) in places.iter_mut().zip(norms).enumerate() {
-                place.write(if in_scope >> i & 1 == 1 { norm } else { Norm::OUT_OF_SCOPE });
-            }
-        }
-    }
-}
-
-/// Short rows through all stages; there is a report for each row, and every one is written.
-///
-/// A group is reported and clipped when the next one was summed: until then its norms and factors are there.
-struct RunTask<'a, 'b, S: Storage> {
-    rows: &'a Rows<'b, S>,
-    shape: Shape,
-    /// The number of the first row, which begins the elements.
-    first: usize,
-    elements: &'a mut [S::Element],
-    bounds: &'a [f32],
-    reports: &'a mut [MaybeUninit<RowReport>],
-}
-
-impl<S: Storage> RunTask<'_, '_, S> {
-    fn run(self) {
-        let Self { rows, shape, first, elements, bounds, reports } = self;
-        let groups = elements.chunks_mut(shape.stride * ROWS).zip(bounds.chunks(ROWS));
-        let groups = groups.zip(reports.chunks_mut(ROWS)).enumerate();
-        let groups = groups.map(|(index, ((elements, bounds), reports))| {
-            let first = first + index * ROWS;
-            SummedGroup { rows, shape, first, in_scope: 0, elements, bounds, reports }
-        });
-        if !shape.by_sums {
-            return groups.for_each(SummedGroup::run_rows);
-        }
-        let mut last: Option<SummedGroup<'_, '_, S>> = None;
-        let mut decided = Decided::NONE;
-        for mut group in groups {
-            group.in_scope = rows.scope_of_group(group.first);
-            let sums = rows.group_sums(group.first, group.elements, shape, group.in_scope);
-            if let Some(last) = last.take() {
-                last.finish(&decided);
-            }
-            if group.in_scope == 0 {
-                decided = Decided::NONE;
-            } else if let Some(bounds) = group.bounds.first_chunk() {
-                decide(&sums, bounds, group.in_scope, &mut decided);
-            } else {
-                let mut bounds = [0.0; ROWS];
-                bounds[..group.bounds.len()].copy_from_slice(group.bounds);
-                decide(&sums, &bounds, group.in_scope, &mut decided);
-            }
-            last = Some(group);
-        }
-        if let Some(last) = last {
-            last.finish(&decided);
-        }
-    }
-}
-
-/// A group, and which of its rows are in scope: none behind the last.
-struct SummedGroup<'a, 'b, S: Storage> {
-    rows: &'a Rows<'b, S>,
-    shape: Shape,
-    first: usize,
+    /// None of those behind the last row.
     in_scope: RowSet,
     elements: &'a mut [S::Element],
     bounds: &'a [f32],
     reports: &'a mut [MaybeUninit<RowReport>],
 }
 
-impl<S: Storage> SummedGroup<'_, '_, S> {
+impl<S: Storage> PendingGroup<'_, '_, '_, S> {
     /// Reports every row, and clips those that are above their bounds; row by row where a sum leaves a norm open.
     fn finish(self, decided: &Decided) {
         const STATUSES: [Status; 4] =
             [Status::OutOfScope, Status::OutOfScope, Status::Untouched, Status::Clipped];
         let &Decided { ref norms, ref factors, clipped, open } = decided;
         if open != 0 {
-            return self.run_rows();
+            return self.run_row_by_row();
         }
         for (i, (report, &bound)) in self.reports.iter_mut().zip(self.bounds).enumerate() {
             let status = STATUSES[usize::from((self.in_scope >> i & 1) << 1 | (clipped >> i & 1))];
             report.write(RowReport { norm: norms[i], bound: Some(bound), factor: factors[i], status });
         }
         if clipped != 0 {
-            let (storage, elements) = (&self.rows.storage, self.elements);
-            vectorised(ScaleRows { storage, elements, shape: self.shape, factors, clipped });
+            let &ShortRows { rows, stride, params, .. } = self.batch;
+            let (storage, elements) = (&rows.storage, self.elements);
+            vectorised(ScaleRows { storage, elements, stride, params, factors, clipped });
         }
     }
 
-    /// All of it, row by row.
+    /// All stages, row by row.
     #[cold]
     #[inline(never)]
-    fn run_rows(self) {
-        let Shape { stride, params, .. } = self.shape;
-        for (i, (report, &bound)) in self.reports.iter_mut().zip(self.bounds).enumerate() {
-            let row = &mut self.elements[i * stride..i * stride + params];
-            report.write(self.rows.run_row(self.first + i, row, bound));
+    fn run_row_by_row(self) {
+        let Self { batch, first, elements, bounds, reports, .. } = self;
+        for (i, (report, &bound)) in reports.iter_mut().zip(bounds).enumerate() {
+            report.write(batch.rows.run_row(first + i, &mut elements[batch.place(i)], bound));
         }
     }
 }
@@ -275,7 +256,8 @@ impl<S: Storage> SummedGroup<'_, '_, S> {
 struct ScaleRows<'a, S: Storage> {
     storage: &'a S,
     elements: &'a mut [S::Element],
-    shape: Shape,
+    stride: usize,
+    params: usize,
     factors: &'a [f64; ROWS],
     clipped: RowSet,
 }
@@ -285,7 +267,7 @@ impl<S: Storage> Kernel for ScaleRows<'_, S> {
 
     #[inline(always)]
     fn run(self) {
-        let Self { storage, elements, shape: Shape { stride, params, .. }, factors, clipped } = self;
+        let Self { storage, elements, stride, params, factors, clipped } = self;
         for i in members(clipped) {
             storage.scale(&mut elements[i * stride..i * stride + params], factors[i]);
         }

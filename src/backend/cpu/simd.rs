@@ -8,22 +8,21 @@ pub(crate) trait Kernel {
     fn run(self) -> Self::Output;
 }
 
-/// How far ahead of what is read memory is asked for, in bytes. Nearer is too late and farther falls out of a core's cache
-/// again: of 4, 8, 12, 16 and 24 KiB rows of a hundred elements and of a hundred thousand took least with this.
-pub(crate) const AHEAD: usize = 12 << 10;
+/// How far ahead of what is read memory is asked for, in bytes. Nearer is too late, and farther falls out of a core's
+/// cache again: of 4, 8, 12, 16 and 24 KiB, rows of a hundred elements and of a hundred thousand took least with this.
+pub(crate) const PREFETCH_DISTANCE: usize = 12 << 10;
 
-/// Asks for the memory that lies [`AHEAD`] behind what is read now, which begins here and has so many elements.
+/// Asks for the memory that lies [`PREFETCH_DISTANCE`] behind what is read now: so many elements from here on.
 ///
-/// Processors fetch by themselves what is read in order, but not across pages, and only some lines ahead: asked for,
-/// rows from a shared cache took 0.7 of the time, and those from memory by one core 0.85.
+/// Processors follow by themselves what is read in order, but not across pages and only some lines ahead.
 #[inline(always)]
-pub(crate) fn ask_ahead<T>(now: *const T, count: usize) {
-    prefetch(now.cast::<u8>().wrapping_add(AHEAD), count * size_of::<T>());
+pub(crate) fn prefetch_ahead<T>(now: *const T, count: usize) {
+    prefetch(now.cast::<u8>().wrapping_add(PREFETCH_DISTANCE), count * size_of::<T>());
 }
 
-/// How many of so many elements, read in order, ask for memory ahead where nothing behind them is to be read.
-pub(crate) const fn asks_within<T>(count: usize) -> usize {
-    count.saturating_sub(AHEAD / size_of::<T>())
+/// Of `count` elements that are read in order, how many lie at least [`PREFETCH_DISTANCE`] before the end.
+pub(crate) const fn prefetches_within<T>(count: usize) -> usize {
+    count.saturating_sub(PREFETCH_DISTANCE / size_of::<T>())
 }
 
 /// Asks for memory that is to be read soon.
@@ -36,8 +35,7 @@ pub(crate) fn prefetch(address: *const u8, bytes: usize) {
         let mut at = 0;
         while at < bytes {
             #[allow(unsafe_code)]
-            // SAFETY: a prefetch of whatever address neither faults nor changes what a program sees. Without it rows
-            // of a hundred elements took twice as long.
+            // SAFETY: a prefetch of whatever address neither faults nor changes what a program sees.
             unsafe {
                 _mm_prefetch::<_MM_HINT_T0>(address.wrapping_add(at).cast());
             }

@@ -2,25 +2,22 @@
 
 use super::group::{RowGroup, RowSet};
 use super::rows::Storage;
-use super::simd::{Kernel, asks_within, vectorised};
+use super::simd::{Kernel, vectorised};
 use super::squares::{ROWS, sums_of_group, sums_of_squares};
 use super::sum::FastSum;
 use crate::batch::Granularity;
-use crate::clip::{Clipping, Scope, Status};
-use crate::numerics::{ExactSum, clamped, scaled, scaled_around};
+use crate::clip::{Clipping, Status};
+use crate::numerics::{ExactSum, clamped, scaled, scaled_around, single_factor};
 use crate::threshold::Decision;
 
 pub(super) struct Singles<'a> {
     center: Option<&'a [f32]>,
     granularity: Granularity,
-    /// Whether what lies behind some elements is to be read too.
-    is_followed: bool,
 }
 
 impl<'a> Singles<'a> {
     pub(super) fn of(clipping: &'a Clipping) -> Self {
-        let &Clipping { ref center, granularity, ref scope, .. } = clipping;
-        Self { center: center.as_deref(), granularity, is_followed: matches!(scope, Scope::All) }
+        Self { center: clipping.center.as_deref(), granularity: clipping.granularity }
     }
 
     /// The centre beside elements.
@@ -34,9 +31,8 @@ impl Storage for Singles<'_> {
     type Element = f32;
 
     #[inline(always)]
-    fn sum(&self, elements: &[f32], first: usize) -> FastSum {
-        let asks = if self.is_followed { elements.len() } else { asks_within::<f32>(elements.len()) };
-        FastSum::of(elements, self.center(elements, first), asks)
+    fn sum(&self, elements: &[f32], first: usize, prefetches: usize) -> FastSum {
+        FastSum::of(elements, self.center(elements, first), prefetches)
     }
 
     #[inline(always)]
@@ -46,11 +42,8 @@ impl Storage for Singles<'_> {
 
     #[inline]
     fn sums_of_group(&self, group: RowGroup<'_, f32>) -> [f64; ROWS] {
-        if self.center.is_some() {
-            group.ask_ahead(0..ROWS * group.stride);
-            return self.sums(&group.rows(), RowSet::MAX);
-        }
-        sums_of_group(group, |rows| self.sums(rows, RowSet::MAX))
+        let sums = |rows: &[&[f32]; ROWS]| self.sums(rows, RowSet::MAX);
+        if self.center.is_some() { group.one_by_one(sums) } else { sums_of_group(group, sums) }
     }
 
     #[inline(always)]
@@ -127,8 +120,8 @@ struct Scale<'a> {
 /// Elements that are multiplied before any of them is written.
 const CHUNK: usize = 64;
 
-/// The same where there are fewer.
-const END: usize = 16;
+/// The same in rows that are shorter than that.
+const SHORT_CHUNK: usize = 16;
 
 impl Kernel for Scale<'_> {
     type Output = ();
@@ -140,48 +133,42 @@ impl Kernel for Scale<'_> {
     #[inline(always)]
     fn run(self) {
         let factor = self.factor;
-        let single = factor as f32;
-        if single < f32::MIN_POSITIVE {
-            one_by_one(self.values, factor);
-        } else if self.values.len() >= CHUNK {
-            scale_all::<CHUNK>(self.values, factor, single);
-        } else {
-            scale_all::<END>(self.values, factor, single);
+        match single_factor(factor) {
+            None => one_by_one(self.values, factor),
+            Some(single) if self.values.len() >= CHUNK => scale_all::<CHUNK>(self.values, factor, single),
+            Some(single) => scale_all::<SHORT_CHUNK>(self.values, factor, single),
         }
     }
 }
 
-/// In groups of `N`. What is left behind the last whole one is multiplied as the end of one more, taken before the others
-/// are written: one by one it would take as long as all of them.
+/// In chunks of `N`. What is left behind the last whole one is multiplied as the end of one more, taken before the
+/// others are written: one by one it would take as long as all of them.
 #[inline(always)]
 fn scale_all<const N: usize>(values: &mut [f32], factor: f64, single: f32) {
-    let is_whole = values.len().is_multiple_of(N);
-    let end = match values.last_chunk::<N>() {
-        Some(end) if !is_whole => Some(products(end, factor, single)),
-        _ => None,
+    let Some(end) = values.last_chunk::<N>() else {
+        return OneByOne { values, factor }.run();
     };
+    let end = (!values.len().is_multiple_of(N)).then(|| products(end, factor, single));
     // Not `for_each`: what it calls is not always inlined.
-    for group in values.as_chunks_mut::<N>().0 {
-        *group = products(group, factor, single);
+    for chunk in values.as_chunks_mut::<N>().0 {
+        *chunk = products(chunk, factor, single);
     }
-    match (end, values.last_chunk_mut::<N>()) {
-        (Some(end), Some(last)) => *last = end,
-        _ if is_whole => {}
-        _ => values.iter_mut().for_each(|value| *value = scaled(*value, factor)),
+    if let (Some(end), Some(last)) = (end, values.last_chunk_mut::<N>()) {
+        *last = end;
     }
 }
 
 #[inline(always)]
-fn products<const N: usize>(group: &[f32; N], factor: f64, single: f32) -> [f32; N] {
-    let products = group.map(|value| value * single);
+fn products<const N: usize>(chunk: &[f32; N], factor: f64, single: f32) -> [f32; N] {
+    let products = chunk.map(|value| value * single);
     // From the least subnormal number to the smallest normal one; 0 becomes the largest of all.
     let is_open = |open: bool, product: &f32| {
         open | ((product.to_bits() & 0x7fff_ffff).wrapping_sub(1) < f32::MIN_POSITIVE.to_bits())
     };
     if products.iter().fold(false, is_open) {
-        let mut group = *group;
-        one_by_one(&mut group, factor);
-        return group;
+        let mut chunk = *chunk;
+        one_by_one(&mut chunk, factor);
+        return chunk;
     }
     products
 }
@@ -231,15 +218,30 @@ mod tests {
             0.5,
             2f64.powi(-60),
             2f64.powi(-126) * 1.5,
+            // As an f32 the smallest normal number, which it is not.
+            2f64.powi(-127) * (2.0 - 2f64.powi(-23)),
             2f64.powi(-140) * (2.0 - 2f64.powi(-23)),
         ] {
             // Its products are normal, so that the others are not taken one by one because of it.
             let ordinary = (1.0 / factor).min(1e36) as f32;
             for value in values(factor) {
                 // Alone among ordinary ones, at every place of rows with and without a rest.
-                for (length, place) in
-                    [(1, 0), (15, 3), (16, 15), (17, 0), (80, 64), (100, 90), (100, 99), (131, 7)]
-                {
+                for (length, place) in [
+                    (1, 0),
+                    (15, 3),
+                    (16, 15),
+                    (17, 0),
+                    (48, 40),
+                    (63, 62),
+                    (64, 0),
+                    (65, 64),
+                    (65, 1),
+                    (80, 64),
+                    (100, 40),
+                    (100, 99),
+                    (128, 70),
+                    (131, 7),
+                ] {
                     let mut row: Vec<f32> = (0..length).map(|i| (i as f32 - 5.5) * ordinary).collect();
                     row[place] = value;
                     let expected: Vec<u32> =

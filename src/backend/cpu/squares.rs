@@ -3,7 +3,7 @@
 //! Written with intrinsics: of the loop in [`portable`] compilers make one element at a time, a quarter of the speed.
 
 use super::group::{RowGroup, RowSet, members};
-use super::simd::ask_ahead;
+use super::simd::prefetch_ahead;
 #[cfg(target_arch = "x86_64")]
 use super::squares_512;
 use crate::half::Half;
@@ -11,7 +11,7 @@ use crate::half::Half;
 /// Independent sums, for SIMD and to hide the latency of addition.
 pub(super) const LANES: usize = 32;
 
-type Group = [f32; LANES];
+type Chunk = [f32; LANES];
 
 /// Rows that are summed together.
 pub(super) const ROWS: usize = 8;
@@ -19,41 +19,41 @@ pub(super) const ROWS: usize = 8;
 /// The sum of squares of values, or of their differences from the centre's, each rounded to `f64`.
 ///
 /// Whether a square is rounded before it is added makes no difference: the square of an `f32` is exact, and the
-/// bound of the error counts that of a difference. The first `asks` values ask for memory ahead.
+/// bound of the error counts that of a difference. The first `prefetches` values ask for memory ahead.
 #[inline]
-pub(super) fn sum_of_squares(values: &[f32], center: Option<&[f32]>, asks: usize) -> f64 {
+pub(super) fn sum_of_squares(values: &[f32], center: Option<&[f32]>, prefetches: usize) -> f64 {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::is_x86_feature_detected;
         if is_x86_feature_detected!("avx512f") {
             #[allow(unsafe_code)]
             // SAFETY: the processor has AVX-512F, as was just asked.
-            return unsafe { squares_512::sum(values, center, asks) };
+            return unsafe { squares_512::sum(values, center, prefetches) };
         }
         if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
             #[allow(unsafe_code)]
             // SAFETY: the processor has AVX2 and FMA, as was just asked.
-            return unsafe { avx2::sum(values, center, asks) };
+            return unsafe { avx2::sum(values, center, prefetches) };
         }
     }
-    portable(values, center, asks)
+    portable(values, center, prefetches)
 }
 
 /// The same of halves, widened in registers; `None` where this processor has no instructions for it.
 #[inline]
-pub(super) fn sum_of_half_squares(half: Half, bits: &[u16], asks: usize) -> Option<f64> {
+pub(super) fn sum_of_half_squares(half: Half, bits: &[u16], prefetches: usize) -> Option<f64> {
     #[cfg(target_arch = "x86_64")]
     if std::arch::is_x86_feature_detected!("avx512f") {
         #[allow(unsafe_code)]
         // SAFETY: the processor has AVX-512F, as was just asked.
-        return Some(unsafe { squares_512::half_sum(half, bits, asks) });
+        return Some(unsafe { squares_512::half_sum(half, bits, prefetches) });
     }
-    let _ = (half, bits, asks);
+    let _ = (half, bits, prefetches);
     None
 }
 
-/// The sums of squares of some short rows, 0 of the others: those of [`sum_of_squares`] but for the order of their last additions, which all
-/// rows may take together.
+/// The sums of squares of some short rows, 0 of the others: those of [`sum_of_squares`] but for the order of their last
+/// additions, which all rows may take together.
 #[inline]
 pub(super) fn sums_of_squares(rows: &[&[f32]; ROWS], which: RowSet, center: Option<&[f32]>) -> [f64; ROWS] {
     #[cfg(target_arch = "x86_64")]
@@ -69,41 +69,6 @@ pub(super) fn sums_of_squares(rows: &[&[f32]; ROWS], which: RowSet, center: Opti
     sums
 }
 
-/// The sums of squares of a group, while memory ahead of it is asked for; `one_by_one` sums its rows where this processor
-/// does not sum them side by side.
-#[inline]
-pub(super) fn sums_of_group(
-    group: RowGroup<'_, f32>,
-    one_by_one: impl FnOnce(&[&[f32]; ROWS]) -> [f64; ROWS],
-) -> [f64; ROWS] {
-    #[cfg(target_arch = "x86_64")]
-    if group.params >= squares_512::WIDTH && std::arch::is_x86_feature_detected!("avx512f") {
-        #[allow(unsafe_code)]
-        // SAFETY: the processor has AVX-512F, as was just asked.
-        return unsafe { squares_512::sums_of_group(group) };
-    }
-    group.ask_ahead(0..ROWS * group.stride);
-    one_by_one(&group.rows())
-}
-
-/// The same of halves.
-#[inline]
-pub(super) fn half_sums_of_group(
-    half: Half,
-    group: RowGroup<'_, u16>,
-    one_by_one: impl FnOnce(&[&[u16]; ROWS]) -> [f64; ROWS],
-) -> [f64; ROWS] {
-    #[cfg(target_arch = "x86_64")]
-    if group.params >= squares_512::WIDTH && std::arch::is_x86_feature_detected!("avx512f") {
-        #[allow(unsafe_code)]
-        // SAFETY: the processor has AVX-512F, as was just asked.
-        return unsafe { squares_512::half_sums_of_group(half, group) };
-    }
-    let _ = half;
-    group.ask_ahead(0..ROWS * group.stride);
-    one_by_one(&group.rows())
-}
-
 /// The same of halves; `None` where this processor has no instructions for it.
 #[inline]
 pub(super) fn sums_of_half_squares(half: Half, rows: &[&[u16]; ROWS], which: RowSet) -> Option<[f64; ROWS]> {
@@ -117,10 +82,44 @@ pub(super) fn sums_of_half_squares(half: Half, rows: &[&[u16]; ROWS], which: Row
     None
 }
 
-/// Elements of the rows of a group: what is added to them one after the other is no more than in a block.
+/// The sums of squares of a group, while memory ahead of it is asked for; `one_by_one` sums its rows where this
+/// processor does not sum them side by side. A closure and not an `Option` of the sums, which would be copied.
+#[inline]
+pub(super) fn sums_of_group(
+    group: RowGroup<'_, f32>,
+    one_by_one: impl FnOnce(&[&[f32]; ROWS]) -> [f64; ROWS],
+) -> [f64; ROWS] {
+    #[cfg(target_arch = "x86_64")]
+    if group.params >= squares_512::WIDTH && std::arch::is_x86_feature_detected!("avx512f") {
+        #[allow(unsafe_code)]
+        // SAFETY: the processor has AVX-512F, as was just asked.
+        return unsafe { squares_512::sums_of_group(group) };
+    }
+    group.one_by_one(one_by_one)
+}
+
+/// The same of halves.
+#[inline]
+pub(super) fn sums_of_half_group(
+    half: Half,
+    group: RowGroup<'_, u16>,
+    one_by_one: impl FnOnce(&[&[u16]; ROWS]) -> [f64; ROWS],
+) -> [f64; ROWS] {
+    #[cfg(target_arch = "x86_64")]
+    if group.params >= squares_512::WIDTH && std::arch::is_x86_feature_detected!("avx512f") {
+        #[allow(unsafe_code)]
+        // SAFETY: the processor has AVX-512F, as was just asked.
+        return unsafe { squares_512::sums_of_half_group(half, group) };
+    }
+    let _ = half;
+    group.one_by_one(one_by_one)
+}
+
+/// The most elements of a row of a group: no more is added one after the other than in a block.
 pub(super) const SHORT: usize = 1024;
 
-/// Of eight to a vector, behind the last whole one, and of a vector's numbers.
+/// On its way an element of a short row meets an addition for each vector of the row, one for the rest, and three that
+/// join a vector's numbers.
 const _: () = assert!(SHORT / 8 + 1 + 3 <= roundings(super::sum::BLOCK));
 
 /// Roundings on the way of an element of a block of `length` to the sum, its own square's apart.
@@ -129,7 +128,7 @@ pub(super) const fn roundings(length: usize) -> usize {
     length.div_ceil(LANES) + 3 + LANES.ilog2() as usize
 }
 
-/// Bits that are left of each element of a group.
+/// Bits that are left of each element of a chunk.
 type Mask = [u32; LANES];
 
 /// `MASKS[n..n + LANES]` leaves the last `n` elements.
@@ -143,35 +142,36 @@ static MASKS: [u32; 2 * LANES] = {
     masks
 };
 
-/// All groups of the values. What is left behind the last whole one is masked out of the group that ends with it: a
+/// All chunks of the values. What is left behind the last whole one is masked out of the chunk that ends with it: a
 /// copy into zeros would have to wait until it is written before it can be read.
 #[inline(always)]
-fn each_group(
+fn each_chunk(
     values: &[f32],
     center: Option<&[f32]>,
-    asks: usize,
-    mut work: impl FnMut(&Group, Option<&Group>, Option<&Mask>),
+    prefetches: usize,
+    mut work: impl FnMut(&Chunk, Option<&Chunk>, Option<&Mask>),
 ) {
-    let (groups, rest) = values.as_chunks::<LANES>();
-    let (asking, others) = groups.split_at(groups.len().min(asks / LANES));
+    let (chunks, rest) = values.as_chunks::<LANES>();
+    let (prefetching, others) = chunks.split_at(chunks.len().min(prefetches / LANES));
     match center {
         None => {
-            for group in asking {
-                ask_ahead(group.as_ptr(), LANES);
-                work(group, None, None);
+            for chunk in prefetching {
+                prefetch_ahead(chunk.as_ptr(), LANES);
+                work(chunk, None, None);
             }
-            for group in others {
-                work(group, None, None);
+            for chunk in others {
+                work(chunk, None, None);
             }
         }
         Some(center) => {
-            let (beside_asking, beside_others) = center.as_chunks::<LANES>().0.split_at(asking.len());
-            for (group, center) in asking.iter().zip(beside_asking) {
-                ask_ahead(group.as_ptr(), LANES);
-                work(group, Some(center), None);
+            let (beside_prefetching, beside_others) =
+                center.as_chunks::<LANES>().0.split_at(prefetching.len());
+            for (chunk, center) in prefetching.iter().zip(beside_prefetching) {
+                prefetch_ahead(chunk.as_ptr(), LANES);
+                work(chunk, Some(center), None);
             }
-            for (group, center) in others.iter().zip(beside_others) {
-                work(group, Some(center), None);
+            for (chunk, center) in others.iter().zip(beside_others) {
+                work(chunk, Some(center), None);
             }
         }
     }
@@ -187,20 +187,20 @@ fn each_group(
     }
 }
 
-/// Values fewer than a group.
-fn padded(values: &[f32]) -> Group {
-    let mut group = [0.0; LANES];
-    group[..values.len()].copy_from_slice(values);
-    group
+/// Values fewer than a chunk.
+fn padded(values: &[f32]) -> Chunk {
+    let mut chunk = [0.0; LANES];
+    chunk[..values.len()].copy_from_slice(values);
+    chunk
 }
 
-fn portable(values: &[f32], center: Option<&[f32]>, asks: usize) -> f64 {
+fn portable(values: &[f32], center: Option<&[f32]>, prefetches: usize) -> f64 {
     let mut lanes = [0.0f64; LANES];
-    each_group(values, center, asks, |group, center, mask| {
+    each_chunk(values, center, prefetches, |chunk, center, mask| {
         for i in 0..LANES {
             let mask = mask.map_or(u32::MAX, |mask| mask[i]);
-            let masked = |group: &Group| f64::from(f32::from_bits(group[i].to_bits() & mask));
-            let value = masked(group) - center.map_or(0.0, masked);
+            let masked = |chunk: &Chunk| f64::from(f32::from_bits(chunk[i].to_bits() & mask));
+            let value = masked(chunk) - center.map_or(0.0, masked);
             lanes[i] += value * value;
         }
     });
@@ -218,13 +218,13 @@ fn portable(values: &[f32], center: Option<&[f32]>, asks: usize) -> f64 {
 mod avx2 {
     use std::arch::x86_64::*;
 
-    use super::{Group, Mask, each_group};
+    use super::{Chunk, Mask, each_chunk};
 
     #[target_feature(enable = "avx2,fma")]
-    pub(super) fn sum(values: &[f32], center: Option<&[f32]>, asks: usize) -> f64 {
+    pub(super) fn sum(values: &[f32], center: Option<&[f32]>, prefetches: usize) -> f64 {
         let mut lanes = [_mm256_setzero_pd(); 8];
-        each_group(values, center, asks, |group, center, mask| {
-            let parts = parts_of_4(group, mask);
+        each_chunk(values, center, prefetches, |chunk, center, mask| {
+            let parts = parts_of_4(chunk, mask);
             let centers = center.map(|center| parts_of_4(center, mask));
             for i in 0..8 {
                 let mut value = _mm256_cvtps_pd(parts[i]);
@@ -245,8 +245,8 @@ mod avx2 {
 
     #[inline]
     #[target_feature(enable = "avx2,fma")]
-    fn parts_of_4(group: &Group, mask: Option<&Mask>) -> [__m128; 8] {
-        let parts: [__m128; 8] = bytemuck::cast(*group);
+    fn parts_of_4(chunk: &Chunk, mask: Option<&Mask>) -> [__m128; 8] {
+        let parts: [__m128; 8] = bytemuck::cast(*chunk);
         match mask {
             None => parts,
             Some(mask) => {
@@ -302,7 +302,7 @@ mod tests {
             for half in [Half::F16, Half::Bf16] {
                 let (bits, expected) = (bits(half), one_by_one(&widened(half)));
                 let group = RowGroup { elements: &bits[..], stride, params };
-                cases.push((half_sums_of_group(half, group, |_| expected), expected));
+                cases.push((sums_of_half_group(half, group, |_| expected), expected));
             }
             for (got, expected) in cases {
                 for (got, expected) in got.into_iter().zip(expected) {

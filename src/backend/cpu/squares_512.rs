@@ -1,57 +1,68 @@
 //! Sums of squares with the vectors of AVX-512: eight `f64` to one, four of them to hide what an addition takes.
 //!
-//! What is left behind the last group of four goes eight at a time, and of the eight that end a row the last few.
+//! What is left behind the last chunk of four goes eight at a time, and of the eight that end a row the last few.
 
 use std::arch::x86_64::*;
 
 use super::group::{RowGroup, RowSet, members};
-use super::simd::ask_ahead;
+use super::simd::prefetch_ahead;
 use super::squares::{LANES, ROWS};
 use crate::half::Half;
 
 /// Numbers of a vector.
 pub(super) const WIDTH: usize = 8;
 
+/// The first `prefetches` values ask for memory ahead.
 #[target_feature(enable = "avx512f")]
-pub(super) fn sum(values: &[f32], center: Option<&[f32]>, asks: usize) -> f64 {
+pub(super) fn sum(values: &[f32], center: Option<&[f32]>, prefetches: usize) -> f64 {
     _mm512_reduce_add_pd(match center {
-        None => squares(values, asks),
-        Some(center) => squares_around(values, center, asks),
+        None => squares_of_singles(values, prefetches),
+        Some(center) => squares_around(values, center, prefetches),
     })
 }
 
+/// The same of halves.
+#[target_feature(enable = "avx512f")]
+pub(super) fn half_sum(half: Half, bits: &[u16], prefetches: usize) -> f64 {
+    _mm512_reduce_add_pd(squares_of_halves(half, bits, prefetches))
+}
+
 /// Of some short rows; `center` begins where they do.
-#[inline]
 #[target_feature(enable = "avx512f")]
 pub(super) fn sums(rows: &[&[f32]; ROWS], which: RowSet, center: Option<&[f32]>) -> [f64; ROWS] {
     let mut of_rows = [_mm512_setzero_pd(); ROWS];
     // Loops here, and not `map`, which is not inlined into vectors of this kind.
     for i in members(which) {
         of_rows[i] = match center {
-            None => squares(rows[i], 0),
+            None => squares_of_singles(rows[i], 0),
             Some(center) => squares_around(rows[i], &center[..rows[i].len()], 0),
         };
     }
     totals(of_rows)
 }
 
-/// The same of a group of rows of at least a vector.
+/// The same of halves.
+#[target_feature(enable = "avx512f")]
+pub(super) fn half_sums(half: Half, rows: &[&[u16]; ROWS], which: RowSet) -> [f64; ROWS] {
+    let mut of_rows = [_mm512_setzero_pd(); ROWS];
+    for i in members(which) {
+        of_rows[i] = squares_of_halves(half, rows[i], 0);
+    }
+    totals(of_rows)
+}
+
+/// Of a group of rows of at least a vector.
 #[target_feature(enable = "avx512f")]
 pub(super) fn sums_of_group(group: RowGroup<'_, f32>) -> [f64; ROWS] {
-    totals(squares_side_by_side(&group, |part| wide(*part)))
+    totals(squares_side_by_side(&group, bytemuck::cast))
 }
 
 /// The same of halves.
 #[target_feature(enable = "avx512f")]
-pub(super) fn half_sums_of_group(half: Half, group: RowGroup<'_, u16>) -> [f64; ROWS] {
+pub(super) fn sums_of_half_group(half: Half, group: RowGroup<'_, u16>) -> [f64; ROWS] {
     totals(match half {
-        Half::F16 => {
-            squares_side_by_side(&group, |part| _mm512_cvtps_pd(_mm256_cvtph_ps(bytemuck::cast(*part))))
-        }
-        Half::Bf16 => squares_side_by_side(&group, |part| {
-            let wide = _mm256_cvtepu16_epi32(bytemuck::cast(*part));
-            _mm512_cvtps_pd(_mm256_castsi256_ps(_mm256_slli_epi32(wide, 16)))
-        }),
+        Half::F16 => squares_side_by_side(&group, |part| wide_f16(part)),
+        Half::Bf16 => squares_side_by_side(&group, |part| wide_bf16(part)),
     })
 }
 
@@ -61,11 +72,12 @@ pub(super) fn half_sums_of_group(half: Half, group: RowGroup<'_, u16>) -> [f64; 
 #[allow(clippy::needless_range_loop)] // All rows are at the same step.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn squares_side_by_side<T>(
+fn squares_side_by_side<T: Copy>(
     group: &RowGroup<'_, T>,
-    widen: impl Fn(&[T; WIDTH]) -> __m512d,
+    widen: impl Fn([T; WIDTH]) -> __m256,
 ) -> [__m512d; ROWS] {
     const STEP: usize = ROWS * WIDTH;
+    debug_assert!(group.params >= WIDTH, "the end of a row is the end of a vector");
     let rows = group.rows();
     let whole = group.params / WIDTH;
     let mut parts: [&[[T; WIDTH]]; ROWS] = [&[]; ROWS];
@@ -74,35 +86,21 @@ fn squares_side_by_side<T>(
     }
     let mut sums = [_mm512_setzero_pd(); ROWS];
     for at in 0..whole {
-        group.ask_ahead(at * STEP..(at + 1) * STEP);
+        group.prefetch_ahead(at * STEP..(at + 1) * STEP);
         for i in 0..ROWS {
-            sums[i] = add_square(sums[i], widen(&parts[i][at]));
+            sums[i] = add_square(sums[i], _mm512_cvtps_pd(widen(parts[i][at])));
         }
     }
-    group.ask_ahead(whole * STEP..ROWS * group.stride);
+    group.prefetch_ahead(whole * STEP..ROWS * group.stride);
     let rest = group.params % WIDTH;
     if rest > 0 {
         for i in 0..ROWS {
             if let Some(last) = rows[i].last_chunk() {
-                sums[i] = add_end_square(sums[i], widen(last), rest);
+                sums[i] = add_end_square(sums[i], _mm512_cvtps_pd(widen(*last)), rest);
             }
         }
     }
     sums
-}
-
-#[target_feature(enable = "avx512f")]
-pub(super) fn half_sum(half: Half, bits: &[u16], asks: usize) -> f64 {
-    _mm512_reduce_add_pd(squares_of_half(half, bits, asks))
-}
-
-#[target_feature(enable = "avx512f")]
-pub(super) fn half_sums(half: Half, rows: &[&[u16]; ROWS], which: RowSet) -> [f64; ROWS] {
-    let mut of_rows = [_mm512_setzero_pd(); ROWS];
-    for i in members(which) {
-        of_rows[i] = squares_of_half(half, rows[i], 0);
-    }
-    totals(of_rows)
 }
 
 /// The sum of each vector's numbers, of all vectors at once: one alone waits for each of its three additions.
@@ -125,25 +123,69 @@ fn totals(rows: [__m512d; ROWS]) -> [f64; ROWS] {
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn squares(values: &[f32], asks: usize) -> __m512d {
-    let (groups, rest) = values.as_chunks::<LANES>();
-    let (asking, others) = groups.split_at(groups.len().min(asks / LANES));
+fn squares_of_singles(values: &[f32], prefetches: usize) -> __m512d {
+    squares(values, prefetches, |chunk| bytemuck::cast(*chunk), bytemuck::cast)
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn squares_of_halves(half: Half, bits: &[u16], prefetches: usize) -> __m512d {
+    match half {
+        // Eight at a time: taking sixteen apart costs a third of the speed.
+        Half::F16 => squares(
+            bits,
+            prefetches,
+            |chunk| {
+                let [a, b, c, d]: [[u16; WIDTH]; 4] = bytemuck::cast(*chunk);
+                [wide_f16(a), wide_f16(b), wide_f16(c), wide_f16(d)]
+            },
+            |part| wide_f16(part),
+        ),
+        // One is the upper half of an f32 as it is, its neighbour shifted up: sums know no order.
+        Half::Bf16 => squares(
+            bits,
+            prefetches,
+            |chunk| {
+                let [a, b]: [__m256i; 2] = bytemuck::cast(*chunk);
+                let upper = _mm256_set1_epi32(0xffff_0000_u32 as i32);
+                [
+                    _mm256_castsi256_ps(_mm256_slli_epi32(a, 16)),
+                    _mm256_castsi256_ps(_mm256_and_si256(a, upper)),
+                    _mm256_castsi256_ps(_mm256_slli_epi32(b, 16)),
+                    _mm256_castsi256_ps(_mm256_and_si256(b, upper)),
+                ]
+            },
+            |part| wide_bf16(part),
+        ),
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn squares<T: Copy + Default>(
+    values: &[T],
+    prefetches: usize,
+    widen_chunk: impl Fn(&[T; LANES]) -> [__m256; 4],
+    widen: impl Fn([T; WIDTH]) -> __m256,
+) -> __m512d {
+    let (chunks, rest) = values.as_chunks::<LANES>();
+    let (prefetching, others) = chunks.split_at(chunks.len().min(prefetches / LANES));
     let mut lanes = [_mm512_setzero_pd(); 4];
-    for group in asking {
-        ask_ahead(group.as_ptr(), LANES);
-        lanes = add_squares(lanes, wide_group(group));
+    for chunk in prefetching {
+        prefetch_ahead(chunk.as_ptr(), LANES);
+        lanes = add_squares(lanes, wide_chunk(widen_chunk(chunk)));
     }
-    for group in others {
-        lanes = add_squares(lanes, wide_group(group));
+    for chunk in others {
+        lanes = add_squares(lanes, wide_chunk(widen_chunk(chunk)));
     }
-    let (parts, end) = rest.as_chunks::<WIDTH>();
+    let (parts, end) = rest.as_chunks();
     for part in parts {
-        lanes[0] = add_square(lanes[0], wide(*part));
+        lanes[0] = add_square(lanes[0], _mm512_cvtps_pd(widen(*part)));
     }
     if !end.is_empty() {
         lanes[1] = match values.last_chunk() {
-            Some(last) => add_end_square(lanes[1], wide(*last), end.len()),
-            None => add_square(lanes[1], wide(padded(end))),
+            Some(last) => add_end_square(lanes[1], _mm512_cvtps_pd(widen(*last)), end.len()),
+            None => add_square(lanes[1], _mm512_cvtps_pd(widen(padded(end)))),
         };
     }
     joined(lanes)
@@ -151,18 +193,18 @@ fn squares(values: &[f32], asks: usize) -> __m512d {
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn squares_around(values: &[f32], center: &[f32], asks: usize) -> __m512d {
-    let (groups, rest) = values.as_chunks::<LANES>();
+fn squares_around(values: &[f32], center: &[f32], prefetches: usize) -> __m512d {
+    let (chunks, rest) = values.as_chunks::<LANES>();
     let (centers, rest_of_center) = center.as_chunks::<LANES>();
-    let (asking, others) = groups.split_at(groups.len().min(asks / LANES));
-    let (beside_asking, beside_others) = centers.split_at(asking.len());
+    let (prefetching, others) = chunks.split_at(chunks.len().min(prefetches / LANES));
+    let (beside_prefetching, beside_others) = centers.split_at(prefetching.len());
     let mut lanes = [_mm512_setzero_pd(); 4];
-    for (group, center) in asking.iter().zip(beside_asking) {
-        ask_ahead(group.as_ptr(), LANES);
-        lanes = add_squares(lanes, differences(group, center));
+    for (chunk, center) in prefetching.iter().zip(beside_prefetching) {
+        prefetch_ahead(chunk.as_ptr(), LANES);
+        lanes = add_squares(lanes, differences(chunk, center));
     }
-    for (group, center) in others.iter().zip(beside_others) {
-        lanes = add_squares(lanes, differences(group, center));
+    for (chunk, center) in others.iter().zip(beside_others) {
+        lanes = add_squares(lanes, differences(chunk, center));
     }
     let ((parts, end), (centers, end_of_center)) = (rest.as_chunks::<WIDTH>(), rest_of_center.as_chunks());
     for (part, center) in parts.iter().zip(centers) {
@@ -181,91 +223,30 @@ fn squares_around(values: &[f32], center: &[f32], asks: usize) -> __m512d {
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn squares_of_half(half: Half, bits: &[u16], asks: usize) -> __m512d {
-    match half {
-        // Eight at a time: taking sixteen apart costs a third of the speed.
-        Half::F16 => half_squares(
-            bits,
-            asks,
-            |group| {
-                let [a, b, c, d]: [__m128i; 4] = bytemuck::cast(*group);
-                [_mm256_cvtph_ps(a), _mm256_cvtph_ps(b), _mm256_cvtph_ps(c), _mm256_cvtph_ps(d)]
-            },
-            |part| _mm256_cvtph_ps(bytemuck::cast(part)),
-        ),
-        // One is the upper half of an f32 as it is, its neighbour shifted up: sums know no order.
-        Half::Bf16 => half_squares(
-            bits,
-            asks,
-            |group| {
-                let [a, b]: [__m256i; 2] = bytemuck::cast(*group);
-                let upper = _mm256_set1_epi32(0xffff_0000_u32 as i32);
-                [
-                    _mm256_castsi256_ps(_mm256_slli_epi32(a, 16)),
-                    _mm256_castsi256_ps(_mm256_and_si256(a, upper)),
-                    _mm256_castsi256_ps(_mm256_slli_epi32(b, 16)),
-                    _mm256_castsi256_ps(_mm256_and_si256(b, upper)),
-                ]
-            },
-            |part| {
-                let wide = _mm256_cvtepu16_epi32(bytemuck::cast(part));
-                _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16))
-            },
-        ),
-    }
-}
-
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn half_squares(
-    bits: &[u16],
-    asks: usize,
-    widen_group: impl Fn(&[u16; LANES]) -> [__m256; 4],
-    widen: impl Fn([u16; WIDTH]) -> __m256,
-) -> __m512d {
-    let (groups, rest) = bits.as_chunks::<LANES>();
-    let (asking, others) = groups.split_at(groups.len().min(asks / LANES));
-    let mut lanes = [_mm512_setzero_pd(); 4];
-    for group in asking {
-        ask_ahead(group.as_ptr(), LANES);
-        lanes = add_squares(lanes, wide_parts(widen_group(group)));
-    }
-    for group in others {
-        lanes = add_squares(lanes, wide_parts(widen_group(group)));
-    }
-    let (parts, end) = rest.as_chunks::<WIDTH>();
-    for part in parts {
-        lanes[0] = add_square(lanes[0], _mm512_cvtps_pd(widen(*part)));
-    }
-    if !end.is_empty() {
-        lanes[1] = match bits.last_chunk() {
-            Some(last) => add_end_square(lanes[1], _mm512_cvtps_pd(widen(*last)), end.len()),
-            None => add_square(lanes[1], _mm512_cvtps_pd(widen(padded(end)))),
-        };
-    }
-    joined(lanes)
-}
-
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn wide_parts([a, b, c, d]: [__m256; 4]) -> [__m512d; 4] {
-    [_mm512_cvtps_pd(a), _mm512_cvtps_pd(b), _mm512_cvtps_pd(c), _mm512_cvtps_pd(d)]
-}
-
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn wide_group(group: &[f32; LANES]) -> [__m512d; 4] {
-    wide_parts(bytemuck::cast(*group))
-}
-
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn differences(group: &[f32; LANES], center: &[f32; LANES]) -> [__m512d; 4] {
-    let (mut values, center) = (wide_group(group), wide_group(center));
+fn differences(chunk: &[f32; LANES], center: &[f32; LANES]) -> [__m512d; 4] {
+    let (mut values, center) = (wide_chunk(bytemuck::cast(*chunk)), wide_chunk(bytemuck::cast(*center)));
     for i in 0..4 {
         values[i] = _mm512_sub_pd(values[i], center[i]);
     }
     values
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn wide_f16(part: [u16; WIDTH]) -> __m256 {
+    _mm256_cvtph_ps(bytemuck::cast(part))
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn wide_bf16(part: [u16; WIDTH]) -> __m256 {
+    _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bytemuck::cast(part)), 16))
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn wide_chunk([a, b, c, d]: [__m256; 4]) -> [__m512d; 4] {
+    [_mm512_cvtps_pd(a), _mm512_cvtps_pd(b), _mm512_cvtps_pd(c), _mm512_cvtps_pd(d)]
 }
 
 #[inline]
@@ -289,17 +270,17 @@ fn add_square(lane: __m512d, value: __m512d) -> __m512d {
     _mm512_fmadd_pd(value, value, lane)
 }
 
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn joined(lanes: [__m512d; 4]) -> __m512d {
-    _mm512_add_pd(_mm512_add_pd(lanes[0], lanes[1]), _mm512_add_pd(lanes[2], lanes[3]))
-}
-
 /// Where only the last `count` of eight are meant.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn add_end_square(lane: __m512d, value: __m512d, count: usize) -> __m512d {
     _mm512_mask3_fmadd_pd(value, value, lane, 0xff << (WIDTH - count))
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn joined(lanes: [__m512d; 4]) -> __m512d {
+    _mm512_add_pd(_mm512_add_pd(lanes[0], lanes[1]), _mm512_add_pd(lanes[2], lanes[3]))
 }
 
 /// Elements fewer than a vector, and zeros. Out of line, so that the way past it keeps its vectors in registers.

@@ -26,35 +26,35 @@ pub(super) struct FastSum {
 }
 
 impl FastSum {
-    /// Of values, or of their differences from the centre's; the first `asks` of them ask for memory ahead.
+    /// Of values, or of their differences from the centre's; the first `prefetches` of them ask for memory ahead.
     #[inline(always)]
-    pub(super) fn of(values: &[f32], center: Option<&[f32]>, asks: usize) -> Self {
+    pub(super) fn of(values: &[f32], center: Option<&[f32]>, prefetches: usize) -> Self {
         if values.len() <= BLOCK {
-            return Self { high: sum_of_squares(values, center, asks), low: 0.0 };
+            return Self { high: sum_of_squares(values, center, prefetches), low: 0.0 };
         }
-        Self::of_blocks(values, center, asks)
+        Self::of_blocks(values, center, prefetches)
     }
 
     #[inline(never)]
-    fn of_blocks(values: &[f32], center: Option<&[f32]>, asks: usize) -> Self {
+    fn of_blocks(values: &[f32], center: Option<&[f32]>, prefetches: usize) -> Self {
         let mut sum = Self::default();
         for (block, values) in values.chunks(BLOCK).enumerate() {
             let start = block * BLOCK;
             let center = center.map(|center| &center[start..start + values.len()]);
-            let asks = asks.saturating_sub(start);
-            sum = sum.join(Self { high: sum_of_squares(values, center, asks), low: 0.0 });
+            let prefetches = prefetches.saturating_sub(start);
+            sum = sum.join(Self { high: sum_of_squares(values, center, prefetches), low: 0.0 });
         }
         sum
     }
 
     /// Of halves; `None` where this processor cannot widen them in registers.
     #[inline]
-    pub(super) fn of_halves(half: Half, bits: &[u16], asks: usize) -> Option<Self> {
+    pub(super) fn of_halves(half: Half, bits: &[u16], prefetches: usize) -> Option<Self> {
         if bits.len() <= BLOCK {
-            return Some(Self { high: sum_of_half_squares(half, bits, asks)?, low: 0.0 });
+            return Some(Self { high: sum_of_half_squares(half, bits, prefetches)?, low: 0.0 });
         }
         bits.chunks(BLOCK).enumerate().try_fold(Self::default(), |joined, (block, bits)| {
-            let high = sum_of_half_squares(half, bits, asks.saturating_sub(block * BLOCK))?;
+            let high = sum_of_half_squares(half, bits, prefetches.saturating_sub(block * BLOCK))?;
             Some(joined.join(Self { high, low: 0.0 }))
         })
     }

@@ -6,7 +6,7 @@ use std::ops::Range;
 use bytemuck::Pod;
 
 use super::kernels::Storage;
-use super::mean::{STRIP, SUM_BYTES};
+use super::mean::{LONGEST_STRIP, SUM_BYTES};
 use super::plan::EXACT_SUM_BYTES;
 use super::{Gpu, GpuContext};
 use crate::aggregate::{Weights, counts};
@@ -22,8 +22,11 @@ struct Strip {
     elements: Range<usize>,
 }
 
-/// All columns of a batch.
-pub(super) struct Strips {
+/// A batch, and all of its columns.
+pub(super) struct Strips<'a> {
+    gpu: &'a Gpu,
+    layout: &'a Layout,
+    clipping: &'a Clipping,
     storage: Storage,
     strips: Vec<Strip>,
 }
@@ -40,29 +43,30 @@ fn widest(context: &GpuContext, layout: &Layout, storage: Storage) -> Result<usi
     // Each row begins at a multiple of four elements.
     let held = limits.max_buffer_size / storage.bytes() / rows;
     // A mean keeps the sums of this many columns at once, or of all where these are fewer: they have to fit too.
-    let summed = if bound / SUM_BYTES < STRIP { bound / SUM_BYTES } else { bound / 4 };
-    // An exact sum is more than four elements: there is room for that many.
+    let summed = if bound / SUM_BYTES < LONGEST_STRIP { bound / SUM_BYTES } else { bound / 4 };
+    // Four always fit: they take less than the row's exact sum, for which there is room.
     let width = (held.saturating_sub(3).min(summed) / 4 * 4).max(4);
     Ok(usize::try_from(width).unwrap_or(usize::MAX))
 }
 
-impl Strips {
-    /// The strips of a batch, as wide as the device's buffers allow.
+impl<'a> Strips<'a> {
+    /// Strips as wide as the device's buffers allow.
     ///
     /// # Errors
     /// [`Error::BatchTooLarge`] where a buffer has no room for what is kept of each row.
     pub(super) fn of(
-        context: &GpuContext,
-        layout: &Layout,
-        granularity: Granularity,
+        gpu: &'a Gpu,
+        layout: &'a Layout,
+        clipping: &'a Clipping,
         storage: Storage,
     ) -> Result<Self> {
-        let width = widest(context, layout, storage)?;
-        Ok(Self { storage, strips: Self::within(width, layout, granularity) })
+        let width = widest(&gpu.context, layout, storage)?;
+        let strips = Self::cut(width, layout, clipping.granularity);
+        Ok(Self { gpu, layout, clipping, storage, strips })
     }
 
     /// Strips of at most `width` elements a row, in the order of the columns.
-    fn within(width: usize, layout: &Layout, granularity: Granularity) -> Vec<Strip> {
+    fn cut(width: usize, layout: &Layout, granularity: Granularity) -> Vec<Strip> {
         let mut strips = Vec::new();
         if layout.clients() == 0 {
             return strips;
@@ -80,13 +84,11 @@ impl Strips {
     /// The mean, strip by strip.
     pub(super) fn mean<T: Pod>(
         &self,
-        gpu: &Gpu,
-        layout: &Layout,
         data: &[T],
-        clipping: &Clipping,
         decisions: &[Decision],
         weights: &Weights,
     ) -> Result<Vec<f32>> {
+        let &Self { gpu, layout, clipping, .. } = self;
         let granularity = clipping.granularity;
         // A row that does not count weighs nothing: the sums are the same.
         let mut weights = weights.of_rows(layout.clients())?;
@@ -139,7 +141,7 @@ mod tests {
     fn strips_are_all_columns_in_order_and_lie_in_one_span_each() {
         let layout = Layout::dense(3, 10).unwrap().layered(&[4, 0, 6]).unwrap();
         let of = |granularity, width| -> Vec<(usize, Range<usize>)> {
-            Strips::within(width, &layout, granularity)
+            Strips::cut(width, &layout, granularity)
                 .into_iter()
                 .map(|strip| (strip.span, strip.elements))
                 .collect()
@@ -147,6 +149,6 @@ mod tests {
         assert_eq!(of(Granularity::Row, 4), [(0, 0..4), (0, 4..8), (0, 8..10)]);
         assert_eq!(of(Granularity::Row, 100), [(0, 0..10)]);
         assert_eq!(of(Granularity::Segment, 4), [(0, 0..4), (2, 0..4), (2, 4..6)]);
-        assert_eq!(Strips::within(4, &Layout::dense(0, 5).unwrap(), Granularity::Row), []);
+        assert_eq!(Strips::cut(4, &Layout::dense(0, 5).unwrap(), Granularity::Row), []);
     }
 }

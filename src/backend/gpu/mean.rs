@@ -26,7 +26,7 @@ pub(super) const SUM_BYTES: u64 = CELLS * 4;
 const ROWS: u64 = 1 << 13;
 
 /// Coordinates whose sums wait between dispatches: 20 MB.
-pub(super) const STRIP: u64 = 1 << 17;
+pub(super) const LONGEST_STRIP: u64 = 1 << 17;
 
 /// Bytes between strips in their buffer: every device can bind a uniform at a multiple of these.
 const STRIP_BYTES: u64 = 256;
@@ -238,7 +238,7 @@ impl Cut {
         let tiles_per_row = geometry.columns.len();
         let windows = geometry.windows.iter().flat_map(|window| parts(window, tiles_per_row as u64));
         let mut cut = Self { windows: windows.collect(), strips: Vec::new() };
-        let longest = if cut.windows.len() > 1 { STRIP } else { u64::MAX };
+        let longest = if cut.windows.len() > 1 { LONGEST_STRIP } else { u64::MAX };
         let mut needed = 0;
         let ends = geometry.columns.iter().skip(1).copied().chain([source.layout.params() as u32]);
         for (tile, (&first, end)) in geometry.columns.iter().zip(ends).enumerate() {

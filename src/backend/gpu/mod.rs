@@ -414,8 +414,7 @@ impl Gpu {
     ) -> Result<Vec<f32>> {
         check_decisions(layout, clipping.granularity, decisions)?;
         if self.pieces(storage, layout, clipping)?.is_some() {
-            let strips = Strips::of(&self.context, layout, clipping.granularity, storage)?;
-            return strips.mean(self, layout, data, clipping, decisions, weights);
+            return Strips::of(self, layout, clipping, storage)?.mean(data, decisions, weights);
         }
         self.with_session(storage, layout, &decided(clipping), |session| {
             let mean = session.plan.mean(weights)?;
@@ -437,11 +436,11 @@ impl Gpu {
     ) -> Result<(Vec<f32>, Report)> {
         if let Some(pieces) = self.pieces(storage, layout, clipping)? {
             clipping.check(layout, state)?;
-            let strips = Strips::of(&self.context, layout, clipping.granularity, storage)?;
+            let strips = Strips::of(self, layout, clipping, storage)?;
             let norms = self.norms_in_pieces(&pieces, storage, layout, data, clipping)?;
             let mut next = state.clone();
             let decisions = threshold::decide(layout, &norms, clipping, &mut next)?;
-            let mean = strips.mean(self, layout, data, clipping, &decisions, weights)?;
+            let mean = strips.mean(data, &decisions, weights)?;
             *state = next;
             let ran = pieces.ran(self, false);
             return Ok((mean, Report::of_stages(ran, layout, clipping.granularity, &norms, &decisions)));

@@ -103,7 +103,7 @@ impl Tuning {
             // A software adapter runs a workgroup on one core, a vector register at a time: workgroups
             // of one register have no barrier to wait for.
             tuning.workgroup = info.subgroup_max_size.clamp(4, 64).next_power_of_two();
-            // Spans and short rows wait for none, but for joins that are few: a larger one is a call less.
+            // Those of spans and short rows have few barriers: larger ones are fewer calls.
             tuning.span_workgroup = tuning.workgroup.max(64);
             // There a branch that is not taken is run all the same, masked: what is cheapest is few workgroups.
             tuning.row_lanes = 1;

@@ -37,10 +37,15 @@ fn groups(class: ShapeClass, from: &Tuning) -> Vec<Alternative> {
     [0, 2, 8, 16, 32].map(of).into()
 }
 
-/// Invocations of the workgroups that read the elements: those of short rows are those of spans.
+/// Whether a workgroup takes several short rows.
+fn shares_workgroups(class: ShapeClass, from: &Tuning) -> bool {
+    class == ShapeClass::Short && from.short_rows < u32::MAX
+}
+
+/// Invocations of the workgroups that read the elements: `span_workgroup` where several short rows share one.
 fn workgroups(class: ShapeClass, from: &Tuning) -> Vec<Alternative> {
-    let short = class == ShapeClass::Short && from.short_rows < u32::MAX;
-    let now = if short { from.span_workgroup } else { from.workgroup };
+    let short = shares_workgroups(class, from);
+    let current = if short { from.span_workgroup } else { from.workgroup };
     let of = |size: u32| {
         let tuning = if short {
             Tuning { span_workgroup: size, ..from.clone() }
@@ -50,16 +55,17 @@ fn workgroups(class: ShapeClass, from: &Tuning) -> Vec<Alternative> {
         (format!("workgroup {size}"), tuning)
     };
     // A factor of two to either side, then of four.
-    [now * 2, now / 2, now * 4, now / 4].into_iter().filter(|size| *size > 0).map(of).collect()
+    [current * 2, current / 2, current * 4, current / 4]
+        .into_iter()
+        .filter(|size| *size > 0)
+        .map(of)
+        .collect()
 }
 
 /// Invocations to a short row.
 fn lanes(class: ShapeClass, from: &Tuning) -> Vec<Alternative> {
     let of = |row_lanes: u32| (format!("{row_lanes} lanes a row"), Tuning { row_lanes, ..from.clone() });
-    match class {
-        ShapeClass::Short if from.short_rows < u32::MAX => [1, 2, 4, 8, 16, 32].map(of).into(),
-        _ => Vec::new(),
-    }
+    if shares_workgroups(class, from) { [1, 2, 4, 8, 16, 32].map(of).into() } else { Vec::new() }
 }
 
 fn tiles(class: ShapeClass, from: &Tuning) -> Vec<Alternative> {
@@ -103,7 +109,8 @@ mod tests {
         }
         // Short rows that are fused or cut in tiles are read by those of tiles.
         let tiled = Tuning { short_rows: u32::MAX, ..Tuning::portable() };
-        assert!(workgroups(ShapeClass::Short, &tiled).iter().all(|(_, t)| t.workgroup != tiled.workgroup));
+        let of_tiles = workgroups(ShapeClass::Short, &tiled);
+        assert_eq!(of_tiles.iter().filter(|(_, t)| t.workgroup != tiled.workgroup).count(), 4);
     }
 
     #[test]

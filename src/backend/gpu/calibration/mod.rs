@@ -198,7 +198,7 @@ pub struct Calibration {
     choices: [Choice; ShapeClass::ALL.len()],
 }
 
-/// The first line of a saved calibration; another one where the lines mean something else.
+/// The first line of a saved calibration; another one where the lines mean something else, or were chosen among others.
 const FORMAT: &str = "byzclip calibration 2";
 
 impl Calibration {
