@@ -6,7 +6,6 @@
 @group(0) @binding(2) var<storage, read> tiles: array<Tile>;
 @group(0) @binding(7) var<storage, read> decisions: array<Decision>;
 @group(0) @binding(8) var<storage, read> run: array<u32>;
-@group(0) @binding(19) var<storage, read> open: array<u32>;
 
 @compute @workgroup_size(WORKGROUP)
 fn clip(
@@ -38,7 +37,7 @@ fn clip_left(
         var index = place;
         if params.clips == CLIPS_OPEN {
             // The tiles of a window lie side by side, those of other windows outside.
-            index = open[params.spans + 2u * place] - tiles[0].slot;
+            index = run[open_tile(place, params.spans)] - tiles[0].slot;
         }
         clip_part(index, local, WORKGROUP);
     }
@@ -53,7 +52,9 @@ fn clip_rows(
 ) {
     let rows = WORKGROUP / LANES;
     let index = item_of(linear(workgroup, workgroups), local / LANES, rows, arrayLength(&tiles));
-    clip_part(index, local % LANES, LANES);
+    if params.clips == CLIPS_ALL {
+        clip_part(index, local % LANES, LANES);
+    }
 }
 
 fn clip_part(index: u32, first: u32, step: u32) {

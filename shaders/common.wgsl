@@ -86,6 +86,8 @@ struct Params {
     end: u32,
     // CLIPS_*
     clips: u32,
+    // 1: bounds are given, so that what settles a norm makes its decision too.
+    decides: u32,
 }
 
 const BELOW: u32 = 0u;
@@ -128,6 +130,9 @@ const RUN_NORMS: u32 = 1u;
 const RUN_DECISIONS: u32 = 2u;
 const RUN_OPEN_SPANS: u32 = 3u;
 const RUN_OPEN_TILES: u32 = 4u;
+// Behind them, and not cleared, the spans that are open; behind params.spans of those, two words to each, the tiles
+// that they are made of.
+const RUN_LIST: u32 = 8u;
 
 const NO_GROUP: u32 = 0xffffffffu;
 const NO_NORM: u32 = 0xffffffffu;
@@ -155,6 +160,11 @@ override CENTERED: bool = false;
 // The dispatch is folded into two dimensions, because one holds only 65,535 workgroups.
 fn linear(id: vec3<u32>, count: vec3<u32>) -> u32 {
     return id.x + id.y * count.x;
+}
+
+// Where in `run` a tile is listed that is open, of a batch of so many spans: its slot, then its span.
+fn open_tile(place: u32, spans: u32) -> u32 {
+    return RUN_LIST + spans + 2u * place;
 }
 
 // The item that an invocation takes, where each of `lanes` in a workgroup takes one of `count`: side by side, or in STREAMS

@@ -1,14 +1,16 @@
 // Stage 1, the exact way, for the spans that the fast way left open: an integer sum of squares in limbs of
 // 16 bits, and its correctly rounded root. Always dispatched, with few workgroups that go through the list of
 // what is open: it is nearly always empty, so nothing has to be read back and no workgroup comes for nothing.
+// Short spans take one dispatch, a workgroup to each; long ones two, a workgroup to each of their tiles, then the roots.
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> data: array<Element>;
 @group(0) @binding(2) var<storage, read> tiles: array<Tile>;
+@group(0) @binding(3) var<storage, read> spans: array<Span>;
 @group(0) @binding(5) var<storage, read_write> norms: array<Norm>;
 @group(0) @binding(6) var<storage, read_write> limbs: array<atomic<u32>>;
+@group(0) @binding(7) var<storage, read_write> decisions: array<Decision>;
 @group(0) @binding(8) var<storage, read> run: array<u32>;
-@group(0) @binding(19) var<storage, read> open: array<u32>;
 
 var<workgroup> joined: array<atomic<u32>, LIMBS>;
 
@@ -25,53 +27,22 @@ fn exact_tiles(
 ) {
     let all = workgroups.x * workgroups.y;
     for (var place = linear(workgroup, workgroups); place < run[RUN_OPEN_TILES]; place += all) {
-        let at = params.spans + 2u * place;
         // The tiles of a window lie side by side, those of other windows outside.
-        let index = open[at] - tiles[0].slot;
+        let index = run[open_tile(place, params.spans)] - tiles[0].slot;
         if index < arrayLength(&tiles) {
             let tile = tiles[index];
             if tile.span != NO_SPAN {
-                add_tile(local, tile, open[at + 1u]);
+                add_tile(local, tile, run[open_tile(place, params.spans) + 1u]);
             }
         }
     }
 }
 
 fn add_tile(local: u32, tile: Tile, span: u32) {
-    for (var limb = local; limb < LIMBS; limb += WORKGROUP) {
-        atomicStore(&joined[limb], 0u);
-    }
-    workgroupBarrier();
-
+    clear_joined(local);
     var sum = Cells();
-    var added = 0u;
-    for (var group = local; group < groups(tile); group += WORKGROUP) {
-        let value = load4(tile, group);
-        if CENTERED {
-            let center = center4(tile, group, params.tiles_per_row);
-            add_square_difference(&sum, value.x, center.x);
-            add_square_difference(&sum, value.y, center.y);
-            add_square_difference(&sum, value.z, center.z);
-            add_square_difference(&sum, value.w, center.w);
-        } else {
-            add_product(&sum, value.x, value.x, 0u, false);
-            add_product(&sum, value.y, value.y, 0u, false);
-            add_product(&sum, value.z, value.z, 0u, false);
-            add_product(&sum, value.w, value.w, 0u, false);
-        }
-        added++;
-        if added == GROUPS {
-            pass_carries(&sum);
-            added = 0u;
-        }
-    }
-    pass_carries(&sum);
-    for (var limb = 0u; limb < LIMBS; limb++) {
-        if sum[limb] != 0i {
-            atomicAdd(&joined[limb], u32(sum[limb]));
-        }
-    }
-    workgroupBarrier();
+    add_squares(local, tile, &sum);
+    join_cells(&sum);
 
     // A cell holds at most 256 * 2^16; cut to 16 bits again, it can be added by 65,536 tiles.
     for (var limb = local; limb < LIMBS; limb += WORKGROUP) {
@@ -80,6 +51,77 @@ fn add_tile(local: u32, tile: Tile, span: u32) {
         add_cell(span * LIMBS + limb + 1u, cell >> 16u);
     }
     // Before the cells are cleared for the next tile.
+    workgroupBarrier();
+}
+
+// Where one window holds all, and no span has many tiles: a workgroup takes a span alone, up to its root.
+@compute @workgroup_size(WORKGROUP)
+fn exact_few(
+    @builtin(local_invocation_index) local: u32,
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) workgroups: vec3<u32>,
+) {
+    let all = workgroups.x * workgroups.y;
+    for (var place = linear(workgroup, workgroups); place < run[RUN_OPEN_SPANS]; place += all) {
+        let index = run[RUN_LIST + place];
+        let first = spans[index].first_slot - tiles[0].slot;
+        clear_joined(local);
+        var sum = Cells();
+        for (var tile = 0u; tile < spans[index].slot_count; tile++) {
+            add_squares(local, tiles[first + tile], &sum);
+        }
+        join_cells(&sum);
+        if local == 0u {
+            for (var limb = 0u; limb < LIMBS; limb++) {
+                atomicStore(&limbs[index * LIMBS + limb], atomicLoad(&joined[limb]));
+            }
+            finish_span(index);
+        }
+        // Before the cells are cleared for the next span.
+        workgroupBarrier();
+    }
+}
+
+fn clear_joined(local: u32) {
+    for (var limb = local; limb < LIMBS; limb += WORKGROUP) {
+        atomicStore(&joined[limb], 0u);
+    }
+    workgroupBarrier();
+}
+
+// Adds the squares of what an invocation has of a tile to its cells, and cuts these to limbs.
+fn add_squares(local: u32, tile: Tile, sum: ptr<function, Cells>) {
+    var added = 0u;
+    for (var group = local; group < groups(tile); group += WORKGROUP) {
+        let value = load4(tile, group);
+        if CENTERED {
+            let center = center4(tile, group, params.tiles_per_row);
+            add_square_difference(sum, value.x, center.x);
+            add_square_difference(sum, value.y, center.y);
+            add_square_difference(sum, value.z, center.z);
+            add_square_difference(sum, value.w, center.w);
+        } else {
+            add_product(sum, value.x, value.x, 0u, false);
+            add_product(sum, value.y, value.y, 0u, false);
+            add_product(sum, value.z, value.z, 0u, false);
+            add_product(sum, value.w, value.w, 0u, false);
+        }
+        added++;
+        if added == GROUPS {
+            pass_carries(sum);
+            added = 0u;
+        }
+    }
+    pass_carries(sum);
+}
+
+// Adds the cells of all invocations, cut to limbs, to those that the workgroup shares.
+fn join_cells(sum: ptr<function, Cells>) {
+    for (var limb = 0u; limb < LIMBS; limb++) {
+        if (*sum)[limb] != 0i {
+            atomicAdd(&joined[limb], u32((*sum)[limb]));
+        }
+    }
     workgroupBarrier();
 }
 
@@ -130,7 +172,7 @@ fn exact_spans(
 ) {
     let all = workgroups.x * workgroups.y * WORKGROUP;
     for (var i = linear(workgroup, workgroups) * WORKGROUP + local; i < run[RUN_OPEN_SPANS]; i += all) {
-        finish_span(open[i]);
+        finish_span(run[RUN_LIST + i]);
     }
 }
 
@@ -146,7 +188,9 @@ fn finish_span(index: u32) {
             top = limb;
         }
     }
-    norms[index] = root_of_limbs(index * LIMBS, top);
+    let norm = root_of_limbs(index * LIMBS, top);
+    norms[index] = norm;
+    decide_alone(index, norm, spans[index]);
 }
 
 fn root_of_limbs(first: u32, top: u32) -> Norm {

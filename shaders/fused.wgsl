@@ -8,8 +8,8 @@
 @group(0) @binding(3) var<storage, read> spans: array<Span>;
 @group(0) @binding(5) var<storage, read_write> norms: array<Norm>;
 @group(0) @binding(6) var<storage, read_write> limbs: array<u32>;
+@group(0) @binding(7) var<storage, read_write> decisions: array<Decision>;
 @group(0) @binding(8) var<storage, read_write> run: array<atomic<u32>>;
-@group(0) @binding(19) var<storage, read_write> open: array<u32>;
 
 var<workgroup> made: Decision;
 
@@ -40,9 +40,8 @@ fn fused(
             list_tile(listed_at, tile.slot, tile.span);
         }
         made = Decision(Norm(0u, UNDECIDED), 0u, 0, 0u, UNTOUCHED);
-        if (listed_at == NO_SPAN) & (params.clips == CLIPS_OPEN) {
-            let norm = norms[tile.span];
-            made = decision_of(norm, norm.kind, span.bound, false);
+        if (listed_at == NO_SPAN) & (params.decides != 0u) {
+            made = decisions[tile.span];
         }
     }
     workgroupBarrier();

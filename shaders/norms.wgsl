@@ -8,9 +8,8 @@
 @group(0) @binding(4) var<storage, read_write> partials: array<Partial>;
 @group(0) @binding(5) var<storage, read_write> norms: array<Norm>;
 @group(0) @binding(6) var<storage, read_write> limbs: array<u32>;
+@group(0) @binding(7) var<storage, read_write> decisions: array<Decision>;
 @group(0) @binding(8) var<storage, read_write> run: array<atomic<u32>>;
-// The spans that are open; behind params.spans of them the tiles that they are made of.
-@group(0) @binding(19) var<storage, read_write> open: array<u32>;
 
 @compute @workgroup_size(WORKGROUP)
 fn norms_tiles(

@@ -7,39 +7,41 @@ struct Partial {
     largest: u32,
 }
 
-// Writes the norm of a span. One that stays open joins the list for the exact sums; its tiles' place there is
-// the result, and NO_SPAN for all others.
+// Writes the norm of a span, and its decision where bounds are given. A span that stays open joins the list for the
+// exact sums; its tiles' place there is the result, and NO_SPAN for all others.
 fn settle(index: u32, span: Span, sum: Partial) -> u32 {
     if index == 0u {
         atomicStore(&run[RUN_NORMS], 1u);
+        if params.decides != 0u {
+            atomicStore(&run[RUN_DECISIONS], 1u + params.non_finite);
+        }
     }
-    if span.in_scope == 0u {
-        norms[index] = Norm(0u, OUT_OF_SCOPE);
-        return NO_SPAN;
+    var norm = Norm(0u, OUT_OF_SCOPE);
+    if span.in_scope != 0u {
+        norm = fast_norm(sum, span);
     }
-    let norm = decided(sum, span);
     norms[index] = norm;
     if norm.kind == NON_FINITE {
         atomicOr(&run[RUN_NON_FINITE], 1u);
     }
     if norm.kind != UNDECIDED {
+        decide_alone(index, norm, span);
         return NO_SPAN;
     }
     for (var limb = 0u; limb < LIMBS; limb++) {
         limbs[index * LIMBS + limb] = 0u;
     }
-    open[atomicAdd(&run[RUN_OPEN_SPANS], 1u)] = index;
+    atomicStore(&run[RUN_LIST + atomicAdd(&run[RUN_OPEN_SPANS], 1u)], index);
     return atomicAdd(&run[RUN_OPEN_TILES], span.slot_count);
 }
 
 // A tile and the span that it adds to: where rows are cut in segments both may be open, and both get it.
 fn list_tile(place: u32, slot: u32, span: u32) {
-    let at = params.spans + 2u * place;
-    open[at] = slot;
-    open[at + 1u] = span;
+    atomicStore(&run[open_tile(place, params.spans)], slot);
+    atomicStore(&run[open_tile(place, params.spans) + 1u], span);
 }
 
-fn decided(sum: Partial, span: Span) -> Norm {
+fn fast_norm(sum: Partial, span: Span) -> Norm {
     if sum.largest >= INFINITY {
         return Norm(0u, NON_FINITE);
     }

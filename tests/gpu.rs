@@ -308,13 +308,59 @@ fn plans_take_the_strategy_of_their_tuning_and_shape() {
 }
 
 #[test]
-fn one_recording_is_right_under_every_clipping_that_comes_later() {
+fn a_run_takes_no_more_dispatches_than_its_clipping_needs() {
+    let Some(gpu) = gpu() else { return };
+    let kernels = |tuning: &Tuning, layout: &Layout, clipping: &Clipping| {
+        let gpu = tuned(&gpu, tuning.clone());
+        let buffer = buffer_of(&gpu, &vec![0.0; layout.len()], wgpu::BufferUsages::STORAGE);
+        let plan = gpu.plan(layout, clipping, &buffer).unwrap();
+        plan.dispatches().map(|(kernel, ..)| kernel).collect::<Vec<_>>()
+    };
+    let layout = Layout::dense(25, 1003).unwrap();
+    let fixed = Clipping::fixed(1.5);
+    let median = Clipping { threshold: Threshold::Median { factor: 0.75 }, ..Clipping::default() };
+    let refusing = fixed.clone().non_finite(NonFinite::Error);
+    let threshold = ["threshold_groups", "threshold_spans"];
+    let [(_, fused), (_, tiled), (_, grouped)] = of_long_rows(&gpu);
+    let tiled = Tuning { few_tiles: 16, ..tiled };
+    let rows = Tuning { short_row: 1003, short_rows: 0, ..Tuning { tile: 1024, ..tiled.clone() } };
+    for (tuning, norms, clip) in [
+        (&fused, vec!["fused", "exact_few"], "clip_left"),
+        (&tiled, vec!["norms_tiles", "norms_few", "exact_few"], "clip"),
+        (&rows, vec!["norms_rows", "exact_few"], "clip_rows"),
+    ] {
+        assert_eq!(kernels(tuning, &layout, &fixed), [&norms[..], &[clip]].concat());
+        for clipping in [&median, &refusing] {
+            assert_eq!(kernels(tuning, &layout, clipping), [&norms[..], &threshold, &[clip]].concat());
+        }
+    }
+    // Two rows to a portion.
+    let portion = ["norms_tiles", "norms_spans", "exact_tiles", "exact_spans", "clip"];
+    let grouped = Tuning { few_tiles: 0, ..grouped };
+    assert_eq!(kernels(&grouped, &layout, &fixed), portion.repeat(13));
+    // Rows of many tiles, and rows in more than one window, are summed exactly by more than a workgroup each.
+    let norms = ["norms_tiles", "norms_spans", "exact_tiles", "exact_spans"];
+    let long = Layout::dense(2, 17 * 256).unwrap();
+    assert_eq!(kernels(&Tuning { few_tiles: 0, ..tiled.clone() }, &long, &fixed)[..4], norms);
+    let window = Tuning { window: 16 << 10, ..tiled };
+    let of_windows = kernels(&window, &layout, &fixed);
+    assert_eq!(of_windows.iter().filter(|kernel| **kernel == "exact_tiles").count(), 2);
+}
+
+#[test]
+fn a_recording_is_right_under_clippings_that_come_later_or_clips_nothing_and_is_refused() {
     let Some(gpu) = gpu() else { return };
     let layouts = [
         Layout::dense(25, 1003).unwrap(),
         Layout::strided(25, 700, 709).unwrap(),
         Layout::ragged(&(0..26).map(|i| i * 400 + i * i).collect::<Vec<_>>()).unwrap(),
     ];
+    // Recordings without a threshold stage are for these alone.
+    let decide_by_row = |clipping: &Clipping| {
+        matches!(clipping.threshold, Threshold::Fixed(_) | Threshold::PerRow(_))
+            && clipping.non_finite != NonFinite::Error
+    };
+    let mut refused = 0;
     for (strategy, tuning) in of_long_rows(&gpu) {
         for exact in [false, true] {
             let gpu = tuned(&gpu, Tuning { force_exact: exact, ..tuning.clone() });
@@ -325,6 +371,7 @@ fn one_recording_is_right_under_every_clipping_that_comes_later() {
                 let all = clippings(layout.clients());
                 let mut plan = gpu.plan(layout, &all[i], &buffer).unwrap();
                 assert_eq!(plan.strategy(), strategy);
+                let mut recorded_under = &all[i];
                 for (j, clipping) in all.iter().enumerate() {
                     let what = format!("{strategy:?}, exact {exact}, layout {i}, clipping {j}");
                     plan.poison().unwrap();
@@ -337,19 +384,31 @@ fn one_recording_is_right_under_every_clipping_that_comes_later() {
                     gpu.queue().submit([encoder.finish()]);
                     let mut expected = original.clone();
                     let specified = Reference.run(layout, &mut expected, clipping);
-                    match (plan.report_blocking(), specified) {
-                        (Ok(got), Ok(want)) => assert_eq!(rows(&got), rows(&want), "{what}"),
-                        (got, want) => assert_eq!(got.err(), want.err(), "{what}"),
+                    if decide_by_row(recorded_under) && !decide_by_row(clipping) {
+                        refused += 1;
+                        assert_eq!(plan.report_blocking(), Err(Error::NotRecorded), "{what}");
+                        expected.clone_from(&original);
+                    } else {
+                        match (plan.report_blocking(), specified) {
+                            (Ok(got), Ok(want)) => assert_eq!(rows(&got), rows(&want), "{what}"),
+                            (got, want) => assert_eq!(got.err(), want.err(), "{what}"),
+                        }
                     }
                     assert!(contents(&gpu, &buffer) == bits(&expected), "{what}: data");
-                    // Once more, on what is clipped now.
+                    recorded_under = clipping;
+                    // Once more, recorded under it, on what is clipped now.
                     submit(&gpu, |encoder| plan.record(encoder));
-                    Reference.run(layout, &mut expected, clipping).ok();
+                    let specified = Reference.run(layout, &mut expected, clipping);
+                    match (plan.report_blocking(), specified) {
+                        (Ok(got), Ok(want)) => assert_eq!(rows(&got), rows(&want), "{what}, again"),
+                        (got, want) => assert_eq!(got.err(), want.err(), "{what}, again"),
+                    }
                     assert!(contents(&gpu, &buffer) == bits(&expected), "{what}: data of a second run");
                 }
             }
         }
     }
+    assert!(refused >= 12, "{refused}");
 }
 
 #[test]

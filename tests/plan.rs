@@ -192,7 +192,8 @@ fn read(bench: &Bench, into: &mut [f32]) {
 
 /// The same passes and dispatches as the plan's, by bare calls to wgpu.
 fn record_bare(plan: &byzclip::backend::gpu::Plan, encoder: &mut wgpu::CommandEncoder) {
-    encoder.clear_buffer(plan.cleared(), 0, None);
+    let (run, bytes) = plan.cleared();
+    encoder.clear_buffer(run, 0, Some(bytes));
     for (label, file) in [
         ("byzclip norms", ["norms", "exact"]),
         ("byzclip threshold", ["threshold"; 2]),

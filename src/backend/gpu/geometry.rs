@@ -88,6 +88,8 @@ pub(crate) struct Geometry {
     pub portions: Vec<Portion>,
     /// Whether no span has many tiles.
     pub few: bool,
+    /// Whether exact sums are those of whole spans, in one dispatch.
+    pub few_exact: bool,
     /// Elements of the longest tile.
     pub longest: u64,
     /// Whether norms are those of differences from a centre.
@@ -183,6 +185,7 @@ impl Geometry {
             strategy,
             portions: Vec::new(),
             few: false,
+            few_exact: false,
             longest: 0,
             centered,
             fours,
@@ -191,10 +194,19 @@ impl Geometry {
         let portion = tuning.group_bytes.max(bytes / MOST_PORTIONS);
         geometry.cut(layout, granularity, placement, tuning, portion)?;
         geometry.few = geometry.spans.iter().all(|span| span.slot_count <= tuning.few_tiles);
+        let (tiles, elements) = geometry.largest_span();
+        geometry.few_exact = geometry.windows.len() == 1 && tuning.sums_whole(tiles, elements);
         if layout.check_alike().is_ok() {
             geometry.columns = geometry.first_coordinates(layout.clients());
         }
         Ok(geometry)
+    }
+
+    /// The most tiles and elements that a span has.
+    pub(crate) fn largest_span(&self) -> (u32, u64) {
+        let largest = |most: (u32, u32), span: &Span| (most.0.max(span.slot_count), most.1.max(span.length));
+        let (tiles, elements) = self.spans.iter().fold((0, 0), largest);
+        (tiles, u64::from(elements))
     }
 
     /// Where the tiles of the first row begin in it; those of all other rows do the same.

@@ -32,7 +32,6 @@ pub(crate) enum Resource {
     Columns = 16,
     Sums = 17,
     Means = 18,
-    Open = 19,
 }
 
 /// How a kernel uses a resource.
@@ -54,6 +53,8 @@ pub(crate) enum Grid {
     OpenTiles,
     /// An open span to an invocation, in turn with the others.
     OpenSpans,
+    /// An open span, in turn with the other workgroups.
+    OpenFew,
     /// One span.
     Span,
     /// As many spans as it has invocations.
@@ -79,12 +80,12 @@ pub(crate) struct Kernel {
 
 use Access::{Read, ReadWrite, Uniform};
 use Resource::{
-    Bounds, Columns, Data, Decisions, Groups, Limbs, Means, Members, Norms, Open, Params, Partials, Run,
-    Spans, State, Strip, Sums, Tiles, WeightSum, Weights,
+    Bounds, Columns, Data, Decisions, Groups, Limbs, Means, Members, Norms, Params, Partials, Run, Spans,
+    State, Strip, Sums, Tiles, WeightSum, Weights,
 };
 
 /// In the order in which a run dispatches them.
-pub(crate) const KERNELS: [Kernel; 14] = [
+pub(crate) const KERNELS: [Kernel; 15] = [
     Kernel {
         name: "norms_tiles",
         file: "norms",
@@ -107,8 +108,8 @@ pub(crate) const KERNELS: [Kernel; 14] = [
             (Partials, ReadWrite),
             (Norms, ReadWrite),
             (Limbs, ReadWrite),
+            (Decisions, ReadWrite),
             (Run, ReadWrite),
-            (Open, ReadWrite),
         ],
         grid: Grid::Span,
     },
@@ -121,8 +122,8 @@ pub(crate) const KERNELS: [Kernel; 14] = [
             (Partials, ReadWrite),
             (Norms, ReadWrite),
             (Limbs, ReadWrite),
+            (Decisions, ReadWrite),
             (Run, ReadWrite),
-            (Open, ReadWrite),
         ],
         grid: Grid::Spans,
     },
@@ -136,9 +137,9 @@ pub(crate) const KERNELS: [Kernel; 14] = [
             (Spans, Read),
             (Norms, ReadWrite),
             (Limbs, ReadWrite),
+            (Decisions, ReadWrite),
             (Run, ReadWrite),
             (Columns, Read),
-            (Open, ReadWrite),
         ],
         grid: Grid::ShortTiles,
     },
@@ -152,11 +153,27 @@ pub(crate) const KERNELS: [Kernel; 14] = [
             (Spans, Read),
             (Norms, ReadWrite),
             (Limbs, ReadWrite),
+            (Decisions, ReadWrite),
             (Run, ReadWrite),
             (Columns, Read),
-            (Open, ReadWrite),
         ],
         grid: Grid::Tile,
+    },
+    Kernel {
+        name: "exact_few",
+        file: "exact",
+        bindings: &[
+            (Params, Uniform),
+            (Data, Read),
+            (Tiles, Read),
+            (Spans, Read),
+            (Norms, ReadWrite),
+            (Limbs, ReadWrite),
+            (Decisions, ReadWrite),
+            (Run, Read),
+            (Columns, Read),
+        ],
+        grid: Grid::OpenFew,
     },
     Kernel {
         name: "exact_tiles",
@@ -168,14 +185,20 @@ pub(crate) const KERNELS: [Kernel; 14] = [
             (Limbs, ReadWrite),
             (Run, Read),
             (Columns, Read),
-            (Open, Read),
         ],
         grid: Grid::OpenTiles,
     },
     Kernel {
         name: "exact_spans",
         file: "exact",
-        bindings: &[(Norms, ReadWrite), (Limbs, ReadWrite), (Run, Read), (Open, Read)],
+        bindings: &[
+            (Params, Uniform),
+            (Spans, Read),
+            (Norms, ReadWrite),
+            (Limbs, ReadWrite),
+            (Decisions, ReadWrite),
+            (Run, Read),
+        ],
         grid: Grid::OpenSpans,
     },
     Kernel {
@@ -228,7 +251,6 @@ pub(crate) const KERNELS: [Kernel; 14] = [
             (Decisions, Read),
             (Run, Read),
             (Columns, Read),
-            (Open, Read),
         ],
         grid: Grid::OpenTiles,
     },
@@ -367,9 +389,11 @@ pub(crate) fn source(file: &str, variant: Variant) -> String {
     let apply = include_str!("../../../shaders/apply.wgsl");
     let fused = include_str!("../../../shaders/fused.wgsl");
     let parts: &[&str] = match file {
-        "norms" => &[data, center, pairs, sum, settle, include_str!("../../../shaders/norms.wgsl"), reduce],
+        "norms" => {
+            &[data, center, pairs, sum, settle, decide, include_str!("../../../shaders/norms.wgsl"), reduce]
+        }
         "fused" => &[data, store, center, pairs, sum, settle, decide, product, around, apply, fused, reduce],
-        "exact" => &[data, center, include_str!("../../../shaders/exact.wgsl")],
+        "exact" => &[data, center, decide, include_str!("../../../shaders/exact.wgsl")],
         "threshold" => &[decide, include_str!("../../../shaders/threshold.wgsl")],
         "mean" => &[data, center, product, around, include_str!("../../../shaders/mean.wgsl")],
         _ => &[data, store, center, product, around, apply, include_str!("../../../shaders/clip.wgsl")],
@@ -465,7 +489,7 @@ fn build_one(device: &wgpu::Device, kernel: &'static Kernel, form: Form, tuning:
         immediate_size: 0,
     });
     let workgroup = match kernel.grid {
-        Grid::Tile | Grid::OpenTiles | Grid::Coordinates => tuning.workgroup,
+        Grid::Tile | Grid::OpenTiles | Grid::OpenFew | Grid::Coordinates => tuning.workgroup,
         Grid::ShortTiles | Grid::Span | Grid::Spans | Grid::OpenSpans | Grid::Weights => {
             tuning.span_workgroup
         }
@@ -734,6 +758,7 @@ mod tests {
                 ("first", offset_of!(Params, first)),
                 ("end", offset_of!(Params, end)),
                 ("clips", offset_of!(Params, clips)),
+                ("decides", offset_of!(Params, decides)),
             ])
         );
     }

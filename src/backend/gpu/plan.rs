@@ -36,6 +36,7 @@ pub(crate) struct Params {
     pub first: u32,
     pub end: u32,
     pub clips: u32,
+    pub decides: u32,
 }
 
 /// CLIPS_* of common.wgsl.
@@ -44,23 +45,23 @@ const CLIPS_OPEN: u32 = 1;
 const CLIPS_NONE: u32 = 2;
 
 /// Which of the plan's params a dispatch reads: those of stages alone, those of the whole batch in a run of all stages,
-/// and from here on those of portions.
+/// those of one whose norms decide, and from here on those of portions.
 const OF_STAGES: usize = 0;
 const OF_RUN: usize = 1;
-const OF_PORTIONS: usize = 2;
+const OF_GIVEN: usize = 2;
+const OF_PORTIONS: usize = 3;
 
 /// The kernels of a stage.
 const NORMS: &[&str] =
-    &["norms_tiles", "norms_spans", "norms_few", "norms_rows", "exact_tiles", "exact_spans"];
+    &["norms_tiles", "norms_spans", "norms_few", "norms_rows", "exact_few", "exact_tiles", "exact_spans"];
 const THRESHOLD: &[&str] = &["threshold_groups", "threshold_spans"];
 const CLIP: &[&str] = &["clip", "clip_rows"];
-/// The kernels of all stages where norms and clip share one.
-const FUSED: &[&str] =
-    &["fused", "exact_tiles", "exact_spans", "threshold_groups", "threshold_spans", "clip_left"];
-/// Those of a portion, and those for the whole batch behind the last.
-const PORTION: &[&str] =
-    &["norms_tiles", "norms_spans", "norms_few", "exact_tiles", "exact_spans", "threshold_spans", "clip"];
-const BEHIND_PORTIONS: &[&str] = &["threshold_groups", "threshold_spans", "clip_left"];
+/// Those that clip what others have left.
+const LEFT: &[&str] = &["clip_left"];
+/// The norms stage where it shares a kernel with the clip.
+const FUSED: &[&str] = &["fused", "exact_few", "exact_tiles", "exact_spans"];
+/// The threshold of a portion, and what of it there is for the whole batch behind the last.
+const THRESHOLD_OF_PORTION: &[&str] = &["threshold_spans"];
 
 /// `Decision` of common.wgsl.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
@@ -73,7 +74,7 @@ pub(crate) struct DeviceDecision {
     pub status: u32,
 }
 
-/// Words of the run, and their bytes; RUN_* of common.wgsl.
+/// Words of the run, and their bytes before the list of what is open; RUN_* of common.wgsl.
 const RUN_NORMS: usize = 1;
 const RUN_DECISIONS: usize = 2;
 const RUN_OPEN: Range<u64> = 12..20;
@@ -145,6 +146,10 @@ pub(super) const EXACT_SUM_BYTES: u64 = 40 * 4;
 /// [`Plan::set_clipping`], as every write to a queue does: for two clippings in one submission make
 /// two plans.
 ///
+/// Where bounds are given (fixed, or one for each row) and the policy is not [`NonFinite::Error`], a row is decided as soon
+/// as it has a norm, and [`Plan::record`] leaves the threshold stage out. Such a recording is for such clippings: where
+/// another comes between it and its submission, it clips nothing, and its report is [`Error::NotRecorded`].
+///
 /// # Examples
 /// ```no_run
 /// # fn example(device: wgpu::Device, queue: wgpu::Queue, updates: wgpu::Buffer) -> byzclip::Result<()> {
@@ -178,6 +183,10 @@ pub struct Plan {
     clip: Vec<Step>,
     /// The passes of a run of all stages, where these are other than the stages one by one; else empty.
     passes: Vec<Vec<Step>>,
+    /// Those of a run whose norms decide.
+    given: Vec<Vec<Step>>,
+    /// Whether the norms decide: every row can be decided before the others have norms.
+    decides: bool,
     recorded: AtomicBool,
 }
 
@@ -191,10 +200,9 @@ struct Buffers {
     partials: wgpu::Buffer,
     norms: wgpu::Buffer,
     limbs: wgpu::Buffer,
-    /// The spans that the fast sums left open, and their tiles.
-    open: wgpu::Buffer,
     decisions: wgpu::Buffer,
-    /// What the run has done so far; see common.wgsl.
+    /// What the run has done so far, and behind it the spans that the fast sums left open, and their tiles; see
+    /// common.wgsl.
     run: wgpu::Buffer,
     groups: wgpu::Buffer,
     members: wgpu::Buffer,
@@ -249,9 +257,10 @@ impl Plan {
         let buffers = Buffers::new(&context, &geometry, &rules, center)?;
         let binder =
             Binder { context: &context, pipelines: &pipelines, geometry: &geometry, buffers: &buffers, data };
-        let (stages, passes) = guarded(&context.device, "binding the buffers", || {
+        let (stages, passes, given) = guarded(&context.device, "binding the buffers", || {
             let whole = Part::whole(&geometry, OF_STAGES);
-            ([NORMS, THRESHOLD, CLIP].map(|kernels| binder.steps(kernels, &whole)), binder.passes())
+            let stages = [NORMS, THRESHOLD, CLIP].map(|kernels| binder.steps(&[kernels], &whole));
+            (stages, binder.passes(), binder.given(clipping.granularity))
         })?;
         let [norms, decide, clip] = stages;
         let mut plan = Self {
@@ -267,6 +276,8 @@ impl Plan {
             decide,
             clip,
             passes,
+            given,
+            decides: false,
             recorded: AtomicBool::new(false),
             context,
         };
@@ -280,7 +291,8 @@ impl Plan {
     /// Sets threshold, scope, non-finite policy and centre for the submissions that follow.
     ///
     /// The state of an adaptive or history threshold stays where the threshold stays the same, and begins
-    /// anew where it does not.
+    /// anew where it does not. Record anew where bounds were given and now come from the batch, or where the policy
+    /// becomes [`NonFinite::Error`]: see [`Plan`].
     ///
     /// # Errors
     /// Where threshold, scope or centre do not fit the layout, the granularity is not the plan's, the threshold
@@ -346,19 +358,28 @@ impl Plan {
             first: 0,
             end: self.geometry.spans.len() as u32,
             clips: CLIPS_ALL,
+            decides: 0,
         };
-        // Whether a row can be decided before the others have norms.
-        let alone = matches!(source, Source::Given(_)) && clipping.non_finite != NonFinite::Error;
+        let decides = matches!(source, Source::Given(_))
+            && clipping.non_finite != NonFinite::Error
+            && self.granularity != Granularity::Segment;
         let of_run = match self.geometry.strategy {
-            Strategy::Fused if alone => CLIPS_OPEN,
-            Strategy::Grouped if alone => CLIPS_NONE,
-            _ => CLIPS_ALL,
+            Strategy::Fused if decides => Params { clips: CLIPS_OPEN, decides: 1, ..params },
+            Strategy::Grouped if decides => Params { clips: CLIPS_NONE, ..params },
+            _ => params,
         };
-        let mut copies = vec![params, Params { clips: of_run, ..params }];
+        // A recording that goes without the threshold stage does nothing once bounds come from the batch.
+        let of_given = match self.geometry.strategy {
+            _ if !decides => Params { clips: CLIPS_NONE, ..params },
+            Strategy::Fused => Params { clips: CLIPS_OPEN, decides: 1, ..params },
+            _ => Params { decides: 1, ..params },
+        };
+        let mut copies = vec![params, of_run, of_given];
         copies.extend(self.geometry.portions.iter().map(|portion| Params {
             first: portion.spans.start as u32,
             end: portion.spans.end as u32,
-            clips: if alone { CLIPS_ALL } else { CLIPS_NONE },
+            clips: if decides { CLIPS_ALL } else { CLIPS_NONE },
+            decides: u32::from(decides),
             ..params
         }));
         let stride = self.context.tuning.offset_alignment as usize;
@@ -375,6 +396,7 @@ impl Plan {
         }
         let same = self.threshold == clipping.threshold;
         (self.threshold, self.source) = (clipping.threshold.clone(), source);
+        self.decides = decides;
         if same { Ok(()) } else { self.set_state(&self.source.initial_state()) }
     }
 
@@ -424,25 +446,31 @@ impl Plan {
         self.context.wait_for(mapped, "reading the state")
     }
 
-    /// Records all stages: norms, threshold, clip.
+    /// Records all stages: norms, threshold, clip; without the threshold where norms decide ([`Plan`] tells when).
     ///
     /// Nothing is submitted and nothing waits. Errors of the recording surface, as wgpu has it, when
     /// the encoder is finished.
     pub fn record(&self, encoder: &mut wgpu::CommandEncoder) {
-        if self.passes.is_empty() {
+        let passes = self.run_passes();
+        if passes.is_empty() {
             self.record_norms(encoder);
             self.record_threshold(encoder);
             self.record_clip(encoder);
             return;
         }
-        encoder.clear_buffer(&self.buffers.run, 0, None);
-        for (i, pass) in self.passes.iter().enumerate() {
+        encoder.clear_buffer(&self.buffers.run, 0, Some(RUN_BYTES));
+        for (i, pass) in passes.iter().enumerate() {
             if i > 0 {
                 // Portions have their own lists of open spans.
                 encoder.clear_buffer(&self.buffers.run, RUN_OPEN.start, Some(RUN_OPEN.end - RUN_OPEN.start));
             }
             self.record_steps(encoder, "byzclip", pass);
         }
+    }
+
+    /// The passes of [`Plan::record`]; none where it records the stages one by one.
+    fn run_passes(&self) -> &[Vec<Step>] {
+        if self.decides { &self.given } else { &self.passes }
     }
 
     /// How [`Plan::record`] spreads norms and clip over dispatches. Stages recorded one by one never share one.
@@ -453,7 +481,7 @@ impl Plan {
 
     /// Records the norms stage.
     pub fn record_norms(&self, encoder: &mut wgpu::CommandEncoder) {
-        encoder.clear_buffer(&self.buffers.run, 0, None);
+        encoder.clear_buffer(&self.buffers.run, 0, Some(RUN_BYTES));
         self.record_steps(encoder, "byzclip norms", &self.norms);
     }
 
@@ -693,17 +721,18 @@ impl Plan {
     /// Every dispatch that [`Plan::record`] makes, pass by pass, for tests that hold it against the bare calls.
     #[doc(hidden)]
     pub fn dispatches(&self) -> impl Iterator<Item = Dispatch<'_>> {
-        let one_by_one = self.passes.is_empty();
+        let passes = self.run_passes();
+        let one_by_one = passes.is_empty();
         let stages = [&self.norms, &self.decide, &self.clip].into_iter().filter(move |_| one_by_one);
-        let all = stages.chain(&self.passes).flatten();
+        let all = stages.chain(passes).flatten();
         all.map(|step| (step.kernel, &step.pipeline, &step.bindings, step.workgroups))
     }
 
-    /// The buffer that [`Plan::record`] clears first, for the same tests.
+    /// The buffer that [`Plan::record`] clears first, and how many bytes of it, for the same tests.
     #[doc(hidden)]
     #[must_use]
-    pub fn cleared(&self) -> &wgpu::Buffer {
-        &self.buffers.run
+    pub fn cleared(&self) -> (&wgpu::Buffer, u64) {
+        (&self.buffers.run, RUN_BYTES)
     }
 
     /// Overwrites everything that a run computes with nonsense.
@@ -718,7 +747,6 @@ impl Plan {
             &self.buffers.partials,
             &self.buffers.norms,
             &self.buffers.limbs,
-            &self.buffers.open,
             &self.buffers.decisions,
             &self.buffers.run,
             &self.buffers.bounds,
@@ -754,10 +782,9 @@ impl Buffers {
             partials: make("the partial sums", geometry.slots.max(1) * 12, storage)?,
             norms: make("the norms", norms, read)?,
             limbs: make("the exact sums", spans * EXACT_SUM_BYTES as usize, storage)?,
-            // Of a tile its slot and its span; where rows are cut in segments, it may be listed for both.
-            open: make("the open spans", (spans + 4 * geometry.slots.max(1)) * 4, storage)?,
             decisions: make("the decisions", decisions, read)?,
-            run: make("the run", RUN_BYTES as usize, read)?,
+            // Of an open tile its slot and its span; where rows are cut in segments, it may be listed for both.
+            run: make("the run", RUN_BYTES as usize + (spans + 4 * geometry.slots.max(1)) * 4, read)?,
             // Room for any threshold: there are at most as many groups as spans.
             groups: make("the groups", spans * size_of::<Group>(), storage)?,
             members: make("the members of groups", spans * 4, storage)?,
@@ -777,7 +804,6 @@ impl Buffers {
             Resource::Partials => &self.partials,
             Resource::Norms => &self.norms,
             Resource::Limbs => &self.limbs,
-            Resource::Open => &self.open,
             Resource::Decisions => &self.decisions,
             Resource::Run => &self.run,
             Resource::Groups => &self.groups,
@@ -802,6 +828,8 @@ fn is_step(kernel: &Kernel, geometry: &Geometry) -> bool {
         "norms_spans" => !short && !geometry.few,
         "fused" => geometry.strategy == Strategy::Fused,
         "clip_left" => matches!(geometry.strategy, Strategy::Fused | Strategy::Grouped),
+        "exact_few" => geometry.few_exact,
+        "exact_tiles" | "exact_spans" => !geometry.few_exact,
         _ => !matches!(kernel.grid, Grid::Weights | Grid::Coordinates),
     }
 }
@@ -831,26 +859,45 @@ struct Binder<'a> {
 impl Binder<'_> {
     /// The passes of all stages, where they are not run one by one for the whole batch.
     fn passes(&self) -> Vec<Vec<Step>> {
-        let behind = Part::whole(self.geometry, OF_RUN);
+        let whole = Part::whole(self.geometry, OF_RUN);
         match self.geometry.strategy {
             Strategy::Rows | Strategy::Tiled => Vec::new(),
-            Strategy::Fused => vec![self.steps(FUSED, &behind)],
+            Strategy::Fused => vec![self.steps(&[FUSED, THRESHOLD, LEFT], &whole)],
             Strategy::Grouped => {
-                let portions = self.geometry.portions.iter().enumerate().map(|(i, portion)| {
-                    let (spans, windows) = (portion.spans.clone(), portion.windows.clone());
-                    self.steps(PORTION, &Part { params: OF_PORTIONS + i, spans, windows })
-                });
-                portions.chain([self.steps(BEHIND_PORTIONS, &behind)]).collect()
+                let mut passes = self.portions(&[NORMS, THRESHOLD_OF_PORTION, CLIP]);
+                passes.push(self.steps(&[THRESHOLD, LEFT], &whole));
+                passes
             }
         }
     }
 
-    /// Every dispatch of these kernels for a part of the batch, in order.
-    fn steps(&self, kernels: &[&str], part: &Part) -> Vec<Step> {
+    /// The passes of all stages where norms decide; none where they never do.
+    fn given(&self, granularity: Granularity) -> Vec<Vec<Step>> {
+        let whole = Part::whole(self.geometry, OF_GIVEN);
+        match self.geometry.strategy {
+            _ if granularity == Granularity::Segment => Vec::new(),
+            Strategy::Rows | Strategy::Tiled => vec![self.steps(&[NORMS, CLIP], &whole)],
+            Strategy::Fused => vec![self.steps(&[FUSED, LEFT], &whole)],
+            Strategy::Grouped => self.portions(&[NORMS, CLIP]),
+        }
+    }
+
+    /// A pass of these stages for each portion.
+    fn portions(&self, stages: &[&[&str]]) -> Vec<Vec<Step>> {
+        let portions = self.geometry.portions.iter().enumerate().map(|(i, portion)| {
+            let (spans, windows) = (portion.spans.clone(), portion.windows.clone());
+            self.steps(stages, &Part { params: OF_PORTIONS + i, spans, windows })
+        });
+        portions.collect()
+    }
+
+    /// Every dispatch of the kernels of these stages for a part of the batch, in order.
+    fn steps(&self, stages: &[&[&str]], part: &Part) -> Vec<Step> {
         let Self { context, geometry, buffers, .. } = *self;
         let mut steps = Vec::new();
         let limit = context.device.limits().max_compute_workgroups_per_dimension;
-        for pipeline in self.pipelines.iter().filter(|pipeline| kernels.contains(&pipeline.kernel.name)) {
+        let chosen = |kernel: &Kernel| stages.iter().any(|kernels| kernels.contains(&kernel.name));
+        for pipeline in self.pipelines.iter().filter(|pipeline| chosen(pipeline.kernel)) {
             let spans = part.spans.len() as u64;
             let each = u64::from(pipeline.workgroup);
             let tiles_of = |window: usize| {
@@ -870,6 +917,10 @@ impl Binder<'_> {
                     let listed = part.windows.clone().map(tiles_of).sum::<u64>() * times;
                     per_window(&|_| tuning.exact_tile_workgroups(listed, geometry.longest))
                 }
+                Grid::OpenFew => vec![{
+                    let (tiles, elements) = geometry.largest_span();
+                    (tuning.exact_few_workgroups(spans, tiles, elements), Some(0))
+                }],
                 Grid::OpenSpans => vec![(tuning.exact_span_workgroups(spans), None)],
                 Grid::Span => vec![(spans, None)],
                 Grid::Spans => vec![(spans.div_ceil(each), None)],

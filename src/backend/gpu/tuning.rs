@@ -65,6 +65,9 @@ pub struct Tuning {
     pub zero: u32,
 }
 
+/// Tiles of a span that is summed exactly by one workgroup, at most.
+const MOST_WHOLE: u32 = 16;
+
 impl Tuning {
     /// What every WebGPU device can run.
     #[must_use]
@@ -252,6 +255,24 @@ impl Tuning {
         tiles.min(u64::from(self.exact_workgroups)).max((tiles * turns).div_ceil(1 << 15))
     }
 
+    /// The turns that an invocation of `exact_few` takes for a span of so many tiles and elements: its groups, the limbs
+    /// for each tile and five times more, and the bits of a root.
+    fn exact_turns(&self, tiles: u32, elements: u64) -> u64 {
+        elements.div_ceil(4 * u64::from(self.workgroup)) + 42 * u64::from(tiles) + 230
+    }
+
+    /// Whether a workgroup may sum a whole span of so many tiles and elements exactly: few, so that it takes hardly
+    /// longer than another dispatch, and not so many turns that lavapipe cuts it off.
+    pub(super) fn sums_whole(&self, tiles: u32, elements: u64) -> bool {
+        tiles <= MOST_WHOLE && self.exact_turns(tiles, elements) <= 1 << 14
+    }
+
+    /// Workgroups of `exact_few` for spans of up to so many tiles and elements.
+    pub(super) fn exact_few_workgroups(&self, spans: u64, tiles: u32, elements: u64) -> u64 {
+        let least = (spans * self.exact_turns(tiles, elements)).div_ceil(1 << 15);
+        spans.min(u64::from(self.exact_workgroups)).max(least)
+    }
+
     /// Workgroups of `exact_spans`: the sum of a span and its root take some 150 turns.
     pub(super) fn exact_span_workgroups(&self, spans: u64) -> u64 {
         let workgroups = spans.div_ceil(u64::from(self.span_workgroup));
@@ -293,6 +314,19 @@ mod tests {
                     "{tiles} tiles of {longest}: {tuning:?}"
                 );
                 let spans = tuning.exact_span_workgroups(tiles) * u64::from(tuning.span_workgroup);
+                for of_span in [1, 16] {
+                    // Of a whole span: its groups, the limbs of each tile and in five loops, and the bits of a root.
+                    let turns = longest.div_ceil(4 * u64::from(tuning.workgroup))
+                        + u64::from(of_span) * 41
+                        + 5 * 40
+                        + 25;
+                    let each = tiles.div_ceil(tuning.exact_few_workgroups(tiles, of_span, longest));
+                    let fits = each * turns < 60_000;
+                    assert!(
+                        fits || !tuning.sums_whole(of_span, longest),
+                        "{tiles} spans of {longest}: {tuning:?}"
+                    );
+                }
                 // Of a span: three times the limbs, and the bits of a root.
                 assert!(tiles.div_ceil(spans) * (3 * 40 + 25) < 60_000, "{tiles} spans: {tuning:?}");
             }
@@ -304,6 +338,8 @@ mod tests {
         let tuning = Tuning { exact_workgroups: 16, ..Tuning::portable() };
         assert_eq!(tuning.exact_tile_workgroups(1000, 8192), 16);
         assert_eq!(tuning.exact_tile_workgroups(3, 8192), 3);
+        assert_eq!(tuning.exact_few_workgroups(1000, 1, 100), 16);
+        assert_eq!(tuning.exact_few_workgroups(3, 1, 8192), 3);
         assert_eq!(tuning.exact_span_workgroups(1000), 16);
         assert_eq!(tuning.exact_span_workgroups(65), 2);
     }
