@@ -314,7 +314,7 @@ fn a_run_takes_no_more_dispatches_than_its_clipping_needs() {
         let gpu = tuned(&gpu, tuning.clone());
         let buffer = buffer_of(&gpu, &vec![0.0; layout.len()], wgpu::BufferUsages::STORAGE);
         let plan = gpu.plan(layout, clipping, &buffer).unwrap();
-        plan.dispatches().map(|(kernel, ..)| kernel).collect::<Vec<_>>()
+        plan.dispatches().map(|dispatch| dispatch.kernel).collect::<Vec<_>>()
     };
     let layout = Layout::dense(25, 1003).unwrap();
     let fixed = Clipping::fixed(1.5);

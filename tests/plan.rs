@@ -194,19 +194,14 @@ fn read(bench: &Bench, into: &mut [f32]) {
 fn record_bare(plan: &byzclip::backend::gpu::Plan, encoder: &mut wgpu::CommandEncoder) {
     let (run, bytes) = plan.cleared();
     encoder.clear_buffer(run, 0, Some(bytes));
-    for (label, file) in [
-        ("byzclip norms", ["norms", "exact"]),
-        ("byzclip threshold", ["threshold"; 2]),
-        ("byzclip clip", ["clip"; 2]),
-    ] {
+    let mut dispatches = plan.dispatches().peekable();
+    while let Some(label) = dispatches.peek().map(|dispatch| dispatch.pass) {
         let descriptor = wgpu::ComputePassDescriptor { label: Some(label), timestamp_writes: None };
         let mut pass = encoder.begin_compute_pass(&descriptor);
-        for (kernel, pipeline, bindings, (x, y)) in plan.dispatches() {
-            if file.iter().any(|file| kernel.starts_with(file)) {
-                pass.set_pipeline(pipeline);
-                pass.set_bind_group(0, bindings, &[]);
-                pass.dispatch_workgroups(x, y, 1);
-            }
+        while let Some(dispatch) = dispatches.next_if(|dispatch| dispatch.pass == label) {
+            pass.set_pipeline(dispatch.pipeline);
+            pass.set_bind_group(0, dispatch.bindings, &[]);
+            pass.dispatch_workgroups(dispatch.workgroups.0, dispatch.workgroups.1, 1);
         }
     }
 }

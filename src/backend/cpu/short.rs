@@ -47,6 +47,7 @@ impl<'a, 'b, S: Storage> ShortRows<'a, 'b, S> {
 
     /// [`Rows::norms`].
     pub(super) fn norms(&self, data: &[S::Element]) -> Vec<Norm> {
+        // No caller can bring this about, who was refused by `Layout::check`: it is what the unsafe code below rests on.
         assert!(data.len() >= self.rows.layout.len(), "elements of the whole batch");
         self.fill_by_tasks(data.par_chunks(self.stride * self.of_task), |first, elements, norms| {
             self.norms_of_task(first, elements, norms);
@@ -55,6 +56,7 @@ impl<'a, 'b, S: Storage> ShortRows<'a, 'b, S> {
 
     /// [`Rows::run`].
     pub(super) fn run(&self, data: &mut [S::Element], bounds: &[f32]) -> Vec<RowReport> {
+        // As in `norms`; and `Source::new` has checked the number of bounds.
         assert!(data.len() >= self.rows.layout.len(), "elements of the whole batch");
         assert_eq!(bounds.len(), self.rows.layout.clients(), "a bound for every row");
         let parts = data.par_chunks_mut(self.stride * self.of_task).zip(bounds.par_chunks(self.of_task));

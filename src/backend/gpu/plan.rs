@@ -213,9 +213,22 @@ struct Buffers {
     staging: Mutex<Vec<wgpu::Buffer>>,
 }
 
-/// A kernel's name, pipeline, bindings and workgroups.
+/// What a plan calls its passes.
+const RUN_PASS: &str = "byzclip";
+const STAGE_PASSES: [&str; 3] = ["byzclip norms", "byzclip threshold", "byzclip clip"];
+
+/// One dispatch of a recording, for tests that make the same by bare calls.
 #[doc(hidden)]
-pub type Dispatch<'a> = (&'static str, &'a wgpu::ComputePipeline, &'a wgpu::BindGroup, (u32, u32));
+#[derive(Debug)]
+pub struct Dispatch<'a> {
+    /// The label of its pass.
+    pub pass: &'static str,
+    /// The entry point.
+    pub kernel: &'static str,
+    pub pipeline: &'a wgpu::ComputePipeline,
+    pub bindings: &'a wgpu::BindGroup,
+    pub workgroups: (u32, u32),
+}
 
 /// One dispatch.
 #[derive(Debug)]
@@ -464,7 +477,7 @@ impl Plan {
                 // Portions have their own lists of open spans.
                 encoder.clear_buffer(&self.buffers.run, RUN_OPEN.start, Some(RUN_OPEN.end - RUN_OPEN.start));
             }
-            self.record_steps(encoder, "byzclip", pass);
+            self.record_steps(encoder, RUN_PASS, pass);
         }
     }
 
@@ -482,17 +495,17 @@ impl Plan {
     /// Records the norms stage.
     pub fn record_norms(&self, encoder: &mut wgpu::CommandEncoder) {
         encoder.clear_buffer(&self.buffers.run, 0, Some(RUN_BYTES));
-        self.record_steps(encoder, "byzclip norms", &self.norms);
+        self.record_steps(encoder, STAGE_PASSES[0], &self.norms);
     }
 
     /// Records the threshold stage, on the norms in the plan.
     pub fn record_threshold(&self, encoder: &mut wgpu::CommandEncoder) {
-        self.record_steps(encoder, "byzclip threshold", &self.decide);
+        self.record_steps(encoder, STAGE_PASSES[1], &self.decide);
     }
 
     /// Records the clip stage, on the decisions in the plan.
     pub fn record_clip(&self, encoder: &mut wgpu::CommandEncoder) {
-        self.record_steps(encoder, "byzclip clip", &self.clip);
+        self.record_steps(encoder, STAGE_PASSES[2], &self.clip);
     }
 
     /// Everything that the weighted mean of the plan's rows needs, made once; see [`MeanPlan`].
@@ -723,9 +736,18 @@ impl Plan {
     pub fn dispatches(&self) -> impl Iterator<Item = Dispatch<'_>> {
         let passes = self.run_passes();
         let one_by_one = passes.is_empty();
-        let stages = [&self.norms, &self.decide, &self.clip].into_iter().filter(move |_| one_by_one);
-        let all = stages.chain(passes).flatten();
-        all.map(|step| (step.kernel, &step.pipeline, &step.bindings, step.workgroups))
+        let stages = STAGE_PASSES.into_iter().zip([&self.norms, &self.decide, &self.clip]);
+        let stages = stages.filter(move |_| one_by_one);
+        let all = stages.chain(passes.iter().map(|pass| (RUN_PASS, pass)));
+        all.flat_map(|(pass, steps)| {
+            steps.iter().map(move |step| Dispatch {
+                pass,
+                kernel: step.kernel,
+                pipeline: &step.pipeline,
+                bindings: &step.bindings,
+                workgroups: step.workgroups,
+            })
+        })
     }
 
     /// The buffer that [`Plan::record`] clears first, and how many bytes of it, for the same tests.
