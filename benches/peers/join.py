@@ -5,8 +5,10 @@
 
 --brief prints the geometric means alone: this is what README.md has.
 
-Records meet where shape, case, place of the data and processor or adapter are the same; of several rounds the middle one
-counts. A ratio is ours by theirs in GB/s of medians: above 1 ours is faster. Wrong results are listed and not compared.
+Records meet where shape, case, place of the data and processor or adapter are the same. GB/s are those of the middle
+round. A ratio is ours by theirs in GB/s of medians, above 1 where ours is faster: of each round of theirs with the runs of ours
+nearest to it, before and behind, because a machine's memory may be faster in one minute than in the next; the middle one of
+these counts. Wrong results are listed and not compared.
 """
 import json
 import math
@@ -49,37 +51,48 @@ def name(record):
 
 def middle(rounds):
     """The record of the middle speed, the slower one of two; a wrong one if there is any."""
-    wrong = [record for record in rounds if not record["verified"]]
+    records = [record for _, record in rounds]
+    wrong = [record for record in records if not record["verified"]]
     if wrong:
         return wrong[0]
-    return sorted(rounds, key=lambda record: record["gb_per_s"])[(len(rounds) - 1) // 2]
+    return sorted(records, key=lambda record: record["gb_per_s"])[(len(records) - 1) // 2]
+
+
+def middle_ratio(ours, theirs):
+    """Ours by theirs in the middle round, the lesser of two; None where there is nothing to compare."""
+    if not ours or not all(record["verified"] for _, record in [*ours, *theirs]):
+        return None
+    ratios = []
+    for place, record in theirs:
+        before = [our for our_place, our in ours if our_place < place][-1:]
+        behind = [our for our_place, our in ours if our_place > place][:1]
+        speed = geometric_mean([our["gb_per_s"] for our in before + behind])
+        ratios.append(speed / record["gb_per_s"])
+    return sorted(ratios)[(len(ratios) - 1) // 2]
 
 
 def join(records):
-    """For each key, in order of appearance: our record or None, and the peers', fastest first, wrong ones last."""
+    """For each key, in order of appearance: our record or None, and the peers', each with `ratio`, ours by theirs; the
+    fastest first, wrong ones last."""
     rows = {}
-    for record in records:
+    for place, record in enumerate(records):
         # Rows out of scope and halves are ours alone, ceilings and `plain` are no peers.
         if record.get("dtype", "f32") != "f32":
             continue
         if record["scope"] != 1 or record["case"] == "ceiling" or record["library"] == "plain":
             continue
-        rows.setdefault(key(record), {}).setdefault(name(record), []).append(record)
+        rows.setdefault(key(record), {}).setdefault(name(record), []).append((place, record))
     joined = {}
     for of_key, found in rows.items():
-        found = {name: middle(rounds) for name, rounds in found.items()}
         ours = found.pop("byzclip", None) or found.pop("byzclip (gpu)", None)
-        peers = sorted(found.values(), key=lambda r: (not r["verified"], -(r["gb_per_s"] or 0)))
-        joined[of_key] = (ours, peers)
+        peers = [middle(rounds) | {"ratio": middle_ratio(ours, rounds)} for rounds in found.values()]
+        peers.sort(key=lambda r: (not r["verified"], r["ratio"] or 0, -(r["gb_per_s"] or 0)))
+        joined[of_key] = (middle(ours) if ours else None, peers)
     return joined
 
 
 def right(peers):
     return [peer for peer in peers if peer["verified"]]
-
-
-def ratio(ours, peer):
-    return ours["gb_per_s"] / peer["gb_per_s"]
 
 
 def geometric_mean(values):
@@ -110,13 +123,16 @@ def row(record_key, ours, peers):
         ", ".join(every) or "–",
         shown(ours),
         shown(best),
-        f"{ratio(ours, best):.2f}" if ours and best else "–",
+        f"{best['ratio']:.2f}" if best and best["ratio"] else "–",
     ]
 
 
 def compared(joined):
     """Those keys that we and a peer have, each with our record and the peers' right ones."""
-    found = {k: (ours, right(peers)) for k, (ours, peers) in joined.items() if ours and right(peers)}
+    found = {}
+    for k, (ours, peers) in joined.items():
+        if ours and ours["verified"] and right(peers):
+            found[k] = (ours, right(peers))
     if not found:
         raise Bad("got no case that byzclip and a peer both have; expected some; see what benches/peers/run skipped")
     return found
@@ -125,10 +141,10 @@ def compared(joined):
 def means(pairs):
     """The geometric mean of all best peers for each stage and place of the data, and that of each peer, as markdown."""
     ratios, by_peer = {}, {}
-    for (_, _, stage, _, method, _), (ours, peers) in pairs.items():
-        ratios.setdefault((stage, method), []).append(ratio(ours, peers[0]))
+    for (_, _, stage, _, method, _), (_, peers) in pairs.items():
+        ratios.setdefault((stage, method), []).append(peers[0]["ratio"])
         for peer in peers:
-            by_peer.setdefault(name(peer), []).append(ratio(ours, peer))
+            by_peer.setdefault(name(peer), []).append(peer["ratio"])
     rows = [
         [f"{stage}, data on the {method}", str(len(values)), *(f"{of(values):.2f}" for of in (geometric_mean, min, max))]
         for (stage, method), values in ratios.items()

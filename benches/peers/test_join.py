@@ -43,7 +43,7 @@ class Join(unittest.TestCase):
         ours, peers = self.joined(record("slow", 2.0), record("byzclip", 10.0), record("fast", 5.0))
         self.assertEqual(ours["gb_per_s"], 10.0)
         self.assertEqual([peer["library"] for peer in peers], ["fast", "slow"])
-        self.assertEqual(join.ratio(ours, peers[0]), 2.0)
+        self.assertAlmostEqual(peers[0]["ratio"], 2.0)
 
     def test_ours_is_above_one_where_it_is_faster(self):
         page = join.report([], [record("byzclip", 30.0), record("peer", 20.0)])
@@ -100,6 +100,17 @@ class Join(unittest.TestCase):
         self.assertEqual(ours["gb_per_s"], 10.0)
         _, peers = self.joined(*rounds, record("peer", 0.0, verified=False))
         self.assertFalse(peers[0]["verified"])
+
+    def test_a_round_is_compared_with_the_runs_of_ours_beside_it(self):
+        # A machine that is twice as fast from the second round on, and a last round in which something else ran.
+        rounds = [record("byzclip", 12.0), record("peer", 8.0), record("byzclip", 12.0)]
+        rounds += [record("byzclip", 24.0), record("peer", 16.0), record("byzclip", 24.0)]
+        rounds += [record("byzclip", 24.0), record("peer", 1.0), record("byzclip", 24.0)]
+        _, peers = self.joined(*rounds)
+        self.assertAlmostEqual(peers[0]["ratio"], 1.5)
+        # It became four times as fast while theirs ran.
+        _, peers = self.joined(record("byzclip", 10.0), record("peer", 20.0), record("byzclip", 40.0))
+        self.assertAlmostEqual(peers[0]["ratio"], 1.0)
 
     def test_the_means_are_geometric(self):
         self.assertAlmostEqual(join.geometric_mean([0.5, 2.0, 8.0]), 2.0)
