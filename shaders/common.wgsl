@@ -113,7 +113,7 @@ const POLICY_ERROR: u32 = 1u;
 const POLICY_KEEP: u32 = 2u;
 
 // What a clip clips: every tile; those of open spans, because fused kernels clip all others; or none, because
-// that is done, or has to wait for the whole batch.
+// that is done, has to wait for the whole batch, or nothing decides in this run.
 const CLIPS_ALL: u32 = 0u;
 const CLIPS_OPEN: u32 = 1u;
 const CLIPS_NONE: u32 = 2u;

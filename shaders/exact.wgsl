@@ -71,10 +71,11 @@ fn exact_few(
             add_squares(local, tiles[first + tile], &sum);
         }
         join_cells(&sum);
+        for (var limb = local; limb < LIMBS; limb += WORKGROUP) {
+            atomicStore(&limbs[index * LIMBS + limb], atomicLoad(&joined[limb]));
+        }
+        storageBarrier();
         if local == 0u {
-            for (var limb = 0u; limb < LIMBS; limb++) {
-                atomicStore(&limbs[index * LIMBS + limb], atomicLoad(&joined[limb]));
-            }
             finish_span(index);
         }
         // Before the cells are cleared for the next span.

@@ -144,9 +144,10 @@ pub enum Error {
         /// wgpu's words.
         message: String,
     },
-    /// The report was asked for before the plan ran.
+    /// The report was asked for before the plan ran, or after a run that was recorded for another kind of clipping.
     #[error(
-        "no report: got a plan that has not run; expected a recorded and submitted run; record and submit first"
+        "no report: got a plan that has not run under its clipping; expected a recorded and submitted run; record \
+         after set_clipping, and submit first"
     )]
     NotRecorded,
     /// Worker threads could not be started.

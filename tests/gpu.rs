@@ -420,6 +420,84 @@ fn a_recording_is_right_under_clippings_that_come_later_or_clips_nothing_and_is_
     assert!(refused >= 16, "{refused}");
 }
 
+/// Recorded under the first clipping, submitted under the second.
+#[test]
+fn only_recordings_without_a_threshold_stage_are_refused_and_so_are_their_means() {
+    let Some(gpu) = gpu() else { return };
+    let layout = Layout::dense(4, 300).unwrap().layered(&[100, 200]).unwrap();
+    let of = |threshold: Threshold, granularity| {
+        Clipping { threshold, ..Clipping::default() }.granularity(granularity)
+    };
+    let median = || Threshold::Median { factor: 0.5 };
+    let (fixed, split) = (Threshold::Fixed(0.5), Threshold::SplitEqual(0.5));
+    let (row, segment, coordinate) = (Granularity::Row, Granularity::Segment, Granularity::Coordinate);
+    let refusing = of(fixed.clone(), coordinate).non_finite(NonFinite::Error);
+    for (before, after, is_refused) in [
+        (of(fixed.clone(), row), of(median(), row), true),
+        (of(split.clone(), row), of(median(), row), true),
+        (of(fixed.clone(), coordinate), refusing, true),
+        (of(fixed.clone(), segment), of(median(), segment), false),
+        (of(split, segment), of(fixed.clone(), segment), false),
+        (of(median(), row), of(fixed.clone(), row), false),
+        (of(fixed, row), Clipping::per_row(vec![0.1; 4]), false),
+    ] {
+        let what = format!("{before:?}, {after:?}");
+        let original = updates(&layout);
+        let buffer = buffer_of(&gpu, &original, wgpu::BufferUsages::STORAGE);
+        let mut plan = gpu.plan(&layout, &before, &buffer).unwrap();
+        let mean = plan.mean(&Weights::Equal).unwrap();
+        submit(&gpu, |encoder| plan.record(encoder));
+        gpu.queue().write_buffer(&buffer, 0, bytemuck::cast_slice(&original));
+        let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        plan.record(&mut encoder);
+        mean.record(&mut encoder);
+        plan.set_clipping(&after).unwrap();
+        gpu.queue().submit([encoder.finish()]);
+        let mut expected = original.clone();
+        let report = Reference.run(&layout, &mut expected, &after).unwrap();
+        assert!(report.count(Status::Clipped) > 0, "{what}");
+        if is_refused {
+            assert_eq!(plan.report_blocking(), Err(Error::NotRecorded), "{what}");
+            assert_eq!(mean.read_blocking(), Err(Error::NotRecorded), "{what}");
+            expected = original;
+        } else {
+            assert_eq!(rows(&plan.report_blocking().unwrap()), rows(&report), "{what}");
+            mean.read_blocking().unwrap();
+        }
+        assert!(contents(&gpu, &buffer) == bits(&expected), "{what}: data");
+    }
+}
+
+/// A portion of nothing but empty rows has no tile, and no window.
+#[test]
+fn portions_without_a_tile_decide_their_rows_too() {
+    let Some(gpu) = gpu() else { return };
+    let [.., (_, grouped)] = of_long_rows(&gpu);
+    let layout = Layout::ragged(&[0, 0, 4000, 4000, 9000, 9000]).unwrap();
+    for exact in [false, true] {
+        let gpu = tuned(&gpu, Tuning { force_exact: exact, ..grouped.clone() });
+        for clipping in clippings(layout.clients()) {
+            let original = updates(&layout);
+            let buffer = buffer_of(&gpu, &original, wgpu::BufferUsages::STORAGE);
+            let plan = gpu.plan(&layout, &clipping, &buffer).unwrap();
+            assert_eq!(plan.strategy(), Strategy::Grouped);
+            for round in 0..2 {
+                let what = format!("exact {exact}, {clipping:?}, round {round}");
+                plan.poison().unwrap();
+                gpu.queue().write_buffer(&buffer, 0, bytemuck::cast_slice(&original));
+                submit(&gpu, |encoder| plan.record(encoder));
+                let mut expected = original.clone();
+                let specified = Reference.run(&layout, &mut expected, &clipping);
+                match (plan.report_blocking(), specified) {
+                    (Ok(got), Ok(want)) => assert_eq!(rows(&got), rows(&want), "{what}"),
+                    (got, want) => assert_eq!(got.err(), want.err(), "{what}"),
+                }
+                assert!(contents(&gpu, &buffer) == bits(&expected), "{what}: data");
+            }
+        }
+    }
+}
+
 #[test]
 fn thresholds_that_remember_go_on_from_round_to_round_in_every_strategy() {
     let Some(gpu) = gpu() else { return };

@@ -67,7 +67,7 @@ impl Bench {
     fn new(clients: usize, params: usize) -> Option<Self> {
         let (device, queue) = byzclip::backend::gpu::open(&common::gpu::adapter()?).unwrap();
         let gpu = Gpu::from_device(device, queue).unwrap();
-        // The bare calls below know the passes of stages alone.
+        // The bare calls below clear once, and take steps of one label for one pass.
         let tuning = Tuning { fused_row: 0, group_bytes: 0, ..gpu.tuning().clone() };
         let gpu = gpu.with_tuning(tuning).unwrap();
         let layout =

@@ -72,8 +72,8 @@ def middle_ratio(ours, theirs):
 
 
 def join(records):
-    """For each key, in order of appearance: our record or None, and the peers', each with `ratio`, ours by theirs; the
-    fastest first, wrong ones last."""
+    """For each key, in order of appearance: our record or None, and the peers', each with `ratio`, ours by theirs; those of
+    the least ratio first, so the first is the best, and wrong ones last."""
     rows = {}
     for place, record in enumerate(records):
         # Rows out of scope and halves are ours alone, ceilings and `plain` are no peers.

@@ -19,6 +19,9 @@ const ROWS: usize = 64;
 /// Elements of a row: several groups of four for every invocation of a workgroup, and a remainder.
 const PARAMS: usize = 1501;
 
+/// Elements of a tile so short that a row has too many tiles for one workgroup to sum it exactly.
+const MANY_TILES: u32 = 64;
+
 impl GpuContext {
     /// Checks the device, once: the kernels for updates, or those around a centre.
     pub(super) fn ensure_checked(&self, centered: bool) -> Result<()> {
@@ -45,15 +48,18 @@ enum FastSums {
 }
 
 fn norms_are_right(context: &GpuContext, fast: FastSums, centered: bool) -> Result<bool> {
-    // As short rows, as long ones, and fused where plans may be: the kernels differ.
-    let long = PARAMS as u32;
-    for (short_row, fused_row) in [(0, 0), (long, 0), (0, long)] {
+    // As short rows, as long ones, and fused where plans may be: the kernels differ. So do those of exact sums where rows
+    // have many tiles; they matter where all sums are exact.
+    let (long, own) = (PARAMS as u32, context.tuning.tile);
+    let many = (fast == FastSums::Forbidden).then_some((0, 0, MANY_TILES));
+    let kinds = [(0, 0, own), (long, 0, own), (0, long, own)].into_iter().chain(many);
+    for (short_row, fused_row, tile) in kinds {
         if fused_row > context.tuning.fused_row {
             continue;
         }
         let mut context = context.clone();
         (context.tuning.short_row, context.tuning.short_rows) = (short_row, 0);
-        context.tuning.fused_row = fused_row;
+        (context.tuning.fused_row, context.tuning.tile) = (fused_row, tile);
         let allowed = || OnceLock::from(fast == FastSums::Allowed);
         context.fast_sums = Arc::new([allowed(), allowed()]);
         if !sums_are_right(&context, centered)? {

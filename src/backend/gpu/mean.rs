@@ -67,7 +67,7 @@ impl Source<'_> {
 /// The weighted mean of a plan's clipped rows, `[clients, params]` to `[params]`, made once and recorded
 /// behind the plan's threshold stage; [`aggregate::mean`](crate::aggregate::mean) specifies it.
 ///
-/// Where it has nothing to average, because no row counts, no threshold stage ran, or a row is refused under
+/// Where it has nothing to average, because no row counts, nothing was decided, or a row is refused under
 /// [`NonFinite::Error`](crate::NonFinite::Error), the buffer holds the centre, or zeros without one: copied to be the next
 /// centre, that changes nothing.
 ///
@@ -180,7 +180,7 @@ impl MeanPlan {
     /// Reads the mean of the last submitted run back, waiting for the device.
     ///
     /// # Errors
-    /// [`Error::NotRecorded`], also where no threshold stage was submitted; [`Error::NonFinite`] with the first row that
+    /// [`Error::NotRecorded`], also where no run made decisions; [`Error::NonFinite`] with the first row that
     /// the policy refuses; errors of the device.
     pub fn read_blocking(&self) -> Result<Vec<f32>> {
         const DURING: &str = "reading the mean";

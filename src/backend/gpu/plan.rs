@@ -60,7 +60,7 @@ const CLIP: &[&str] = &["clip", "clip_rows"];
 const LEFT: &[&str] = &["clip_left"];
 /// The norms stage where it shares a kernel with the clip.
 const FUSED: &[&str] = &["fused", "exact_few", "exact_tiles", "exact_spans"];
-/// The threshold of a portion, and what of it there is for the whole batch behind the last.
+/// The threshold of a portion: its bounds are given, or do not matter yet.
 const THRESHOLD_OF_PORTION: &[&str] = &["threshold_spans"];
 
 /// `Decision` of common.wgsl.
@@ -146,9 +146,11 @@ pub(super) const EXACT_SUM_BYTES: u64 = 40 * 4;
 /// [`Plan::set_clipping`], as every write to a queue does: for two clippings in one submission make
 /// two plans.
 ///
-/// Where bounds are given (fixed, or one for each row) and the policy is not [`NonFinite::Error`], a row is decided as soon
-/// as it has a norm, and [`Plan::record`] leaves the threshold stage out. Such a recording is for such clippings: where
-/// another comes between it and its submission, it clips nothing, and its report is [`Error::NotRecorded`].
+/// Where the threshold does not look at norms ([`Threshold::Fixed`], [`Threshold::PerRow`] and the split ones), the policy is
+/// not [`NonFinite::Error`], and bounds are not those of segments, a row is decided as soon as it has a norm, and
+/// [`Plan::record`] leaves the threshold stage out. Such a recording is for such clippings: submitted after
+/// [`Plan::set_clipping`] to another, **it leaves the batch as it is**, unclipped, and its report and its mean are
+/// [`Error::NotRecorded`].
 ///
 /// # Examples
 /// ```no_run
@@ -304,8 +306,10 @@ impl Plan {
     /// Sets threshold, scope, non-finite policy and centre for the submissions that follow.
     ///
     /// The state of an adaptive or history threshold stays where the threshold stays the same, and begins
-    /// anew where it does not. Record anew where bounds were given and now come from the batch, or where the policy
-    /// becomes [`NonFinite::Error`]: see [`Plan`].
+    /// anew where it does not.
+    ///
+    /// Record again where the threshold did not look at norms and now does, or where the policy becomes
+    /// [`NonFinite::Error`]: what was recorded before leaves the batch unclipped, as [`Plan`] explains.
     ///
     /// # Errors
     /// Where threshold, scope or centre do not fit the layout, the granularity is not the plan's, the threshold
@@ -471,12 +475,9 @@ impl Plan {
             self.record_clip(encoder);
             return;
         }
-        encoder.clear_buffer(&self.buffers.run, 0, Some(RUN_BYTES));
         for (i, pass) in passes.iter().enumerate() {
-            if i > 0 {
-                // Portions have their own lists of open spans.
-                encoder.clear_buffer(&self.buffers.run, RUN_OPEN.start, Some(RUN_OPEN.end - RUN_OPEN.start));
-            }
+            // Portions have their own lists of open spans.
+            self.clear_run(encoder, if i == 0 { 0..RUN_BYTES } else { RUN_OPEN });
             self.record_steps(encoder, RUN_PASS, pass);
         }
     }
@@ -494,7 +495,7 @@ impl Plan {
 
     /// Records the norms stage.
     pub fn record_norms(&self, encoder: &mut wgpu::CommandEncoder) {
-        encoder.clear_buffer(&self.buffers.run, 0, Some(RUN_BYTES));
+        self.clear_run(encoder, 0..RUN_BYTES);
         self.record_steps(encoder, STAGE_PASSES[0], &self.norms);
     }
 
@@ -559,6 +560,11 @@ impl Plan {
         }
         encoder.copy_buffer_to_buffer(vector, offset, &self.buffers.columns, self.center_offset(), bytes);
         Ok(())
+    }
+
+    /// Clears words of the run.
+    fn clear_run(&self, encoder: &mut wgpu::CommandEncoder, bytes: Range<u64>) {
+        encoder.clear_buffer(&self.buffers.run, bytes.start, Some(bytes.end - bytes.start));
     }
 
     fn record_steps(&self, encoder: &mut wgpu::CommandEncoder, label: &str, steps: &[Step]) {

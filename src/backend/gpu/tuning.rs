@@ -256,9 +256,9 @@ impl Tuning {
     }
 
     /// The turns that an invocation of `exact_few` takes for a span of so many tiles and elements: its groups, the limbs
-    /// for each tile and five times more, and the bits of a root.
+    /// for each tile and five times more, and the bits of a root and of a factor.
     fn exact_turns(&self, tiles: u32, elements: u64) -> u64 {
-        elements.div_ceil(4 * u64::from(self.workgroup)) + 42 * u64::from(tiles) + 230
+        elements.div_ceil(4 * u64::from(self.workgroup)) + 42 * u64::from(tiles) + 260
     }
 
     /// Whether a workgroup may sum a whole span of so many tiles and elements exactly: few, so that it takes hardly
@@ -273,7 +273,7 @@ impl Tuning {
         spans.min(u64::from(self.exact_workgroups)).max(least)
     }
 
-    /// Workgroups of `exact_spans`: the sum of a span and its root take some 150 turns.
+    /// Workgroups of `exact_spans`: the sum of a span, its root and its factor take some 170 turns.
     pub(super) fn exact_span_workgroups(&self, spans: u64) -> u64 {
         let workgroups = spans.div_ceil(u64::from(self.span_workgroup));
         workgroups.min(u64::from(self.exact_workgroups)).max((workgroups * 200).div_ceil(1 << 15))
@@ -315,11 +315,12 @@ mod tests {
                 );
                 let spans = tuning.exact_span_workgroups(tiles) * u64::from(tuning.span_workgroup);
                 for of_span in [1, 16] {
-                    // Of a whole span: its groups, the limbs of each tile and in five loops, and the bits of a root.
+                    // Of a whole span: its groups, the limbs of each tile and in five loops, the bits of a root and of a factor.
                     let turns = longest.div_ceil(4 * u64::from(tuning.workgroup))
                         + u64::from(of_span) * 41
                         + 5 * 40
-                        + 25;
+                        + 25
+                        + 26;
                     let each = tiles.div_ceil(tuning.exact_few_workgroups(tiles, of_span, longest));
                     let fits = each * turns < 60_000;
                     assert!(
@@ -327,8 +328,8 @@ mod tests {
                         "{tiles} spans of {longest}: {tuning:?}"
                     );
                 }
-                // Of a span: three times the limbs, and the bits of a root.
-                assert!(tiles.div_ceil(spans) * (3 * 40 + 25) < 60_000, "{tiles} spans: {tuning:?}");
+                // Of a span: three times the limbs, the bits of a root and of a factor.
+                assert!(tiles.div_ceil(spans) * (3 * 40 + 25 + 26) < 60_000, "{tiles} spans: {tuning:?}");
             }
         }
     }
