@@ -5,9 +5,9 @@ use std::ops::Range;
 
 use bytemuck::Pod;
 
+use super::buffers::EXACT_SUM_BYTES;
 use super::kernels::Storage;
 use super::mean::{LONGEST_STRIP, SUM_BYTES};
-use super::plan::EXACT_SUM_BYTES;
 use super::{Gpu, GpuContext};
 use crate::aggregate::{Weights, counts};
 use crate::batch::{Granularity, Layout};

@@ -9,7 +9,7 @@ use super::GpuContext;
 use super::device::{guarded, read_mapped};
 use super::geometry::{Geometry, Window};
 use super::kernels::{Form, Grid, Kernel, Pipeline, Resource};
-use super::plan::{Step, bind, folded};
+use super::steps::{Step, bind, folded};
 use crate::aggregate::Weights;
 use crate::batch::{Granularity, Layout};
 use crate::error::{Error, Result};

@@ -8,6 +8,7 @@
 //!
 //! wgpu is re-exported as [`byzclip::wgpu`](wgpu).
 
+mod buffers;
 mod calibration;
 mod check;
 mod columns;
@@ -18,6 +19,7 @@ mod mean;
 mod pieces;
 mod plan;
 mod rules;
+mod steps;
 mod transfer;
 mod tuning;
 

@@ -8,8 +8,8 @@ use std::ops::Range;
 
 use bytemuck::Pod;
 
+use super::buffers::EXACT_SUM_BYTES;
 use super::kernels::Storage;
-use super::plan::EXACT_SUM_BYTES;
 use super::{Gpu, GpuContext};
 use crate::backend::Backend;
 use crate::batch::{Granularity, Layout};

@@ -1,16 +1,18 @@
 //! A plan: everything that clipping one buffer needs, made once; recording it allocates nothing.
 
 use std::ops::Range;
+use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use bytemuck::{Pod, Zeroable};
 
+use super::buffers::{Buffers, RUN_BYTES};
 use super::device::{guarded, read_mapped};
-use super::geometry::{Geometry, Placement, Span, Window};
-use super::kernels::{Form, Grid, Kernel, Pipeline, Resource, Storage};
+use super::geometry::{Geometry, Placement};
+use super::kernels::{Form, Storage};
 use super::mean::MeanPlan;
-use super::rules::{Group, NO_GROUP, Rules};
+use super::rules::{NO_GROUP, Rules};
+use super::steps::{Binder, CLIP, NORMS, OF_STAGES, Part, Step, THRESHOLD, is_step};
 use super::{GpuContext, Tuning};
 use crate::aggregate::Weights;
 use crate::batch::{Granularity, Layout};
@@ -44,25 +46,6 @@ const CLIPS_ALL: u32 = 0;
 const CLIPS_OPEN: u32 = 1;
 const CLIPS_NONE: u32 = 2;
 
-/// Which of the plan's params a dispatch reads: those of stages alone, those of the whole batch in a run of all stages,
-/// those of one whose norms decide, and from here on those of portions.
-const OF_STAGES: usize = 0;
-const OF_RUN: usize = 1;
-const OF_GIVEN: usize = 2;
-const OF_PORTIONS: usize = 3;
-
-/// The kernels of a stage.
-const NORMS: &[&str] =
-    &["norms_tiles", "norms_spans", "norms_few", "norms_rows", "exact_few", "exact_tiles", "exact_spans"];
-const THRESHOLD: &[&str] = &["threshold_groups", "threshold_spans"];
-const CLIP: &[&str] = &["clip", "clip_rows"];
-/// Those that clip what others have left.
-const LEFT: &[&str] = &["clip_left"];
-/// The norms stage where it shares a kernel with the clip.
-const FUSED: &[&str] = &["fused", "exact_few", "exact_tiles", "exact_spans"];
-/// The threshold of a portion: its bounds are given, or do not matter yet.
-const THRESHOLD_OF_PORTION: &[&str] = &["threshold_spans"];
-
 /// `Decision` of common.wgsl.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
@@ -74,11 +57,10 @@ pub(crate) struct DeviceDecision {
     pub status: u32,
 }
 
-/// Words of the run, and their bytes before the list of what is open; RUN_* of common.wgsl.
+/// Words of the run, and bytes of those that count what is open; RUN_* of common.wgsl.
 const RUN_NORMS: usize = 1;
 const RUN_DECISIONS: usize = 2;
 const RUN_OPEN: Range<u64> = 12..20;
-const RUN_BYTES: u64 = 32;
 
 /// What the plan does while a report is read.
 const READING: &str = "reading the report";
@@ -136,9 +118,6 @@ impl DeviceDecision {
     }
 }
 
-/// Bytes of a span's exact sum: 40 cells of 32 bits.
-pub(super) const EXACT_SUM_BYTES: u64 = 40 * 4;
-
 /// Everything that norms, threshold and clip of one batch in one buffer need, made once.
 ///
 /// A plan records into the caller's encoder, without submitting or waiting; recording and running
@@ -192,29 +171,6 @@ pub struct Plan {
     recorded: AtomicBool,
 }
 
-#[derive(Debug)]
-struct Buffers {
-    params: wgpu::Buffer,
-    tiles: wgpu::Buffer,
-    /// Where the tiles of a row begin in it; behind them the centre, where there is one.
-    columns: wgpu::Buffer,
-    spans: wgpu::Buffer,
-    partials: wgpu::Buffer,
-    norms: wgpu::Buffer,
-    limbs: wgpu::Buffer,
-    decisions: wgpu::Buffer,
-    /// What the run has done so far, and behind it the spans that the fast sums left open, and their tiles; see
-    /// common.wgsl.
-    run: wgpu::Buffer,
-    groups: wgpu::Buffer,
-    members: wgpu::Buffer,
-    /// What adaptive and history thresholds remember.
-    state: wgpu::Buffer,
-    bounds: wgpu::Buffer,
-    /// Ways back to the host that no report is using.
-    staging: Mutex<Vec<wgpu::Buffer>>,
-}
-
 /// What a plan calls its passes.
 const RUN_PASS: &str = "byzclip";
 const STAGE_PASSES: [&str; 3] = ["byzclip norms", "byzclip threshold", "byzclip clip"];
@@ -230,23 +186,6 @@ pub struct Dispatch<'a> {
     pub pipeline: &'a wgpu::ComputePipeline,
     pub bindings: &'a wgpu::BindGroup,
     pub workgroups: (u32, u32),
-}
-
-/// One dispatch.
-#[derive(Debug)]
-pub(super) struct Step {
-    pub kernel: &'static str,
-    pub pipeline: wgpu::ComputePipeline,
-    pub bindings: wgpu::BindGroup,
-    pub workgroups: (u32, u32),
-}
-
-impl Step {
-    pub(super) fn record(&self, pass: &mut wgpu::ComputePass<'_>) {
-        pass.set_pipeline(&self.pipeline);
-        pass.set_bind_group(0, &self.bindings, &[]);
-        pass.dispatch_workgroups(self.workgroups.0, self.workgroups.1, 1);
-    }
 }
 
 impl Plan {
@@ -786,250 +725,9 @@ impl Plan {
     }
 }
 
-impl Buffers {
-    fn new(context: &GpuContext, geometry: &Geometry, rules: &Rules, center: usize) -> Result<Self> {
-        let spans = geometry.spans.len().max(1);
-        let storage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
-        let read = storage | wgpu::BufferUsages::COPY_SRC;
-        let norms = spans * size_of::<Norm>();
-        let decisions = geometry.bounded.max(1) * size_of::<DeviceDecision>();
-        let make = |what, bytes: usize, usage| context.buffer(what, bytes as u64, usage);
-        Ok(Self {
-            params: make(
-                "params",
-                (OF_PORTIONS + geometry.portions.len()) * context.tuning.offset_alignment as usize,
-                wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
-            )?,
-            tiles: make("the list of tiles", geometry.tiles.len().max(16) * 16, storage)?,
-            columns: make(
-                "the columns and the centre",
-                (geometry.columns.len() + center).max(1) * 4,
-                storage | wgpu::BufferUsages::COPY_SRC,
-            )?,
-            spans: make("the list of spans", spans * size_of::<Span>(), storage)?,
-            partials: make("the partial sums", geometry.slots.max(1) * 12, storage)?,
-            norms: make("the norms", norms, read)?,
-            limbs: make("the exact sums", spans * EXACT_SUM_BYTES as usize, storage)?,
-            decisions: make("the decisions", decisions, read)?,
-            // Of an open tile its slot and its span; where rows are cut in segments, it may be listed for both.
-            run: make("the run", RUN_BYTES as usize + (spans + 4 * geometry.slots.max(1)) * 4, read)?,
-            // Room for any threshold: there are at most as many groups as spans.
-            groups: make("the groups", spans * size_of::<Group>(), storage)?,
-            members: make("the members of groups", spans * 4, storage)?,
-            state: make("the state", rules.state_words.max(1) * 4, read)?,
-            bounds: make("the bounds", spans * 4, storage)?,
-            staging: Mutex::default(),
-        })
-    }
-
-    fn get<'a>(&'a self, resource: Resource, data: &'a wgpu::Buffer) -> Option<&'a wgpu::Buffer> {
-        Some(match resource {
-            Resource::Params => &self.params,
-            Resource::Data => data,
-            Resource::Tiles => &self.tiles,
-            Resource::Columns => &self.columns,
-            Resource::Spans => &self.spans,
-            Resource::Partials => &self.partials,
-            Resource::Norms => &self.norms,
-            Resource::Limbs => &self.limbs,
-            Resource::Decisions => &self.decisions,
-            Resource::Run => &self.run,
-            Resource::Groups => &self.groups,
-            Resource::Members => &self.members,
-            Resource::State => &self.state,
-            Resource::Bounds => &self.bounds,
-            // The mean's are in its own plan.
-            Resource::Strip | Resource::Weights | Resource::WeightSum | Resource::Sums | Resource::Means => {
-                return None;
-            }
-        })
-    }
-}
-
-/// Whether a plan over this geometry dispatches the kernel.
-fn is_step(kernel: &Kernel, geometry: &Geometry) -> bool {
-    let short = geometry.strategy == Strategy::Rows;
-    match kernel.name {
-        "norms_rows" | "clip_rows" => short,
-        "norms_tiles" | "clip" => !short,
-        "norms_few" => !short && geometry.few,
-        "norms_spans" => !short && !geometry.few,
-        "fused" => geometry.strategy == Strategy::Fused,
-        "clip_left" => matches!(geometry.strategy, Strategy::Fused | Strategy::Grouped),
-        "exact_few" => geometry.few_exact,
-        "exact_tiles" | "exact_spans" => !geometry.few_exact,
-        _ => !matches!(kernel.grid, Grid::Weights | Grid::Coordinates),
-    }
-}
-
-/// What steps are made for.
-struct Part {
-    params: usize,
-    spans: Range<usize>,
-    windows: Range<usize>,
-}
-
-impl Part {
-    fn whole(geometry: &Geometry, params: usize) -> Self {
-        Self { params, spans: 0..geometry.spans.len(), windows: 0..geometry.windows.len() }
-    }
-}
-
-/// What steps are made from.
-struct Binder<'a> {
-    context: &'a GpuContext,
-    pipelines: &'a [&'a Pipeline],
-    geometry: &'a Geometry,
-    buffers: &'a Buffers,
-    data: &'a wgpu::Buffer,
-}
-
-impl Binder<'_> {
-    /// The passes of all stages, where they are not run one by one for the whole batch.
-    fn passes(&self) -> Vec<Vec<Step>> {
-        let whole = Part::whole(self.geometry, OF_RUN);
-        match self.geometry.strategy {
-            Strategy::Rows | Strategy::Tiled => Vec::new(),
-            Strategy::Fused => vec![self.steps(&[FUSED, THRESHOLD, LEFT], &whole)],
-            Strategy::Grouped => {
-                let mut passes = self.portions(&[NORMS, THRESHOLD_OF_PORTION, CLIP]);
-                passes.push(self.steps(&[THRESHOLD, LEFT], &whole));
-                passes
-            }
-        }
-    }
-
-    /// The passes of all stages where norms decide; none where they never do.
-    fn given(&self, granularity: Granularity) -> Vec<Vec<Step>> {
-        let whole = Part::whole(self.geometry, OF_GIVEN);
-        match self.geometry.strategy {
-            _ if granularity == Granularity::Segment => Vec::new(),
-            Strategy::Rows | Strategy::Tiled => vec![self.steps(&[NORMS, CLIP], &whole)],
-            Strategy::Fused => vec![self.steps(&[FUSED, LEFT], &whole)],
-            Strategy::Grouped => self.portions(&[NORMS, CLIP]),
-        }
-    }
-
-    /// A pass of these stages for each portion.
-    fn portions(&self, stages: &[&[&str]]) -> Vec<Vec<Step>> {
-        let portions = self.geometry.portions.iter().enumerate().map(|(i, portion)| {
-            let (spans, windows) = (portion.spans.clone(), portion.windows.clone());
-            self.steps(stages, &Part { params: OF_PORTIONS + i, spans, windows })
-        });
-        portions.collect()
-    }
-
-    /// Every dispatch of the kernels of these stages for a part of the batch, in order.
-    fn steps(&self, stages: &[&[&str]], part: &Part) -> Vec<Step> {
-        let Self { context, geometry, buffers, .. } = *self;
-        let mut steps = Vec::new();
-        let limit = context.device.limits().max_compute_workgroups_per_dimension;
-        let chosen = |kernel: &Kernel| stages.iter().any(|kernels| kernels.contains(&kernel.name));
-        for pipeline in self.pipelines.iter().filter(|pipeline| chosen(pipeline.kernel)) {
-            let spans = part.spans.len() as u64;
-            let each = u64::from(pipeline.workgroup);
-            let tiles_of = |window: usize| {
-                let tiles = &geometry.windows[window].tiles;
-                tiles.end - tiles.start
-            };
-            let per_window = |workgroups: &dyn Fn(u64) -> u64| {
-                part.windows.clone().map(|i| (workgroups(tiles_of(i)), Some(i))).collect()
-            };
-            let tuning = &context.tuning;
-            let work: Vec<(u64, Option<usize>)> = match pipeline.kernel.grid {
-                Grid::Tile => per_window(&|tiles| tiles),
-                Grid::ShortTiles => per_window(&|tiles| (tiles * u64::from(tuning.lanes())).div_ceil(each)),
-                Grid::OpenTiles => {
-                    // Open rows and open segments are listed one by one, those of other windows too.
-                    let times = if geometry.spans.len() > geometry.bounded { 2 } else { 1 };
-                    let listed = part.windows.clone().map(tiles_of).sum::<u64>() * times;
-                    per_window(&|_| tuning.exact_tile_workgroups(listed, geometry.longest))
-                }
-                Grid::OpenFew => vec![{
-                    let (tiles, elements) = geometry.largest_span();
-                    (tuning.exact_few_workgroups(spans, tiles, elements), Some(0))
-                }],
-                Grid::OpenSpans => vec![(tuning.exact_span_workgroups(spans), None)],
-                Grid::Span => vec![(spans, None)],
-                Grid::Spans => vec![(spans.div_ceil(each), None)],
-                // A group has a member at least, so there are no more of them than spans; the kernel leaves
-                // those past the end at once.
-                Grid::Group => vec![(geometry.most_groups as u64, None)],
-                Grid::Weights | Grid::Coordinates => Vec::new(),
-            };
-            for (workgroups, window) in work.into_iter().filter(|(workgroups, _)| *workgroups > 0) {
-                let window = window.map(|i| &geometry.windows[i]);
-                steps.push(Step {
-                    kernel: pipeline.kernel.name,
-                    pipeline: pipeline.pipeline.clone(),
-                    bindings: bind(context, pipeline, |resource| {
-                        let buffer = buffers.get(resource, self.data)?;
-                        if resource == Resource::Params {
-                            let offset = part.params as u64 * tuning.offset_alignment;
-                            let size = wgpu::BufferSize::new(size_of::<Params>() as u64);
-                            return Some(wgpu::BufferBinding { buffer, offset, size });
-                        }
-                        Some(binding(buffer, resource, window, geometry.storage))
-                    }),
-                    workgroups: folded(workgroups, limit),
-                });
-            }
-        }
-        steps
-    }
-}
-
-/// A number of workgroups in two dimensions; the kernels leave those past the end at once.
-pub(super) fn folded(workgroups: u64, limit: u32) -> (u32, u32) {
-    let width = workgroups.min(u64::from(limit));
-    (width as u32, workgroups.div_ceil(width) as u32)
-}
-
-/// The part of a buffer that a kernel sees: all of it, but of the batch and of its tiles the window.
-fn binding<'a>(
-    buffer: &'a wgpu::Buffer,
-    resource: Resource,
-    window: Option<&Window>,
-    storage: Storage,
-) -> wgpu::BufferBinding<'a> {
-    let bytes = match (resource, window) {
-        (Resource::Data, Some(window)) => window.bytes(storage),
-        (Resource::Tiles, Some(window)) => window.tiles.start * 16..window.tiles.end * 16,
-        _ => 0..buffer.size(),
-    };
-    wgpu::BufferBinding { buffer, offset: bytes.start, size: wgpu::BufferSize::new(bytes.end - bytes.start) }
-}
-
-/// A kernel's bindings; what is missing among them wgpu refuses.
-pub(super) fn bind<'a>(
-    context: &GpuContext,
-    pipeline: &Pipeline,
-    binding_of: impl Fn(Resource) -> Option<wgpu::BufferBinding<'a>>,
-) -> wgpu::BindGroup {
-    let entry = |&(resource, _): &(Resource, super::kernels::Access)| {
-        let resource_binding = wgpu::BindingResource::Buffer(binding_of(resource)?);
-        Some(wgpu::BindGroupEntry { binding: resource as u32, resource: resource_binding })
-    };
-    let entries: Vec<_> = pipeline.kernel.bindings.iter().filter_map(entry).collect();
-    context.device.create_bind_group(&wgpu::BindGroupDescriptor {
-        label: Some(pipeline.kernel.name),
-        layout: &pipeline.layout,
-        entries: &entries,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn workgroups_are_folded_within_the_limit() {
-        for workgroups in [1, 65_535, 65_536, 1_000_000, 4_294_836_225] {
-            let (x, y) = folded(workgroups, 65_535);
-            assert!(x <= 65_535 && y <= 65_535);
-            assert!(u64::from(x) * u64::from(y) >= workgroups);
-        }
-    }
 
     #[test]
     fn factors_survive_the_way_to_the_device_and_back() {

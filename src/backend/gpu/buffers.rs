@@ -1,0 +1,107 @@
+//! The buffers of a plan.
+
+use std::sync::Mutex;
+
+use super::GpuContext;
+use super::geometry::{Geometry, Span};
+use super::kernels::Resource;
+use super::plan::DeviceDecision;
+use super::rules::{Group, Rules};
+use super::steps::OF_PORTIONS;
+use crate::error::Result;
+use crate::norms::Norm;
+
+/// Bytes of a span's exact sum: 40 cells of 32 bits.
+pub(super) const EXACT_SUM_BYTES: u64 = 40 * 4;
+
+/// Bytes of the run before the list of what is open; RUN_LIST of common.wgsl.
+pub(super) const RUN_BYTES: u64 = 32;
+
+/// All that kernels read and write beside the batch.
+#[derive(Debug)]
+pub(super) struct Buffers {
+    pub(super) params: wgpu::Buffer,
+    pub(super) tiles: wgpu::Buffer,
+    /// Where the tiles of a row begin in it; behind them the centre, where there is one.
+    pub(super) columns: wgpu::Buffer,
+    pub(super) spans: wgpu::Buffer,
+    pub(super) partials: wgpu::Buffer,
+    pub(super) norms: wgpu::Buffer,
+    pub(super) limbs: wgpu::Buffer,
+    pub(super) decisions: wgpu::Buffer,
+    /// What the run has done so far, and behind it the spans that the fast sums left open, and their tiles; see
+    /// common.wgsl.
+    pub(super) run: wgpu::Buffer,
+    pub(super) groups: wgpu::Buffer,
+    pub(super) members: wgpu::Buffer,
+    /// What adaptive and history thresholds remember.
+    pub(super) state: wgpu::Buffer,
+    pub(super) bounds: wgpu::Buffer,
+    /// Ways back to the host that no report is using.
+    pub(super) staging: Mutex<Vec<wgpu::Buffer>>,
+}
+
+impl Buffers {
+    pub(super) fn new(
+        context: &GpuContext,
+        geometry: &Geometry,
+        rules: &Rules,
+        center: usize,
+    ) -> Result<Self> {
+        let spans = geometry.spans.len().max(1);
+        let storage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
+        let read = storage | wgpu::BufferUsages::COPY_SRC;
+        let norms = spans * size_of::<Norm>();
+        let decisions = geometry.bounded.max(1) * size_of::<DeviceDecision>();
+        let make = |what, bytes: usize, usage| context.buffer(what, bytes as u64, usage);
+        Ok(Self {
+            params: make(
+                "params",
+                (OF_PORTIONS + geometry.portions.len()) * context.tuning.offset_alignment as usize,
+                wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
+            )?,
+            tiles: make("the list of tiles", geometry.tiles.len().max(16) * 16, storage)?,
+            columns: make(
+                "the columns and the centre",
+                (geometry.columns.len() + center).max(1) * 4,
+                storage | wgpu::BufferUsages::COPY_SRC,
+            )?,
+            spans: make("the list of spans", spans * size_of::<Span>(), storage)?,
+            partials: make("the partial sums", geometry.slots.max(1) * 12, storage)?,
+            norms: make("the norms", norms, read)?,
+            limbs: make("the exact sums", spans * EXACT_SUM_BYTES as usize, storage)?,
+            decisions: make("the decisions", decisions, read)?,
+            // Of an open tile its slot and its span; where rows are cut in segments, it may be listed for both.
+            run: make("the run", RUN_BYTES as usize + (spans + 4 * geometry.slots.max(1)) * 4, read)?,
+            // Room for any threshold: there are at most as many groups as spans.
+            groups: make("the groups", spans * size_of::<Group>(), storage)?,
+            members: make("the members of groups", spans * 4, storage)?,
+            state: make("the state", rules.state_words.max(1) * 4, read)?,
+            bounds: make("the bounds", spans * 4, storage)?,
+            staging: Mutex::default(),
+        })
+    }
+
+    pub(super) fn get<'a>(&'a self, resource: Resource, data: &'a wgpu::Buffer) -> Option<&'a wgpu::Buffer> {
+        Some(match resource {
+            Resource::Params => &self.params,
+            Resource::Data => data,
+            Resource::Tiles => &self.tiles,
+            Resource::Columns => &self.columns,
+            Resource::Spans => &self.spans,
+            Resource::Partials => &self.partials,
+            Resource::Norms => &self.norms,
+            Resource::Limbs => &self.limbs,
+            Resource::Decisions => &self.decisions,
+            Resource::Run => &self.run,
+            Resource::Groups => &self.groups,
+            Resource::Members => &self.members,
+            Resource::State => &self.state,
+            Resource::Bounds => &self.bounds,
+            // The mean's are in its own plan.
+            Resource::Strip | Resource::Weights | Resource::WeightSum | Resource::Sums | Resource::Means => {
+                return None;
+            }
+        })
+    }
+}

@@ -1,0 +1,233 @@
+//! The dispatches of a plan: which kernels a stage or a run takes, on how many workgroups, with what bound.
+
+use std::ops::Range;
+
+use super::GpuContext;
+use super::buffers::Buffers;
+use super::geometry::{Geometry, Window};
+use super::kernels::{Access, Grid, Kernel, Pipeline, Resource, Storage};
+use super::plan::Params;
+use crate::batch::Granularity;
+use crate::report::Strategy;
+
+/// Which of the plan's params a dispatch reads: those of stages alone, those of the whole batch in a run of all stages,
+/// those of one whose norms decide, and from here on those of portions.
+pub(super) const OF_STAGES: usize = 0;
+const OF_RUN: usize = 1;
+const OF_GIVEN: usize = 2;
+pub(super) const OF_PORTIONS: usize = 3;
+
+/// The kernels of a stage.
+pub(super) const NORMS: &[&str] =
+    &["norms_tiles", "norms_spans", "norms_few", "norms_rows", "exact_few", "exact_tiles", "exact_spans"];
+pub(super) const THRESHOLD: &[&str] = &["threshold_groups", "threshold_spans"];
+pub(super) const CLIP: &[&str] = &["clip", "clip_rows"];
+/// Those that clip what others have left.
+const LEFT: &[&str] = &["clip_left"];
+/// The norms stage where it shares a kernel with the clip.
+const FUSED: &[&str] = &["fused", "exact_few", "exact_tiles", "exact_spans"];
+/// The threshold of a portion: its bounds are given, or do not matter yet.
+const THRESHOLD_OF_PORTION: &[&str] = &["threshold_spans"];
+
+/// One dispatch.
+#[derive(Debug)]
+pub(super) struct Step {
+    pub kernel: &'static str,
+    pub pipeline: wgpu::ComputePipeline,
+    pub bindings: wgpu::BindGroup,
+    pub workgroups: (u32, u32),
+}
+
+impl Step {
+    pub(super) fn record(&self, pass: &mut wgpu::ComputePass<'_>) {
+        pass.set_pipeline(&self.pipeline);
+        pass.set_bind_group(0, &self.bindings, &[]);
+        pass.dispatch_workgroups(self.workgroups.0, self.workgroups.1, 1);
+    }
+}
+
+/// Whether a plan over this geometry dispatches the kernel.
+pub(super) fn is_step(kernel: &Kernel, geometry: &Geometry) -> bool {
+    let short = geometry.strategy == Strategy::Rows;
+    match kernel.name {
+        "norms_rows" | "clip_rows" => short,
+        "norms_tiles" | "clip" => !short,
+        "norms_few" => !short && geometry.few,
+        "norms_spans" => !short && !geometry.few,
+        "fused" => geometry.strategy == Strategy::Fused,
+        "clip_left" => matches!(geometry.strategy, Strategy::Fused | Strategy::Grouped),
+        "exact_few" => geometry.few_exact,
+        "exact_tiles" | "exact_spans" => !geometry.few_exact,
+        _ => !matches!(kernel.grid, Grid::Weights | Grid::Coordinates),
+    }
+}
+
+/// What steps are made for.
+pub(super) struct Part {
+    params: usize,
+    spans: Range<usize>,
+    windows: Range<usize>,
+}
+
+impl Part {
+    pub(super) fn whole(geometry: &Geometry, params: usize) -> Self {
+        Self { params, spans: 0..geometry.spans.len(), windows: 0..geometry.windows.len() }
+    }
+}
+
+/// What steps are made from.
+pub(super) struct Binder<'a> {
+    pub(super) context: &'a GpuContext,
+    pub(super) pipelines: &'a [&'a Pipeline],
+    pub(super) geometry: &'a Geometry,
+    pub(super) buffers: &'a Buffers,
+    pub(super) data: &'a wgpu::Buffer,
+}
+
+impl Binder<'_> {
+    /// The passes of all stages, where they are not run one by one for the whole batch.
+    pub(super) fn passes(&self) -> Vec<Vec<Step>> {
+        let whole = Part::whole(self.geometry, OF_RUN);
+        match self.geometry.strategy {
+            Strategy::Rows | Strategy::Tiled => Vec::new(),
+            Strategy::Fused => vec![self.steps(&[FUSED, THRESHOLD, LEFT], &whole)],
+            Strategy::Grouped => {
+                let mut passes = self.portions(&[NORMS, THRESHOLD_OF_PORTION, CLIP]);
+                passes.push(self.steps(&[THRESHOLD, LEFT], &whole));
+                passes
+            }
+        }
+    }
+
+    /// The passes of all stages where norms decide; none where they never do.
+    pub(super) fn given(&self, granularity: Granularity) -> Vec<Vec<Step>> {
+        let whole = Part::whole(self.geometry, OF_GIVEN);
+        match self.geometry.strategy {
+            _ if granularity == Granularity::Segment => Vec::new(),
+            Strategy::Rows | Strategy::Tiled => vec![self.steps(&[NORMS, CLIP], &whole)],
+            Strategy::Fused => vec![self.steps(&[FUSED, LEFT], &whole)],
+            Strategy::Grouped => self.portions(&[NORMS, CLIP]),
+        }
+    }
+
+    /// A pass of these stages for each portion.
+    fn portions(&self, stages: &[&[&str]]) -> Vec<Vec<Step>> {
+        let portions = self.geometry.portions.iter().enumerate().map(|(i, portion)| {
+            let (spans, windows) = (portion.spans.clone(), portion.windows.clone());
+            self.steps(stages, &Part { params: OF_PORTIONS + i, spans, windows })
+        });
+        portions.collect()
+    }
+
+    /// Every dispatch of the kernels of these stages for a part of the batch, in order.
+    pub(super) fn steps(&self, stages: &[&[&str]], part: &Part) -> Vec<Step> {
+        let Self { context, geometry, buffers, .. } = *self;
+        let mut steps = Vec::new();
+        let limit = context.device.limits().max_compute_workgroups_per_dimension;
+        let chosen = |kernel: &Kernel| stages.iter().any(|kernels| kernels.contains(&kernel.name));
+        for pipeline in self.pipelines.iter().filter(|pipeline| chosen(pipeline.kernel)) {
+            let spans = part.spans.len() as u64;
+            let each = u64::from(pipeline.workgroup);
+            let tiles_of = |window: usize| {
+                let tiles = &geometry.windows[window].tiles;
+                tiles.end - tiles.start
+            };
+            let per_window = |workgroups: &dyn Fn(u64) -> u64| {
+                part.windows.clone().map(|i| (workgroups(tiles_of(i)), Some(i))).collect()
+            };
+            let tuning = &context.tuning;
+            let work: Vec<(u64, Option<usize>)> = match pipeline.kernel.grid {
+                Grid::Tile => per_window(&|tiles| tiles),
+                Grid::ShortTiles => per_window(&|tiles| (tiles * u64::from(tuning.lanes())).div_ceil(each)),
+                Grid::OpenTiles => {
+                    // Open rows and open segments are listed one by one, those of other windows too.
+                    let times = if geometry.spans.len() > geometry.bounded { 2 } else { 1 };
+                    let listed = part.windows.clone().map(tiles_of).sum::<u64>() * times;
+                    per_window(&|_| tuning.exact_tile_workgroups(listed, geometry.longest))
+                }
+                Grid::OpenFew => vec![{
+                    let (tiles, elements) = geometry.largest_span();
+                    (tuning.exact_few_workgroups(spans, tiles, elements), Some(0))
+                }],
+                Grid::OpenSpans => vec![(tuning.exact_span_workgroups(spans), None)],
+                Grid::Span => vec![(spans, None)],
+                Grid::Spans => vec![(spans.div_ceil(each), None)],
+                // A group has a member at least, so there are no more of them than spans; the kernel leaves
+                // those past the end at once.
+                Grid::Group => vec![(geometry.most_groups as u64, None)],
+                Grid::Weights | Grid::Coordinates => Vec::new(),
+            };
+            for (workgroups, window) in work.into_iter().filter(|(workgroups, _)| *workgroups > 0) {
+                let window = window.map(|i| &geometry.windows[i]);
+                steps.push(Step {
+                    kernel: pipeline.kernel.name,
+                    pipeline: pipeline.pipeline.clone(),
+                    bindings: bind(context, pipeline, |resource| {
+                        let buffer = buffers.get(resource, self.data)?;
+                        if resource == Resource::Params {
+                            let offset = part.params as u64 * tuning.offset_alignment;
+                            let size = wgpu::BufferSize::new(size_of::<Params>() as u64);
+                            return Some(wgpu::BufferBinding { buffer, offset, size });
+                        }
+                        Some(binding(buffer, resource, window, geometry.storage))
+                    }),
+                    workgroups: folded(workgroups, limit),
+                });
+            }
+        }
+        steps
+    }
+}
+
+/// A number of workgroups in two dimensions; the kernels leave those past the end at once.
+pub(super) fn folded(workgroups: u64, limit: u32) -> (u32, u32) {
+    let width = workgroups.min(u64::from(limit));
+    (width as u32, workgroups.div_ceil(width) as u32)
+}
+
+/// The part of a buffer that a kernel sees: all of it, but of the batch and of its tiles the window.
+fn binding<'a>(
+    buffer: &'a wgpu::Buffer,
+    resource: Resource,
+    window: Option<&Window>,
+    storage: Storage,
+) -> wgpu::BufferBinding<'a> {
+    let bytes = match (resource, window) {
+        (Resource::Data, Some(window)) => window.bytes(storage),
+        (Resource::Tiles, Some(window)) => window.tiles.start * 16..window.tiles.end * 16,
+        _ => 0..buffer.size(),
+    };
+    wgpu::BufferBinding { buffer, offset: bytes.start, size: wgpu::BufferSize::new(bytes.end - bytes.start) }
+}
+
+/// A kernel's bindings; what is missing among them wgpu refuses.
+pub(super) fn bind<'a>(
+    context: &GpuContext,
+    pipeline: &Pipeline,
+    binding_of: impl Fn(Resource) -> Option<wgpu::BufferBinding<'a>>,
+) -> wgpu::BindGroup {
+    let entry = |&(resource, _): &(Resource, Access)| {
+        let resource_binding = wgpu::BindingResource::Buffer(binding_of(resource)?);
+        Some(wgpu::BindGroupEntry { binding: resource as u32, resource: resource_binding })
+    };
+    let entries: Vec<_> = pipeline.kernel.bindings.iter().filter_map(entry).collect();
+    context.device.create_bind_group(&wgpu::BindGroupDescriptor {
+        label: Some(pipeline.kernel.name),
+        layout: &pipeline.layout,
+        entries: &entries,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workgroups_are_folded_within_the_limit() {
+        for workgroups in [1, 65_535, 65_536, 1_000_000, 4_294_836_225] {
+            let (x, y) = folded(workgroups, 65_535);
+            assert!(x <= 65_535 && y <= 65_535);
+            assert!(u64::from(x) * u64::from(y) >= workgroups);
+        }
+    }
+}
