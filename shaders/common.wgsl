@@ -86,7 +86,7 @@ struct Params {
     end: u32,
     // CLIPS_*
     clips: u32,
-    // 1: bounds are given, so that what settles a norm makes its decision too.
+    // 1: what settles a norm makes its decision too: given bounds of whole rows, none of which may refuse the batch.
     decides: u32,
 }
 

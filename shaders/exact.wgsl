@@ -1,7 +1,7 @@
 // Stage 1, the exact way, for the spans that the fast way left open: an integer sum of squares in limbs of
 // 16 bits, and its correctly rounded root. Always dispatched, with few workgroups that go through the list of
 // what is open: it is nearly always empty, so nothing has to be read back and no workgroup comes for nothing.
-// Short spans take one dispatch, a workgroup to each; long ones two, a workgroup to each of their tiles, then the roots.
+// Where all spans are short, one dispatch, a workgroup to each; else two: a workgroup to each tile, then the roots.
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> data: array<Element>;

@@ -7,7 +7,7 @@ struct Partial {
     largest: u32,
 }
 
-// Writes the norm of a span, and its decision where bounds are given. A span that stays open joins the list for the
+// Writes the norm of a span, and its decision where that is all it takes. A span that stays open joins the list for the
 // exact sums; its tiles' place there is the result, and NO_SPAN for all others.
 fn settle(index: u32, span: Span, sum: Partial) -> u32 {
     if index == 0u {

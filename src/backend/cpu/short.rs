@@ -47,7 +47,7 @@ impl<'a, 'b, S: Storage> ShortRows<'a, 'b, S> {
 
     /// [`Rows::norms`].
     pub(super) fn norms(&self, data: &[S::Element]) -> Vec<Norm> {
-        // No caller can bring this about, who was refused by `Layout::check`: it is what the unsafe code below rests on.
+        // Never fails: `Layout::check` refused such callers. The unsafe code below rests on it.
         assert!(data.len() >= self.rows.layout.len(), "elements of the whole batch");
         self.fill_by_tasks(data.par_chunks(self.stride * self.of_task), |first, elements, norms| {
             self.norms_of_task(first, elements, norms);

@@ -324,12 +324,13 @@ impl Plan {
             Strategy::Grouped if decides => Params { clips: CLIPS_NONE, ..params },
             _ => params,
         };
-        // A recording that goes without the threshold stage does nothing once bounds come from the batch.
+        // A recording without the threshold stage clips nothing once bounds come from the batch, or a row may refuse it.
         let of_given = match self.geometry.strategy {
             _ if !decides => Params { clips: CLIPS_NONE, ..params },
             Strategy::Fused => Params { clips: CLIPS_OPEN, decides: 1, ..params },
             _ => Params { decides: 1, ..params },
         };
+        // In the order of OF_STAGES, OF_RUN, OF_GIVEN and OF_PORTIONS.
         let mut copies = vec![params, of_run, of_given];
         copies.extend(self.geometry.portions.iter().map(|portion| Params {
             first: portion.spans.start as u32,
@@ -519,7 +520,8 @@ impl Plan {
     ///
     /// # Errors
     /// [`Error::NonFinite`] where the policy is [`NonFinite::Error`] and a row holds NaN or Inf (no row
-    /// was written then); [`Error::NotRecorded`]; errors of the device.
+    /// was written then); [`Error::NotRecorded`], also after a recording for another kind of clipping (see [`Plan`]);
+    /// errors of the device.
     pub fn report_blocking(&self) -> Result<Report> {
         self.to_report(self.read_blocking()?)
     }

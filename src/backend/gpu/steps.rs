@@ -1,4 +1,4 @@
-//! The dispatches of a plan: which kernels a stage or a run takes, on how many workgroups, with what bound.
+//! The dispatches of a plan: which kernels a stage or a run takes, on how many workgroups, and what each binds.
 
 use std::ops::Range;
 
@@ -26,8 +26,6 @@ pub(super) const CLIP: &[&str] = &["clip", "clip_rows"];
 const LEFT: &[&str] = &["clip_left"];
 /// The norms stage where it shares a kernel with the clip.
 const FUSED: &[&str] = &["fused", "exact_few", "exact_tiles", "exact_spans"];
-/// The threshold of a portion: its bounds are given, or do not matter yet.
-const THRESHOLD_OF_PORTION: &[&str] = &["threshold_spans"];
 
 /// One dispatch.
 #[derive(Debug)]
@@ -92,7 +90,8 @@ impl Binder<'_> {
             Strategy::Rows | Strategy::Tiled => Vec::new(),
             Strategy::Fused => vec![self.steps(&[FUSED, THRESHOLD, LEFT], &whole)],
             Strategy::Grouped => {
-                let mut passes = self.portions(&[NORMS, THRESHOLD_OF_PORTION, CLIP]);
+                // Where norms do not decide, the clips of portions leave at once, and what is behind them clips all.
+                let mut passes = self.portions();
                 passes.push(self.steps(&[THRESHOLD, LEFT], &whole));
                 passes
             }
@@ -106,15 +105,15 @@ impl Binder<'_> {
             _ if granularity == Granularity::Segment => Vec::new(),
             Strategy::Rows | Strategy::Tiled => vec![self.steps(&[NORMS, CLIP], &whole)],
             Strategy::Fused => vec![self.steps(&[FUSED, LEFT], &whole)],
-            Strategy::Grouped => self.portions(&[NORMS, CLIP]),
+            Strategy::Grouped => self.portions(),
         }
     }
 
-    /// A pass of these stages for each portion.
-    fn portions(&self, stages: &[&[&str]]) -> Vec<Vec<Step>> {
+    /// A pass of norms and clip for each portion.
+    fn portions(&self) -> Vec<Vec<Step>> {
         let portions = self.geometry.portions.iter().enumerate().map(|(i, portion)| {
             let (spans, windows) = (portion.spans.clone(), portion.windows.clone());
-            self.steps(stages, &Part { params: OF_PORTIONS + i, spans, windows })
+            self.steps(&[NORMS, CLIP], &Part { params: OF_PORTIONS + i, spans, windows })
         });
         portions.collect()
     }
