@@ -174,8 +174,9 @@ class Batch:
                 )
 
 
-def record(peer, batch, wall, device):
-    """A line of the schema byzclip-bench-1; `wall` and `device` are seconds of runs."""
+def record(peer, batch, wall, device, ratios=()):
+    """A line of the schema byzclip-bench-1; `wall` and `device` are seconds of runs, `ratios` those of turns, theirs by
+    ours."""
     case, shape = batch.case, batch.shape
     bytes_ = case.bytes(shape)
     median = statistics.median(wall) if wall else None
@@ -200,6 +201,7 @@ def record(peer, batch, wall, device):
         "bytes": bytes_,
         "gb_per_s": bytes_ / median / 1e9 if wall else None,
         "share": None,
+        "by_ours": statistics.median(ratios) if ratios else None,
         "device_median_s": statistics.median(device) if device else None,
         "submit_median_s": None,
         "verified": True,

@@ -6,9 +6,10 @@
 --brief prints the geometric means alone: this is what README.md has.
 
 Records meet where shape, case, place of the data and processor or adapter are the same. GB/s are those of the middle
-round. A ratio is ours by theirs in GB/s of medians, above 1 where ours is faster: of each round of theirs with the runs of ours
-nearest to it, before and behind, because a machine's memory may be faster in one minute than in the next; the middle one of
-these counts. Wrong results are listed and not compared.
+round. A ratio is above 1 where ours is faster; the middle one of the rounds counts. Where theirs took turns with ours it is
+that of the times of turns; else that in GB/s of medians, of each round of theirs with the runs of ours nearest to it,
+before and behind, because a machine's memory may be faster in one minute than in the next. Wrong results are listed and not
+compared.
 """
 import json
 import math
@@ -64,6 +65,9 @@ def middle_ratio(ours, theirs):
         return None
     ratios = []
     for place, record in theirs:
+        if record.get("by_ours"):
+            ratios.append(record["by_ours"])
+            continue
         before = [our for our_place, our in ours if our_place < place][-1:]
         behind = [our for our_place, our in ours if our_place > place][:1]
         speed = geometric_mean([our["gb_per_s"] for our in before + behind])

@@ -4,6 +4,7 @@ Every class does what its library's users write, in the fastest form that we kno
 there. Where results of norms and clip need different calls, one name stands for both.
 """
 import contextlib
+import ctypes
 import os
 import platform
 import time
@@ -77,6 +78,32 @@ def on_threads(threads):
 
 def every_thread():
     return len(os.sched_getaffinity(0))
+
+
+class Byzclip(Peer):
+    """Ours, by way of benches/peers/rust/src/c.rs: what peers take turns with."""
+
+    library = "byzclip"
+    device = on_threads(every_thread())
+
+    def __init__(self, path):
+        self.library_c = ctypes.CDLL(path)
+        rows = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
+        self.library_c.byzclip_norms.argtypes = [*rows, ctypes.c_void_p]
+        self.library_c.byzclip_clip.argtypes = [*rows, ctypes.c_float]
+
+    def norms(self):
+        norms = np.empty(self.batch.shape.clients, np.float32)
+        self._call(self.library_c.byzclip_norms, norms.ctypes.data)
+        return norms
+
+    def clip(self):
+        self._call(self.library_c.byzclip_clip, MAX_NORM)
+
+    def _call(self, function, last):
+        shape = self.batch.shape
+        if function(self.batch.work.ctypes.data, shape.clients, shape.params, last) != 0:
+            raise RuntimeError("byzclip failed; see stderr")
 
 
 # NumPy: one thread, but for what it leaves to a BLAS.

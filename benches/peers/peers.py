@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Times what people clip with in Python on the cases of `byzclip bench`: a header, then one line of JSON a case.
 
-    benches/peers/peers.py [--shape NxD]... [--clipped 0,0.2,1] [--runs N] [--library TEXT]... [--inject-fault]
+    benches/peers/peers.py [--shape NxD]... [--clipped 0,0.2,1] [--runs N] [--library TEXT]... [--beside FILE]
+                           [--inject-fault]
 
 A result is held against float64 before it is timed, and the last timed one again. One that is wrong becomes a line with
 `verified: false` and `error`, and exit code 1. A library that cannot run here is named on stderr and in the header.
@@ -11,6 +12,7 @@ import datetime
 import gc
 import json
 import platform
+import statistics
 import sys
 
 import cases
@@ -23,6 +25,7 @@ def arguments():
     parser.add_argument("--clipped", type=shares, default=[0.0, 0.2, 1.0], help="shares of rows that are clipped")
     parser.add_argument("--runs", type=runs, default=cases.RUNS, help=f"runs of each case, at least {cases.RUNS}")
     parser.add_argument("--library", action="append", default=[], help="only those whose name contains this")
+    parser.add_argument("--beside", metavar="FILE", help="the library byzclip_c of benches/peers/rust: it takes turns on host memory")
     parser.add_argument("--inject-fault", action="store_true", help="spoil every result: the check has to find it")
     return parser.parse_args()
 
@@ -72,10 +75,24 @@ def available(wanted):
     return peers, skipped
 
 
-def measure(peer, batch, count, inject):
+# Runs that count before the other one has its turn: rust/src/peer.rs has both.
+TURN = 3
+
+# Seconds of runs before those that count. Threads that slept, another library's that still spin, or caches that hold its data,
+# are what the first milliseconds measure.
+WARM = 0.03
+
+
+class Wrong(Exception):
+    """What is wrong with a result."""
+
+
+def measure(peer, batch, ours, count, inject):
     """The record of a peer on a batch that is filled; of an error where there are no right results."""
     try:
-        return samples(peer, batch, count, inject)
+        return samples(peer, batch, ours if peer.method == "host" else None, count, inject)
+    except Wrong as error:
+        return failed(peer, batch, str(error))
     except (RuntimeError, MemoryError) as error:
         # Such as a device without memory for the shape.
         return failed(peer, batch, f"got {type(error).__name__}: {error}")
@@ -88,24 +105,46 @@ def failed(peer, batch, error):
     return cases.record(peer, batch, [], []) | {"verified": False, "error": error}
 
 
-def samples(peer, batch, count, inject):
-    wall, device = [], []
+def samples(peer, batch, ours, count, inject):
+    wall, device, ratios = [], [], []
     peer.load(batch)
-    # The first round verifies and warms up; it is not counted. The last one is verified again.
-    for number in range(count + 1):
+    while len(wall) < count:
+        runs = min(TURN, count - len(wall))
+        # The very first run is verified, and the last.
+        ends = {"first": not wall, "last": len(wall) + runs == count}
+        if ours:
+            of_ours, _ = turn(ours, batch, runs, **ends)
+        of_theirs, on_device = turn(peer, batch, runs, inject=inject, **ends)
+        if ours:
+            ratios.append(statistics.median(of_theirs) / statistics.median(of_ours))
+        wall += of_theirs
+        device += on_device
+    return cases.record(peer, batch, wall, device, ratios)
+
+
+def turn(peer, batch, runs, first, last, inject=False):
+    """The seconds of so many runs, by the host's clock and by the device's, behind some that warm up and are not counted."""
+    wall, device = [], []
+    warm = 0.0
+    is_verified = first
+    while len(wall) < runs:
+        is_counted = warm >= WARM
         result, seconds, on_device = peer.timed()
-        if number in (0, count):
+        if is_counted:
+            wall.append(seconds)
+            device += [on_device] if on_device is not None else []
+        else:
+            warm += seconds
+        if is_verified or (len(wall) == runs and last):
             got = peer.values(result)
             wrong = batch.check(batch.spoiled(got) if inject else got)
             if wrong:
-                return failed(peer, batch, wrong)
+                raise Wrong(wrong)
+            is_verified = False
             del got
         del result
         peer.restore()
-        if number > 0:
-            wall.append(seconds)
-            device += [on_device] if on_device is not None else []
-    return cases.record(peer, batch, wall, device)
+    return wall, device
 
 
 def main():
@@ -121,6 +160,16 @@ def main():
         "versions": {peer.library: peer.version for peer in peers},
         "skipped": skipped,
     })
+    records = measured(options, peers, libraries.Byzclip(options.beside) if options.beside else None)
+    wrong = sum(not record["verified"] for record in records)
+    if options.inject_fault:
+        sys.exit(f"peers.py: every result was spoiled; the check found {wrong} of {len(records)}")
+    if wrong:
+        sys.exit(f"peers.py: got {wrong} wrong results; expected none; see the lines with an error")
+
+
+def measured(options, peers, ours):
+    """The records of all cases, each written as soon as it is there."""
     records = []
     # A collection in the middle of a run would be timed with it.
     gc.disable()
@@ -128,19 +177,22 @@ def main():
         batch = cases.Batch(shape)
         for case in cases.cases(options.clipped):
             batch.fill(case)
+            if ours:
+                ours.load(batch)
             for peer in (peer for peer in peers if case.stage in peer.stages):
-                record = measure(peer, batch, options.runs, options.inject_fault)
+                record = measure(peer, batch, ours, options.runs, options.inject_fault)
                 gc.collect()
                 emit(record)
                 records.append(record)
-                verdict = record.get("error") or f"{record['gb_per_s']:.2f} GB/s"
-                say(f"{shape}, {case}, {peer.library} ({peer.backend}): {verdict}")
+                say(f"{shape}, {case}, {peer.library} ({peer.backend}): {verdict(record)}")
+    return records
 
-    wrong = sum(not record["verified"] for record in records)
-    if options.inject_fault:
-        sys.exit(f"peers.py: every result was spoiled; the check found {wrong} of {len(records)}")
-    if wrong:
-        sys.exit(f"peers.py: got {wrong} wrong results; expected none; see the lines with an error")
+
+def verdict(record):
+    if "error" in record:
+        return record["error"]
+    ratio = f", ours / theirs {record['by_ours']:.2f}" if record["by_ours"] else ""
+    return f"{record['gb_per_s']:.2f} GB/s{ratio}"
 
 
 if __name__ == "__main__":

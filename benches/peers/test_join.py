@@ -112,6 +112,14 @@ class Join(unittest.TestCase):
         _, peers = self.joined(record("byzclip", 10.0), record("peer", 20.0), record("byzclip", 40.0))
         self.assertAlmostEqual(peers[0]["ratio"], 1.0)
 
+    def test_where_a_library_took_turns_with_ours_that_ratio_counts(self):
+        rounds = [record("byzclip", 10.0), *(record("peer", 20.0, by_ours=ratio) for ratio in (1.5, 3.0, 1.25))]
+        _, peers = self.joined(*rounds)
+        self.assertEqual(peers[0]["ratio"], 1.5)
+        # Of a device, and in records of before there were turns.
+        _, peers = self.joined(*rounds, record("peer", 20.0, by_ours=None))
+        self.assertEqual(peers[0]["ratio"], 1.25)
+
     def test_the_means_are_geometric(self):
         self.assertAlmostEqual(join.geometric_mean([0.5, 2.0, 8.0]), 2.0)
         records = [

@@ -4,6 +4,7 @@
 //! one before it is timed, and the last timed one again. One that is wrong becomes a line with `verified: false` and
 //! `error`, and exit code 1. A library that is not built or cannot run here is named on stderr and in the header.
 
+mod ours;
 mod peer;
 #[cfg(feature = "burn")]
 mod with_burn;
@@ -16,11 +17,11 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use byzclip::bench::cases::{Batch, Case, SHAPES, Shape};
-use byzclip::bench::expected::Expected;
 use clap::Parser;
 use serde_json::{Map, Value, json};
 
-use peer::{Failure, Offers, Peer, measure, version};
+use ours::Ours;
+use peer::{Failure, Offers, Peer, Work, measure, version};
 
 /// Runs that a median is taken of at least.
 const RUNS: u32 = 9;
@@ -71,32 +72,35 @@ fn run(args: &Args) -> Result<(), Failure> {
         "skipped": skipped,
     }))?;
 
+    let mut ours = Ours::new()?;
     let (mut wrong, mut lines) = (0, 0);
     for &shape in &args.shapes {
         let mut batch: Batch = Batch::new(shape)?;
         let mut cases = vec![Case::norms()];
         cases.extend(args.clipped.iter().map(|&share| Case::clip(share)));
         for case in cases {
-            batch.fill(&case);
-            let expected = Expected::of(&batch, &case)?;
+            let mut work = Work::new(batch, case)?;
             for peer in &mut peers {
-                let line = measure(
-                    peer.as_mut(),
-                    &mut batch,
-                    &case,
-                    &expected,
-                    args.runs as usize,
-                    args.inject_fault,
-                )?;
+                let line =
+                    measure(peer.as_mut(), &mut ours, &mut work, args.runs as usize, args.inject_fault)?;
                 let verdict = match &line["error"] {
                     Value::String(error) => error.clone(),
-                    _ => format!("{:.2} GB/s", line["gb_per_s"].as_f64().unwrap_or(f64::NAN)),
+                    _ => {
+                        let ratio =
+                            line["by_ours"].as_f64().map(|ratio| format!(", ours / theirs {ratio:.2}"));
+                        format!(
+                            "{:.2} GB/s{}",
+                            line["gb_per_s"].as_f64().unwrap_or(f64::NAN),
+                            ratio.unwrap_or_default()
+                        )
+                    }
                 };
                 eprintln!("byzclip-peers: {shape}, {case}, {}: {verdict}", peer.library());
                 wrong += usize::from(line["verified"] != true);
                 lines += 1;
                 emit(&line)?;
             }
+            batch = work.batch;
         }
     }
     if args.inject_fault {

@@ -57,27 +57,49 @@ fn error(shape: Shape) -> f32 {
     ((4.0 * (shape.params as f64).sqrt() + 8.0) / f64::from(1 << 24)) as f32
 }
 
-/// The line of a peer on a batch that is filled; without times where its results are wrong or it fails.
+/// Runs that count before the other one has its turn. `peers.py` has both.
+const TURN: usize = 3;
+
+/// Seconds of runs before those that count. Threads that slept, or caches that hold another library's data, are what the
+/// first milliseconds measure.
+const WARM: f64 = 0.03;
+
+/// A case, its data, and what has to come out.
+pub(crate) struct Work {
+    pub(crate) batch: Batch,
+    pub(crate) case: Case,
+    pub(crate) expected: Expected,
+}
+
+impl Work {
+    /// A case in the memory of a batch of its shape.
+    pub(crate) fn new(mut batch: Batch, case: Case) -> Result<Self, Error> {
+        batch.fill(&case);
+        let expected = Expected::of(&batch, &case)?;
+        Ok(Self { batch, case, expected })
+    }
+}
+
+/// The line of a peer on a case; without times where its results are wrong or it fails.
 pub(crate) fn measure(
     peer: &mut dyn Peer,
-    batch: &mut Batch,
-    case: &Case,
-    expected: &Expected,
+    ours: &mut dyn Peer,
+    work: &mut Work,
     runs: usize,
     inject_fault: bool,
 ) -> Result<Value, Failure> {
     // Some libraries panic where a device has no memory for the shape; the others are to be measured all the same.
-    let tried =
-        panic::catch_unwind(AssertUnwindSafe(|| samples(peer, batch, case, expected, runs, inject_fault)));
-    let (samples, error) =
+    let tried = panic::catch_unwind(AssertUnwindSafe(|| turns(peer, ours, work, runs, inject_fault)));
+    let (turns, error) =
         match tried.unwrap_or_else(|_| Err("got a panic; expected a result; see stderr".into())) {
-            Ok(samples) => (samples, None),
-            Err(error) => (Samples::default(), Some(error)),
+            Ok(turns) => (turns, None),
+            Err(error) => (Turns::default(), Some(error)),
         };
     peer.discard();
-    batch.restore_all();
+    work.batch.restore_all();
     // NaN becomes null.
-    let mut line = serde_json::to_value(record(peer, batch.shape, case, &samples)?)?;
+    let mut line = serde_json::to_value(record(peer, work.batch.shape, &work.case, &turns.runs)?)?;
+    line["by_ours"] = turns.medians.median_ratio(&turns.ours).into();
     if let Some(error) = error {
         line["verified"] = false.into();
         line["error"] = error.to_string().into();
@@ -85,34 +107,75 @@ pub(crate) fn measure(
     Ok(line)
 }
 
-fn samples(
+/// A peer's runs that count, the median of each of its turns, and those of ours beside them; none of ours where the data is
+/// on a device.
+#[derive(Default)]
+struct Turns {
+    runs: Samples,
+    medians: Samples,
+    ours: Samples,
+}
+
+fn turns(
     peer: &mut dyn Peer,
-    batch: &mut Batch,
-    case: &Case,
-    expected: &Expected,
-    runs: usize,
+    ours: &mut dyn Peer,
+    work: &mut Work,
+    count: usize,
     inject_fault: bool,
-) -> Result<Samples, Failure> {
+) -> Result<Turns, Failure> {
+    let mut turns = Turns::default();
+    peer.load(&work.batch)?;
+    let mut runs = Vec::new();
+    while runs.len() < count {
+        let counted = TURN.min(count - runs.len());
+        // The very first run is verified, and the last.
+        let ends = (runs.is_empty(), runs.len() + counted == count);
+        if peer.method() == "host" {
+            turns.ours.push(samples(&turn(ours, work, counted, ends, false)?).median());
+        }
+        let seconds = turn(peer, work, counted, ends, inject_fault)?;
+        turns.medians.push(samples(&seconds).median());
+        runs.extend(seconds);
+    }
+    Ok(Turns { runs: samples(&runs), ..turns })
+}
+
+fn samples(seconds: &[f64]) -> Samples {
     let mut samples = Samples::default();
-    peer.load(batch)?;
-    // The first round verifies and warms up; it is not counted. The last one is verified again.
-    for round in 0..=runs {
+    seconds.iter().for_each(|&seconds| samples.push(seconds));
+    samples
+}
+
+/// The seconds of so many runs, behind some that warm up and are not counted.
+fn turn(
+    peer: &mut dyn Peer,
+    work: &mut Work,
+    runs: usize,
+    (first, last): (bool, bool),
+    inject_fault: bool,
+) -> Result<Vec<f64>, Failure> {
+    let Work { batch, case, expected } = work;
+    let (mut counted, mut warm, mut is_verified) = (Vec::new(), 0.0, first);
+    while counted.len() < runs {
         let (done, seconds) = timed(|| peer.run(case.stage, batch));
         done?;
-        if round == 0 || round == runs {
+        if warm < WARM {
+            warm += seconds;
+        } else {
+            counted.push(seconds);
+        }
+        if is_verified || last && counted.len() == runs {
             let mut got = peer.result(case.stage, batch)?;
             if inject_fault {
                 spoil(got.to_mut(), batch.shape, case);
             }
             check(peer.library(), batch, case, expected, &got)?;
+            is_verified = false;
         }
         peer.discard();
         batch.restore(case);
-        if round > 0 {
-            samples.push(seconds);
-        }
     }
-    Ok(samples)
+    Ok(counted)
 }
 
 /// Makes one value wrong by four times the tolerance; in a clipped row where there is one, because only there a
