@@ -3,9 +3,7 @@
 
 use std::ops::Range;
 
-use rayon::prelude::*;
-
-use super::{SEQUENTIAL, TASK, half};
+use super::{Cpu, TASK, half};
 use crate::aggregate::{Divisor, ExactMean, clipped, counts};
 use crate::batch::{Granularity, Layout};
 use crate::clip::{Clipping, Status};
@@ -32,7 +30,7 @@ pub(super) struct MeanBatch<'a> {
     /// The rows that count and weigh anything.
     rows: Vec<MeanRow>,
     divisor: Divisor,
-    force_exact: bool,
+    cpu: &'a Cpu,
 }
 
 struct MeanRow {
@@ -64,27 +62,40 @@ impl<'a> MeanBatch<'a> {
         clipping: &'a Clipping,
         decisions: &'a [Decision],
         weights: &[f32],
-        force_exact: bool,
+        cpu: &'a Cpu,
     ) -> Self {
         let granularity = clipping.granularity;
         let rows = (0..layout.clients())
             .filter(|&row| weights[row] > 0.0 && counts(layout, granularity, decisions, row))
             .map(|row| MeanRow { weight: weights[row], spans: layout.spans_of(granularity, row) });
         let divisor = Divisor::new(layout, granularity, decisions, weights);
-        Self { layout, data, clipping, decisions, rows: rows.collect(), divisor, force_exact }
+        Self { layout, data, clipping, decisions, rows: rows.collect(), divisor, cpu }
     }
 
-    /// Writes the means of all coordinates, by the threads of the pool that this runs in.
+    /// Writes the means of all coordinates, by all threads.
     pub(super) fn mean(&self, mean: &mut [f32]) {
         if let (Some(center), true) = (&self.clipping.center, self.divisor.is_zero()) {
             mean.copy_from_slice(center);
             return;
         }
         let strips = self.strips(mean);
-        if self.layout.elements() <= SEQUENTIAL {
-            strips.into_iter().for_each(|strip| self.mean_of(strip));
-        } else {
-            strips.into_par_iter().for_each(|strip| self.mean_of(strip));
+        let elements = self.layout.elements();
+        if strips.len() >= 4 * self.cpu.threads() {
+            self.cpu.share(elements, strips.into_iter(), 1, |strip| {
+                let sums = self.sums(&strip, &self.rows);
+                self.mean_of(strip, sums);
+            });
+            return;
+        }
+        // Of few strips threads share the rows: the error bound of the sums holds in any order.
+        for strip in strips {
+            let rows = self.rows.chunks((TASK / strip.mean.len().max(1)).max(1));
+            let sums = self.cpu.collect(elements, rows, 1, |rows| self.sums(&strip, rows));
+            let joined = |mut a: Vec<MeanSum>, b: Vec<MeanSum>| {
+                a.iter_mut().zip(b).for_each(|(a, b)| (a.sum, a.size) = (a.sum + b.sum, a.size + b.size));
+                a
+            };
+            self.mean_of(strip, sums.into_iter().reduce(joined).unwrap_or_default());
         }
     }
 
@@ -110,33 +121,20 @@ impl<'a> MeanBatch<'a> {
         strips
     }
 
-    /// The means of a strip from fast sums; coordinates that those leave open are summed exactly.
-    fn mean_of(&self, strip: Strip<'_>) {
+    /// The means of a strip from its fast sums; coordinates that those leave open are summed exactly.
+    fn mean_of(&self, strip: Strip<'_>, sums: Vec<MeanSum>) {
         let divisor = self.divisor.to_f64();
-        for (i, sum) in self.sums(&strip).into_iter().enumerate() {
-            let certain = if self.force_exact { None } else { sum.certify(self.rows.len(), divisor) };
+        for (i, sum) in sums.into_iter().enumerate() {
+            let certain = if self.cpu.force_exact { None } else { sum.certify(self.rows.len(), divisor) };
             strip.mean[i] = certain.unwrap_or_else(|| self.exact(&strip, i));
         }
     }
 
-    /// The fast sums of a strip. Threads share the rows where strips are short: the error bound of the sums
-    /// holds in any order.
-    fn sums(&self, strip: &Strip<'_>) -> Vec<MeanSum> {
-        let length = strip.mean.len();
-        let of_rows = |rows: &[MeanRow]| {
-            let mut sums = vec![MeanSum::default(); length];
-            rows.iter().for_each(|row| self.add_row(&mut sums, strip, row));
-            sums
-        };
-        let rows = (TASK / length.max(1)).max(1);
-        if self.rows.len() <= 2 * rows {
-            return of_rows(&self.rows);
-        }
-        let joined = |mut a: Vec<MeanSum>, b: Vec<MeanSum>| {
-            a.iter_mut().zip(b).for_each(|(a, b)| (a.sum, a.size) = (a.sum + b.sum, a.size + b.size));
-            a
-        };
-        self.rows.par_chunks(rows).map(of_rows).reduce(|| vec![MeanSum::default(); length], joined)
+    /// The fast sums of some rows of a strip.
+    fn sums(&self, strip: &Strip<'_>, rows: &[MeanRow]) -> Vec<MeanSum> {
+        let mut sums = vec![MeanSum::default(); strip.mean.len()];
+        rows.iter().for_each(|row| self.add_row(&mut sums, strip, row));
+        sums
     }
 
     /// Where the elements of a row lie, and what was decided on them.

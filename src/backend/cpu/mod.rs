@@ -7,6 +7,7 @@
 //!   their error is bounded, and a row whose rounding they leave open is summed exactly.
 //! - `squares.rs`, `squares_512.rs`, `group_512.rs`, `simd.rs`: the vectors of this processor.
 //! - `mean.rs`: the mean of clipped rows.
+//! - `threads.rs`: what threads share.
 //! - `half_simd.rs`: the processor's own instructions for halves.
 
 mod group;
@@ -23,6 +24,7 @@ mod squares;
 #[cfg(target_arch = "x86_64")]
 mod squares_512;
 mod sum;
+mod threads;
 
 use self::half::Halves;
 use self::mean::{Elements, MeanBatch};
@@ -92,13 +94,6 @@ impl Cpu {
         self.why = why;
         self
     }
-
-    fn install<T: Send>(&self, elements: usize, work: impl FnOnce() -> T + Send) -> T {
-        match &self.pool {
-            Some(pool) if elements > SEQUENTIAL => pool.install(work),
-            _ => work(),
-        }
-    }
 }
 
 impl Backend for Cpu {
@@ -161,9 +156,9 @@ impl Backend for Cpu {
         check_decisions(layout, clipping.granularity, decisions)?;
         let weights = weights.of_rows(layout.clients())?;
         let data = Elements::Single(data);
-        let batch = MeanBatch::new(layout, data, clipping, decisions, &weights, self.force_exact);
+        let batch = MeanBatch::new(layout, data, clipping, decisions, &weights, self);
         let mut mean = vec![0.0; layout.params()];
-        self.install(layout.elements(), || batch.mean(&mut mean));
+        batch.mean(&mut mean);
         Ok(mean)
     }
 
@@ -223,9 +218,9 @@ impl Backend for Cpu {
         check_decisions(layout, clipping.granularity, decisions)?;
         let weights = weights.of_rows(layout.clients())?;
         let data = Elements::Half(half, data);
-        let batch = MeanBatch::new(layout, data, clipping, decisions, &weights, self.force_exact);
+        let batch = MeanBatch::new(layout, data, clipping, decisions, &weights, self);
         let mut mean = vec![0.0; layout.params()];
-        self.install(layout.elements(), || batch.mean(&mut mean));
+        batch.mean(&mut mean);
         Ok(mean)
     }
 }

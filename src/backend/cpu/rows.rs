@@ -1,6 +1,6 @@
 //! The stages over rows, however their elements are stored: what threads share, and what one row takes.
 
-use rayon::prelude::*;
+use std::ops::Range;
 
 use super::group::{RowGroup, RowSet};
 use super::short::ShortRows;
@@ -18,6 +18,12 @@ use crate::threshold::{Decision, decide_span};
 
 /// What norm, decision and report of a row cost beside its elements, as a number of those.
 const ROW: usize = 32;
+
+/// Rows or segments for each thread up to which it tells when one has a long one more than the others.
+const FEW: usize = 4;
+
+/// In how many parts a thread's share of a batch is cut.
+const PARTS: usize = 16;
 
 /// How elements are stored, and what one thread does with some of a row that lie side by side. `first` is the
 /// coordinate of the first of them.
@@ -46,6 +52,15 @@ pub(super) trait Storage: Sync {
     fn apply(&self, elements: &mut [Self::Element], first: usize, decision: &Decision);
 }
 
+/// Who works on a row or segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Hands {
+    /// This thread, beside others that have rows or segments of their own.
+    One,
+    /// All threads.
+    All,
+}
+
 /// A batch, and how its rows are worked on.
 pub(super) struct Rows<'a, S> {
     pub(super) layout: &'a Layout,
@@ -56,8 +71,8 @@ pub(super) struct Rows<'a, S> {
     pub(super) mask: Option<Vec<bool>>,
     /// What is to be done, in elements.
     pub(super) work: usize,
-    /// Elements up to which a thread keeps a row to itself.
-    own: usize,
+    /// The first of those rows that are too few for each thread to have one.
+    rest: usize,
 }
 
 impl<'a, S: Storage> Rows<'a, S> {
@@ -77,10 +92,13 @@ impl<'a, S: Storage> Rows<'a, S> {
                 (0..clients).filter(|&row| mask[row]).map(|row| layout.row(row).len()).sum()
             }
         };
-        // Few rows are shared by all threads, and so are rows that fit no cache.
-        let own = if in_scope >= 4 * rayon::current_num_threads() { OWN } else { TASK };
+        let rest = (in_scope < FEW * cpu.threads()).then(|| {
+            let is_in_scope = |row: &usize| mask.as_ref().is_none_or(|mask| mask[*row]);
+            (0..clients).filter(is_in_scope).nth(in_scope - in_scope % cpu.threads())
+        });
+        let rest = rest.flatten().unwrap_or(clients);
         let work = elements + ROW * clients;
-        Ok(Self { layout, clipping, storage, cpu, mask, work, own })
+        Ok(Self { layout, clipping, storage, cpu, mask, work, rest })
     }
 
     fn in_scope(&self, row: usize) -> bool {
@@ -89,15 +107,18 @@ impl<'a, S: Storage> Rows<'a, S> {
 
     /// The norms stage.
     pub(super) fn norms(&self, data: &[S::Element]) -> Norms {
-        let row = |row: usize| &data[self.layout.row(row)];
+        let (clients, row) = (self.layout.clients(), |row: usize| &data[self.layout.row(row)]);
         if self.clipping.granularity != Granularity::Segment {
             let rows = match ShortRows::of(self) {
                 Some(short) => short.norms(data),
-                None => self.map(|index| self.row_norm(index, row(index))),
+                None => self.each_row((0..clients).map(row), |row, elements, hands| {
+                    self.row_norm(row, elements, hands)
+                }),
             };
             return Norms { rows, segments: Vec::new() };
         }
-        let norms = self.map(|index| self.segment_norms(index, row(index)));
+        let norms = self
+            .each_row((0..clients).map(row), |row, elements, hands| self.segment_norms(row, elements, hands));
         let mut segments = Vec::with_capacity(self.layout.segment_count());
         let rows = norms.into_iter().map(|(row, of_row)| {
             segments.extend(of_row);
@@ -108,26 +129,11 @@ impl<'a, S: Storage> Rows<'a, S> {
 
     /// Norm, decision and clip of each row while it is in a cache, for bounds of rows that are known before the norms.
     pub(super) fn run(&self, data: &mut [S::Element], bounds: &[f32]) -> Vec<RowReport> {
-        let run = |(row, elements): (usize, &mut [S::Element])| self.run_row(row, elements, bounds[row]);
-        let (layout, params) = (self.layout, self.layout.params());
         if let Some(short) = ShortRows::of(self) {
             return short.run(data, bounds);
         }
-        if self.work <= SEQUENTIAL {
-            return rows_mut(layout, data).enumerate().map(run).collect();
-        }
-        let at_least = self.rows_of_task();
-        self.cpu.install(self.work, || match self.stride() {
-            Some(stride) => {
-                let rows = data.par_chunks_mut(stride).take(layout.clients());
-                let rows = rows.map(|row| &mut row[..params]);
-                rows.enumerate().with_min_len(at_least).map(run).collect()
-            }
-            None => {
-                let rows: Vec<&mut [S::Element]> = rows_mut(layout, data).collect();
-                rows.into_par_iter().enumerate().with_min_len(at_least).map(run).collect()
-            }
-        })
+        let rows = rows_mut(self.layout, data).zip(bounds);
+        self.each_row(rows, |row, (elements, &bound), hands| self.run_row(row, elements, bound, hands))
     }
 
     /// The stride of rows that lie at equal distances and have elements: cut there, data has a chunk for each row.
@@ -137,11 +143,17 @@ impl<'a, S: Storage> Rows<'a, S> {
 
     /// All stages of a row.
     #[inline(never)]
-    pub(super) fn run_row(&self, row: usize, elements: &mut [S::Element], bound: f32) -> RowReport {
-        let norm = self.row_norm(row, elements);
+    pub(super) fn run_row(
+        &self,
+        row: usize,
+        elements: &mut [S::Element],
+        bound: f32,
+        hands: Hands,
+    ) -> RowReport {
+        let norm = self.row_norm(row, elements, hands);
         let decision = decide_span(norm, norm, bound, self.clipping);
         if decision.status.is_written() {
-            self.clip_row(elements, &decision);
+            self.clip_row(elements, &decision, hands);
         }
         row_of_one(&decision)
     }
@@ -171,126 +183,168 @@ impl<'a, S: Storage> Rows<'a, S> {
         let apply = |(elements, first, decision): (&mut [S::Element], usize, &Decision)| {
             self.storage.apply(elements, first, decision);
         };
-        if work <= SEQUENTIAL {
-            tasks.into_iter().for_each(apply);
-        } else {
-            let at_least = (LEAST * tasks.len() / work).max(1);
-            self.cpu.install(work, || tasks.into_par_iter().with_min_len(at_least).for_each(apply));
-        }
+        let at_once = LEAST * tasks.len() / work.max(1);
+        self.cpu.share(work, tasks.into_iter(), at_once, apply);
     }
 
-    /// The clip stage on a whole row, by all threads where it is long.
-    fn clip_row(&self, elements: &mut [S::Element], decision: &Decision) {
-        if elements.len() <= self.own {
+    /// The clip stage on a whole row.
+    fn clip_row(&self, elements: &mut [S::Element], decision: &Decision, hands: Hands) {
+        if hands == Hands::One {
             return self.storage.apply(elements, 0, decision);
         }
-        let parts = elements.par_chunks_mut(TASK).enumerate();
-        parts.for_each(|(part, elements)| self.storage.apply(elements, part * TASK, decision));
+        let length = elements.len();
+        self.cpu.share(length, elements.chunks_mut(TASK).enumerate(), 1, |(part, elements)| {
+            self.storage.apply(elements, part * TASK, decision);
+        });
     }
 
     /// The norm of a row, where rows have bounds.
     #[inline(never)]
-    pub(super) fn row_norm(&self, row: usize, elements: &[S::Element]) -> Norm {
+    pub(super) fn row_norm(&self, row: usize, elements: &[S::Element], hands: Hands) -> Norm {
         if !self.in_scope(row) {
             return Norm::OUT_OF_SCOPE;
         }
         match self.clipping.granularity {
-            Granularity::Coordinate => self.largest_magnitude(elements),
-            Granularity::Row | Granularity::Segment => self.norm(elements, 0, self.sum(elements, 0)),
+            Granularity::Coordinate => self.largest_magnitude(elements, hands),
+            Granularity::Row | Granularity::Segment => {
+                self.norm(elements, 0, self.sum(elements, 0, hands), hands)
+            }
         }
     }
 
     /// The norm of a row, and of its segments, where those have bounds.
-    fn segment_norms(&self, row: usize, elements: &[S::Element]) -> (Norm, Vec<Norm>) {
+    fn segment_norms(&self, row: usize, elements: &[S::Element], hands: Hands) -> (Norm, Vec<Norm>) {
         let segments = self.layout.segments_of(row);
         if !self.in_scope(row) {
             return (Norm::OUT_OF_SCOPE, vec![Norm::OUT_OF_SCOPE; segments.len()]);
         }
         let start = self.layout.row(row).start;
-        let mut total = FastSum::default();
-        let norms = segments.map(|segment| {
+        let segments = segments.map(|segment| {
             let segment = self.layout.segment(segment);
-            let (first, end) = (segment.start - start, segment.end - start);
-            let sum = self.sum(&elements[first..end], first);
-            total = total.join(sum);
-            self.norm(&elements[first..end], first, sum)
+            segment.start - start..segment.end - start
         });
-        let norms = norms.collect();
-        (self.norm(elements, 0, total), norms)
+        let of_segment = |segment: Range<usize>, hands| {
+            let (elements, first) = (&elements[segment.clone()], segment.start);
+            let sum = self.sum(elements, first, hands);
+            (sum, self.norm(elements, first, sum, hands))
+        };
+        let of_segments = match hands {
+            Hands::One => segments.map(|segment| of_segment(segment, Hands::One)).collect(),
+            Hands::All => {
+                let own = if segments.len() < FEW * self.cpu.threads() { TASK } else { OWN };
+                let is_shared = |segment: &Range<usize>| segment.len() > own;
+                self.each(elements.len(), segments, is_shared, 1, of_segment)
+            }
+        };
+        let total = of_segments.iter().fold(FastSum::default(), |total, (sum, _)| total.join(*sum));
+        (self.norm(elements, 0, total, hands), of_segments.into_iter().map(|(_, norm)| norm).collect())
     }
 
     /// The norm of a span in scope: certain from its fast sum, or exact.
     #[inline(always)]
-    fn norm(&self, elements: &[S::Element], first: usize, sum: FastSum) -> Norm {
+    fn norm(&self, elements: &[S::Element], first: usize, sum: FastSum, hands: Hands) -> Norm {
         let certain = if self.cpu.force_exact && sum.is_finite() { None } else { sum.norm() };
-        certain.unwrap_or_else(|| self.exact_norm(elements, first))
+        certain.unwrap_or_else(|| self.exact_norm(elements, first, hands))
     }
 
-    /// The fast sum, by all threads where it is longer than a thread keeps to itself.
+    /// The fast sum.
     #[inline(always)]
-    fn sum(&self, elements: &[S::Element], first: usize) -> FastSum {
+    fn sum(&self, elements: &[S::Element], first: usize, hands: Hands) -> FastSum {
         let sum = |elements: &[S::Element], first| {
             // Behind a row there may be one out of scope.
             let count = elements.len();
             let prefetches = if self.mask.is_none() { count } else { prefetches_within::<S::Element>(count) };
             self.storage.sum(elements, first, prefetches)
         };
-        if elements.len() <= self.own {
+        if hands == Hands::One {
             return sum(elements, first);
         }
-        let sums = parts(elements).map(|(start, part)| sum(part, first + start));
-        sums.reduce(FastSum::default, FastSum::join)
+        let sums = self.of_parts(elements, |start, part| sum(part, first + start));
+        sums.into_iter().fold(FastSum::default(), FastSum::join)
     }
 
-    /// The exact norm of finite elements, by all threads where they are many.
+    /// The exact norm of finite elements.
     #[cold]
     #[inline(never)]
-    fn exact_norm(&self, elements: &[S::Element], first: usize) -> Norm {
-        if elements.len() <= TASK {
+    fn exact_norm(&self, elements: &[S::Element], first: usize, hands: Hands) -> Norm {
+        if hands == Hands::One {
             return self.storage.exact_sum(elements, first).norm();
         }
-        let join = |mut a: ExactSum, b: ExactSum| {
-            a.add(&b);
-            a
-        };
-        let sums = parts(elements).map(|(start, part)| self.storage.exact_sum(part, first + start));
-        sums.reduce(ExactSum::default, join).norm()
+        let mut sum = ExactSum::default();
+        let of_parts = self.of_parts(elements, |start, part| self.storage.exact_sum(part, first + start));
+        of_parts.iter().for_each(|part| sum.add(part));
+        sum.norm()
     }
 
     /// The norm of a row whose coordinates are bounded.
-    fn largest_magnitude(&self, elements: &[S::Element]) -> Norm {
-        let largest = if elements.len() <= self.own {
-            self.storage.largest_magnitude(elements)
-        } else {
-            parts(elements).map(|(_, part)| self.storage.largest_magnitude(part)).max().unwrap_or(0)
+    fn largest_magnitude(&self, elements: &[S::Element], hands: Hands) -> Norm {
+        let largest = match hands {
+            Hands::One => self.storage.largest_magnitude(elements),
+            Hands::All => {
+                let of_parts = self.of_parts(elements, |_, part| self.storage.largest_magnitude(part));
+                of_parts.into_iter().max().unwrap_or(0)
+            }
         };
         if largest >= INFINITY_BITS { Norm::NON_FINITE } else { Norm::new(largest, NormClass::Exact) }
     }
 
-    /// `work` on each row, in parallel where there is enough of it.
-    fn map<T: Send>(&self, work: impl Fn(usize) -> T + Sync + Send) -> Vec<T> {
-        let rows = 0..self.layout.clients();
-        if self.work <= SEQUENTIAL {
-            return rows.map(work).collect();
-        }
-        let at_least = self.rows_of_task();
-        self.cpu.install(self.work, || rows.into_par_iter().with_min_len(at_least).map(work).collect())
+    /// What `work` makes of each row. All threads work on rows that fit no cache, and on those long ones that are left over where
+    /// each has as many as the others.
+    fn each_row<I: Send, T: Send>(
+        &self,
+        rows: impl ExactSizeIterator<Item = I>,
+        work: impl Fn(usize, I, Hands) -> T + Sync,
+    ) -> Vec<T> {
+        let is_shared = |&(row, _): &(usize, I)| {
+            let length = self.layout.row(row).len();
+            length > OWN || length > TASK && row >= self.rest
+        };
+        let work = |(row, elements), hands| work(row, elements, hands);
+        self.each(self.work, rows.enumerate(), is_shared, self.rows_of_task(), work)
     }
 
-    /// How many rows are worth a task: all of them where one thread takes the batch.
+    /// What `work` makes of each span: of those that are not shared by threads side by side, then of the others one by one, so
+    /// that nothing is shared within what is shared.
+    fn each<I: Send, T: Send>(
+        &self,
+        elements: usize,
+        spans: impl ExactSizeIterator<Item = I>,
+        is_shared: impl Fn(&I) -> bool,
+        at_once: usize,
+        work: impl Fn(I, Hands) -> T + Sync,
+    ) -> Vec<T> {
+        let mut found: Vec<Option<T>> = (0..spans.len()).map(|_| None).collect();
+        let (shared, others): (Vec<_>, Vec<_>) = spans.zip(&mut found).partition(|(span, _)| is_shared(span));
+        let work = |(span, place): (I, &mut Option<T>), hands| *place = Some(work(span, hands));
+        self.cpu.share(elements, others.into_iter(), at_once, |other| work(other, Hands::One));
+        shared.into_iter().for_each(|shared| work(shared, Hands::All));
+        found.into_iter().flatten().collect()
+    }
+
+    /// What `work` makes of the parts of a long row, by all threads; it is told where a part begins.
+    fn of_parts<T: Send>(
+        &self,
+        elements: &[S::Element],
+        work: impl Fn(usize, &[S::Element]) -> T + Sync,
+    ) -> Vec<T> {
+        let parts = elements.chunks(TASK).enumerate();
+        self.cpu.collect(elements.len(), parts, 1, |(part, elements)| work(part * TASK, elements))
+    }
+
+    /// How many rows are worth a task: all of them where one thread takes the batch, else few enough that no thread is left
+    /// with much at the end.
     pub(super) fn rows_of_task(&self) -> usize {
-        let clients = self.layout.clients();
-        if self.work <= SEQUENTIAL { clients.max(1) } else { (LEAST * clients / self.work).max(1) }
+        let (clients, threads) = (self.layout.clients(), self.cpu.threads());
+        if self.work <= SEQUENTIAL {
+            return clients.max(1);
+        }
+        let elements = LEAST.max(self.work / (PARTS * threads));
+        (elements * clients / self.work).max(1)
     }
-}
-
-/// The tasks that elements are cut in, each with its place.
-fn parts<T: Sync>(elements: &[T]) -> impl IndexedParallelIterator<Item = (usize, &[T])> {
-    elements.par_chunks(TASK).enumerate().map(|(part, elements)| (part * TASK, elements))
 }
 
 /// The rows of a batch, one after the other.
-fn rows_mut<'a, T>(layout: &'a Layout, data: &'a mut [T]) -> impl Iterator<Item = &'a mut [T]> {
+fn rows_mut<'a, T>(layout: &'a Layout, data: &'a mut [T]) -> impl ExactSizeIterator<Item = &'a mut [T]> {
     let mut rest = data;
     let mut position = 0;
     (0..layout.clients()).map(move |row| {

@@ -3,10 +3,8 @@
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use super::group::{Decided, RowGroup, RowSet, decide, members, norms};
-use super::rows::{Rows, Storage};
+use super::rows::{Hands, Rows, Storage};
 use super::simd::{Kernel, PREFETCH_DISTANCE, prefetch, vectorised};
 use super::squares::{ROWS, SHORT};
 use crate::batch::Granularity;
@@ -49,7 +47,7 @@ impl<'a, 'b, S: Storage> ShortRows<'a, 'b, S> {
     pub(super) fn norms(&self, data: &[S::Element]) -> Vec<Norm> {
         // Never fails: `Layout::check` refused such callers. The unsafe code below rests on it.
         assert!(data.len() >= self.rows.layout.len(), "elements of the whole batch");
-        self.fill_by_tasks(data.par_chunks(self.stride * self.of_task), |first, elements, norms| {
+        self.fill_by_tasks(data.chunks(self.stride * self.of_task), |first, elements, norms| {
             self.norms_of_task(first, elements, norms);
         })
     }
@@ -59,7 +57,7 @@ impl<'a, 'b, S: Storage> ShortRows<'a, 'b, S> {
         // As in `norms`; and `Source::new` has checked the number of bounds.
         assert!(data.len() >= self.rows.layout.len(), "elements of the whole batch");
         assert_eq!(bounds.len(), self.rows.layout.clients(), "a bound for every row");
-        let parts = data.par_chunks_mut(self.stride * self.of_task).zip(bounds.par_chunks(self.of_task));
+        let parts = data.chunks_mut(self.stride * self.of_task).zip(bounds.chunks(self.of_task));
         self.fill_by_tasks(parts, |first, (elements, bounds), reports| {
             self.run_task(first, elements, bounds, reports);
         })
@@ -69,18 +67,18 @@ impl<'a, 'b, S: Storage> ShortRows<'a, 'b, S> {
     /// it writes all of them.
     fn fill_by_tasks<T: Send, P: Send>(
         &self,
-        parts: impl IndexedParallelIterator<Item = P>,
+        parts: impl ExactSizeIterator<Item = P> + Send,
         work: impl Fn(usize, P, &mut [MaybeUninit<T>]) + Sync + Send,
     ) -> Vec<T> {
         let (clients, of_task) = (self.rows.layout.clients(), self.of_task);
         // Written in place: returned by groups, reports are copied twice, a sixth of the time of rows of a hundred
         // elements. A vector that is written before takes a twentieth.
         let mut filled = Vec::with_capacity(clients);
-        let tasks = parts.zip(filled.spare_capacity_mut()[..clients].par_chunks_mut(of_task)).enumerate();
+        let tasks = parts.zip(filled.spare_capacity_mut()[..clients].chunks_mut(of_task)).enumerate();
         assert_eq!(tasks.len(), clients.div_ceil(of_task), "a part of the batch to each task");
-        self.rows.cpu.install(self.rows.work, || {
-            tasks.for_each(|(task, (part, places))| work(task * of_task, part, places));
-        });
+        self.rows
+            .cpu
+            .share(self.rows.work, tasks, 1, |(task, (part, places))| work(task * of_task, part, places));
         #[allow(unsafe_code)]
         // SAFETY: there is a task for each chunk of the first `clients` places, as was just asked, and both kinds of `work`
         // write every place of its chunk: their callers asked whether the data reaches to the end of the last row, which
@@ -115,7 +113,7 @@ impl<'a, 'b, S: Storage> ShortRows<'a, 'b, S> {
     #[inline(never)]
     fn norms_row_by_row(&self, first: usize, elements: &[S::Element], places: &mut [MaybeUninit<Norm>]) {
         for (i, place) in places.iter_mut().enumerate() {
-            place.write(self.rows.row_norm(first + i, &elements[self.place(i)]));
+            place.write(self.rows.row_norm(first + i, &elements[self.place(i)], Hands::One));
         }
     }
 
@@ -249,7 +247,7 @@ impl<S: Storage> PendingGroup<'_, '_, '_, S> {
     fn run_row_by_row(self) {
         let Self { batch, first, elements, bounds, reports, .. } = self;
         for (i, (report, &bound)) in reports.iter_mut().zip(bounds).enumerate() {
-            report.write(batch.rows.run_row(first + i, &mut elements[batch.place(i)], bound));
+            report.write(batch.rows.run_row(first + i, &mut elements[batch.place(i)], bound, Hands::One));
         }
     }
 }
