@@ -10,6 +10,8 @@ mod fixtures;
 
 use std::fs;
 use std::path::Path;
+#[cfg(target_os = "linux")]
+use std::process::Command;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -251,4 +253,40 @@ fn contents_names(folder: &Path) -> Vec<std::ffi::OsString> {
     let mut names: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     names.sort();
     names
+}
+
+/// Threads and memory that the system does not give become one line and no output: limits on the process's memory are tried
+/// from nearly nothing up to enough.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_system_without_threads_or_memory_to_spare_is_an_error() {
+    let folder = TempDir::new().unwrap();
+    let values = vec![1.0; 64 * 20_000];
+    fs::write(folder.path().join("batch.npy"), npy("(64, 20000)", &values)).unwrap();
+    let output = folder.path().join("out.npy");
+    let (mut lines, mut succeeded) = (Vec::new(), 0);
+    let mut kib = 12_000;
+    while succeeded < 3 {
+        assert!(kib < 64 << 20, "no success with {kib} KiB");
+        let clip = "exec \"$0\" clip batch.npy -o out.npy --max-norm 2 --backend cpu";
+        let ran = Command::new("sh")
+            .args(["-c", &format!("ulimit -v {kib}; {clip}"), env!("CARGO_BIN_EXE_byzclip")])
+            .current_dir(folder.path())
+            .output()
+            .unwrap();
+        let stderr = String::from_utf8_lossy(&ran.stderr).into_owned();
+        assert!(!stderr.contains("panicked"), "{kib} KiB: {stderr}");
+        assert_eq!(output.exists(), ran.status.success(), "{kib} KiB: {stderr}");
+        if ran.status.success() {
+            fs::remove_file(&output).unwrap();
+            succeeded += 1;
+        } else if stderr.starts_with("byzclip: ") {
+            assert_eq!((ran.status.code(), stderr.lines().count()), (Some(1), 1), "{kib} KiB: {stderr}");
+            lines.push(stderr);
+        }
+        kib += kib / 50;
+    }
+    for words in ["threads", "memory"] {
+        assert!(lines.iter().any(|line| line.contains(words)), "{words}: {lines:?}");
+    }
 }

@@ -26,10 +26,12 @@ pub(super) enum Failure {
 impl Failure {
     /// A file that cannot be read.
     pub(super) fn unreadable(path: &Path, error: &std::io::Error) -> Self {
-        Self::Failed(format!(
-            "cannot read {}: got \"{error}\"; expected a readable file; check the path and its permissions",
-            path.display()
-        ))
+        let expected = if error.kind() == std::io::ErrorKind::OutOfMemory {
+            "memory for a piece of it; allow this process more"
+        } else {
+            "a readable file; check the path and its permissions"
+        };
+        Self::Failed(format!("cannot read {}: got \"{error}\"; expected {expected}", path.display()))
     }
 
     /// A file or folder that cannot be written.

@@ -1,7 +1,7 @@
 //! A progress line on stderr, for work that takes over a second.
 
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
-use std::thread::JoinHandle;
+use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -30,7 +30,8 @@ impl Progress {
         }
         let (done, stop) = channel::<()>();
         let shown = bar.clone();
-        let thread = std::thread::spawn(move || {
+        // A system that has no thread to spare gets no bar.
+        let thread = Builder::new().spawn(move || {
             if stop.recv_timeout(PATIENCE) != Err(RecvTimeoutError::Timeout) {
                 return;
             }
@@ -40,7 +41,7 @@ impl Progress {
             }
             shown.finish_and_clear();
         });
-        Self { bar, done: Some(done), thread: Some(thread) }
+        Self { bar, done: Some(done), thread: thread.ok() }
     }
 
     /// A piece was worked on.

@@ -3,10 +3,12 @@
 
 use std::ops::Range;
 
+use super::threads::Team;
 use super::{Cpu, TASK, half};
 use crate::aggregate::{Divisor, ExactMean, clipped, counts};
 use crate::batch::{Granularity, Layout};
 use crate::clip::{Clipping, Status};
+use crate::error::Result;
 use crate::half::Half;
 use crate::numerics::{clamped, scaled, scaled_around};
 use crate::threshold::Decision;
@@ -30,7 +32,8 @@ pub(super) struct MeanBatch<'a> {
     /// The rows that count and weigh anything.
     rows: Vec<MeanRow>,
     divisor: Divisor,
-    cpu: &'a Cpu,
+    team: Team<'a>,
+    force_exact: bool,
 }
 
 struct MeanRow {
@@ -63,13 +66,15 @@ impl<'a> MeanBatch<'a> {
         decisions: &'a [Decision],
         weights: &[f32],
         cpu: &'a Cpu,
-    ) -> Self {
+    ) -> Result<Self> {
         let granularity = clipping.granularity;
         let rows = (0..layout.clients())
             .filter(|&row| weights[row] > 0.0 && counts(layout, granularity, decisions, row))
             .map(|row| MeanRow { weight: weights[row], spans: layout.spans_of(granularity, row) });
         let divisor = Divisor::new(layout, granularity, decisions, weights);
-        Self { layout, data, clipping, decisions, rows: rows.collect(), divisor, cpu }
+        let team = Team::new(cpu, layout.elements())?;
+        let (rows, force_exact) = (rows.collect(), cpu.force_exact);
+        Ok(Self { layout, data, clipping, decisions, rows, divisor, team, force_exact })
     }
 
     /// Writes the means of all coordinates, by all threads.
@@ -79,9 +84,8 @@ impl<'a> MeanBatch<'a> {
             return;
         }
         let strips = self.strips(mean);
-        let elements = self.layout.elements();
-        if strips.len() >= 4 * self.cpu.threads() {
-            self.cpu.share(elements, strips.into_iter(), 1, |strip| {
+        if strips.len() >= 4 * self.team.threads() {
+            self.team.share(strips.into_iter(), 1, |strip| {
                 let sums = self.sums(&strip, &self.rows);
                 self.mean_of(strip, sums);
             });
@@ -90,7 +94,7 @@ impl<'a> MeanBatch<'a> {
         // Of few strips threads share the rows: the error bound of the sums holds in any order.
         for strip in strips {
             let rows = self.rows.chunks((TASK / strip.mean.len().max(1)).max(1));
-            let sums = self.cpu.collect(elements, rows, 1, |rows| self.sums(&strip, rows));
+            let sums = self.team.collect(rows, 1, |rows| self.sums(&strip, rows));
             let joined = |mut a: Vec<MeanSum>, b: Vec<MeanSum>| {
                 a.iter_mut().zip(b).for_each(|(a, b)| (a.sum, a.size) = (a.sum + b.sum, a.size + b.size));
                 a
@@ -125,7 +129,7 @@ impl<'a> MeanBatch<'a> {
     fn mean_of(&self, strip: Strip<'_>, sums: Vec<MeanSum>) {
         let divisor = self.divisor.to_f64();
         for (i, sum) in sums.into_iter().enumerate() {
-            let certain = if self.cpu.force_exact { None } else { sum.certify(self.rows.len(), divisor) };
+            let certain = if self.force_exact { None } else { sum.certify(self.rows.len(), divisor) };
             strip.mean[i] = certain.unwrap_or_else(|| self.exact(&strip, i));
         }
     }

@@ -47,9 +47,6 @@ const TASK: usize = 1 << 16;
 /// cache, where the clip stage then finds the row.
 const OWN: usize = 1 << 21;
 
-/// Elements up to which one thread is faster than waking others: a dozen microseconds of work.
-const SEQUENTIAL: usize = 1 << 17;
-
 /// Elements that a task has at least, where there are several.
 const LEAST: usize = 1 << 15;
 
@@ -156,7 +153,7 @@ impl Backend for Cpu {
         check_decisions(layout, clipping.granularity, decisions)?;
         let weights = weights.of_rows(layout.clients())?;
         let data = Elements::Single(data);
-        let batch = MeanBatch::new(layout, data, clipping, decisions, &weights, self);
+        let batch = MeanBatch::new(layout, data, clipping, decisions, &weights, self)?;
         let mut mean = vec![0.0; layout.params()];
         batch.mean(&mut mean);
         Ok(mean)
@@ -218,7 +215,7 @@ impl Backend for Cpu {
         check_decisions(layout, clipping.granularity, decisions)?;
         let weights = weights.of_rows(layout.clients())?;
         let data = Elements::Half(half, data);
-        let batch = MeanBatch::new(layout, data, clipping, decisions, &weights, self);
+        let batch = MeanBatch::new(layout, data, clipping, decisions, &weights, self)?;
         let mut mean = vec![0.0; layout.params()];
         batch.mean(&mut mean);
         Ok(mean)

@@ -7,7 +7,8 @@ use super::short::ShortRows;
 use super::simd::prefetches_within;
 use super::squares::ROWS;
 use super::sum::FastSum;
-use super::{Cpu, LEAST, OWN, SEQUENTIAL, TASK};
+use super::threads::Team;
+use super::{Cpu, LEAST, OWN, TASK};
 use crate::batch::{Granularity, Layout};
 use crate::clip::{Clipping, Scope};
 use crate::error::Result;
@@ -66,11 +67,13 @@ pub(super) struct Rows<'a, S> {
     pub(super) layout: &'a Layout,
     pub(super) clipping: &'a Clipping,
     pub(super) storage: S,
-    pub(super) cpu: &'a Cpu,
+    pub(super) force_exact: bool,
     /// Which rows are in scope; `None` is all.
     pub(super) mask: Option<Vec<bool>>,
     /// What is to be done, in elements.
-    pub(super) work: usize,
+    work: usize,
+    /// Who does it.
+    pub(super) team: Team<'a>,
     /// The first of those rows that are too few for each thread to have one.
     rest: usize,
 }
@@ -92,13 +95,14 @@ impl<'a, S: Storage> Rows<'a, S> {
                 (0..clients).filter(|&row| mask[row]).map(|row| layout.row(row).len()).sum()
             }
         };
-        let rest = (in_scope < FEW * cpu.threads()).then(|| {
+        let work = elements + ROW * clients;
+        let team = Team::new(cpu, work)?;
+        let rest = (in_scope < FEW * team.threads()).then(|| {
             let is_in_scope = |row: &usize| mask.as_ref().is_none_or(|mask| mask[*row]);
-            (0..clients).filter(is_in_scope).nth(in_scope - in_scope % cpu.threads())
+            (0..clients).filter(is_in_scope).nth(in_scope - in_scope % team.threads())
         });
         let rest = rest.flatten().unwrap_or(clients);
-        let work = elements + ROW * clients;
-        Ok(Self { layout, clipping, storage, cpu, mask, work, rest })
+        Ok(Self { layout, clipping, storage, force_exact: cpu.force_exact, mask, work, team, rest })
     }
 
     fn in_scope(&self, row: usize) -> bool {
@@ -184,7 +188,7 @@ impl<'a, S: Storage> Rows<'a, S> {
             self.storage.apply(elements, first, decision);
         };
         let at_once = LEAST * tasks.len() / work.max(1);
-        self.cpu.share(work, tasks.into_iter(), at_once, apply);
+        self.team.for_part(work).share(tasks.into_iter(), at_once, apply);
     }
 
     /// The clip stage on a whole row.
@@ -192,8 +196,8 @@ impl<'a, S: Storage> Rows<'a, S> {
         if hands == Hands::One {
             return self.storage.apply(elements, 0, decision);
         }
-        let length = elements.len();
-        self.cpu.share(length, elements.chunks_mut(TASK).enumerate(), 1, |(part, elements)| {
+        let team = self.team.for_part(elements.len());
+        team.share(elements.chunks_mut(TASK).enumerate(), 1, |(part, elements)| {
             self.storage.apply(elements, part * TASK, decision);
         });
     }
@@ -231,9 +235,9 @@ impl<'a, S: Storage> Rows<'a, S> {
         let of_segments = match hands {
             Hands::One => segments.map(|segment| of_segment(segment, Hands::One)).collect(),
             Hands::All => {
-                let own = if segments.len() < FEW * self.cpu.threads() { TASK } else { OWN };
+                let own = if segments.len() < FEW * self.team.threads() { TASK } else { OWN };
                 let is_shared = |segment: &Range<usize>| segment.len() > own;
-                self.each(elements.len(), segments, is_shared, 1, of_segment)
+                self.each(self.team.for_part(elements.len()), segments, is_shared, 1, of_segment)
             }
         };
         let total = of_segments.iter().fold(FastSum::default(), |total, (sum, _)| total.join(*sum));
@@ -243,7 +247,7 @@ impl<'a, S: Storage> Rows<'a, S> {
     /// The norm of a span in scope: certain from its fast sum, or exact.
     #[inline(always)]
     fn norm(&self, elements: &[S::Element], first: usize, sum: FastSum, hands: Hands) -> Norm {
-        let certain = if self.cpu.force_exact && sum.is_finite() { None } else { sum.norm() };
+        let certain = if self.force_exact && sum.is_finite() { None } else { sum.norm() };
         certain.unwrap_or_else(|| self.exact_norm(elements, first, hands))
     }
 
@@ -300,14 +304,14 @@ impl<'a, S: Storage> Rows<'a, S> {
             length > OWN || length > TASK && row >= self.rest
         };
         let work = |(row, elements), hands| work(row, elements, hands);
-        self.each(self.work, rows.enumerate(), is_shared, self.rows_of_task(), work)
+        self.each(self.team, rows.enumerate(), is_shared, self.rows_of_task(), work)
     }
 
     /// What `work` makes of each span: of those that are not shared by threads side by side, then of the others one by one, so
     /// that nothing is shared within what is shared.
     fn each<I: Send, T: Send>(
         &self,
-        elements: usize,
+        team: Team<'_>,
         spans: impl ExactSizeIterator<Item = I>,
         is_shared: impl Fn(&I) -> bool,
         at_once: usize,
@@ -316,7 +320,7 @@ impl<'a, S: Storage> Rows<'a, S> {
         let mut found: Vec<Option<T>> = (0..spans.len()).map(|_| None).collect();
         let (shared, others): (Vec<_>, Vec<_>) = spans.zip(&mut found).partition(|(span, _)| is_shared(span));
         let work = |(span, place): (I, &mut Option<T>), hands| *place = Some(work(span, hands));
-        self.cpu.share(elements, others.into_iter(), at_once, |other| work(other, Hands::One));
+        team.share(others.into_iter(), at_once, |other| work(other, Hands::One));
         shared.into_iter().for_each(|shared| work(shared, Hands::All));
         found.into_iter().flatten().collect()
     }
@@ -328,14 +332,14 @@ impl<'a, S: Storage> Rows<'a, S> {
         work: impl Fn(usize, &[S::Element]) -> T + Sync,
     ) -> Vec<T> {
         let parts = elements.chunks(TASK).enumerate();
-        self.cpu.collect(elements.len(), parts, 1, |(part, elements)| work(part * TASK, elements))
+        self.team.for_part(elements.len()).collect(parts, 1, |(part, elements)| work(part * TASK, elements))
     }
 
     /// How many rows are worth a task: all of them where one thread takes the batch, else few enough that no thread is left
     /// with much at the end.
     pub(super) fn rows_of_task(&self) -> usize {
-        let (clients, threads) = (self.layout.clients(), self.cpu.threads());
-        if self.work <= SEQUENTIAL {
+        let (clients, threads) = (self.layout.clients(), self.team.threads());
+        if threads == 1 {
             return clients.max(1);
         }
         let elements = LEAST.max(self.work / (PARTS * threads));

@@ -36,7 +36,7 @@ impl<'a, 'b, S: Storage> ShortRows<'a, 'b, S> {
             stride,
             params,
             of_task: rows.rows_of_task().next_multiple_of(ROWS),
-            by_sums: rows.clipping.granularity != Granularity::Coordinate && !rows.cpu.force_exact,
+            by_sums: rows.clipping.granularity != Granularity::Coordinate && !rows.force_exact,
             rows_ahead: (PREFETCH_DISTANCE / (stride * size_of::<S::Element>()))
                 .next_multiple_of(ROWS)
                 .max(ROWS),
@@ -76,9 +76,7 @@ impl<'a, 'b, S: Storage> ShortRows<'a, 'b, S> {
         let mut filled = Vec::with_capacity(clients);
         let tasks = parts.zip(filled.spare_capacity_mut()[..clients].chunks_mut(of_task)).enumerate();
         assert_eq!(tasks.len(), clients.div_ceil(of_task), "a part of the batch to each task");
-        self.rows
-            .cpu
-            .share(self.rows.work, tasks, 1, |(task, (part, places))| work(task * of_task, part, places));
+        self.rows.team.share(tasks, 1, |(task, (part, places))| work(task * of_task, part, places));
         #[allow(unsafe_code)]
         // SAFETY: there is a task for each chunk of the first `clients` places, as was just asked, and both kinds of `work`
         // write every place of its chunk: their callers asked whether the data reaches to the end of the last row, which

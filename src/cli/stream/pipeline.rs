@@ -1,7 +1,8 @@
 //! A pass over a batch: reading, computing and writing at the same time, each a piece ahead of the next.
 
+use std::io;
 use std::sync::mpsc::sync_channel;
-use std::thread;
+use std::thread::{self, Builder};
 
 use super::piece::Piece;
 use crate::cli::batch_file::{BatchFile, Output};
@@ -30,7 +31,7 @@ pub(super) fn pass(
     }
     thread::scope(|scope| {
         // Where another thread has failed, its end of a channel is gone: that is the sign to stop.
-        scope.spawn(move || {
+        let spawned = Builder::new().spawn_scoped(scope, move || {
             for piece in pieces {
                 let Ok(mut elements) = to_fill.recv() else { return };
                 let read = batch.read(piece, &mut elements).map(|()| elements);
@@ -40,7 +41,8 @@ pub(super) fn pass(
                 }
             }
         });
-        let writer = scope.spawn(move || {
+        spawned.map_err(no_thread)?;
+        let writer = Builder::new().spawn_scoped(scope, move || {
             let mut output = output;
             for (piece, elements) in to_write {
                 if let Some(output) = &mut output {
@@ -50,6 +52,7 @@ pub(super) fn pass(
             }
             Ok(())
         });
+        let writer = writer.map_err(no_thread)?;
         let mut work_on_all = || {
             for piece in pieces {
                 let Ok(read) = to_work_on.recv() else { break };
@@ -67,4 +70,10 @@ pub(super) fn pass(
         let written = writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         worked.and(written)
     })
+}
+
+fn no_thread(error: io::Error) -> Failure {
+    Failure::Failed(format!(
+        "got no thread to read and write with: {error}; expected two; allow this process more threads or memory"
+    ))
 }
