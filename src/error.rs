@@ -151,7 +151,9 @@ pub enum Error {
     )]
     NotRecorded,
     /// Worker threads could not be started.
-    #[error("cannot start worker threads: got \"{message}\"; expected {threads} threads; ask for fewer")]
+    #[error(
+        "cannot start worker threads: got \"{message}\"; expected {threads} threads; ask for fewer (RAYON_NUM_THREADS, or Cpu::with_threads)"
+    )]
     Threads {
         /// Threads asked for.
         threads: usize,

@@ -3,6 +3,8 @@
 use bytemuck::{Pod, Zeroable};
 use rayon::prelude::*;
 
+use crate::backend::cpu::global_threads;
+
 use crate::batch::Granularity;
 use crate::numerics::ExactSum;
 
@@ -147,34 +149,40 @@ pub struct NormSum {
 }
 
 impl NormSum {
-    /// Adds elements, by the threads of the pool that this runs in. NaN and Inf make the whole not finite.
+    /// Adds elements, by the threads of the pool that this runs in, or by this one alone where those cannot be started. NaN and
+    /// Inf make the whole not finite.
     pub fn add(&mut self, values: &[f32]) {
-        self.add_parts(values.par_chunks(PART).map(|part| {
-            let largest = largest_bits(part);
-            let squares = if largest < INFINITY_BITS { ExactSum::of(part) } else { ExactSum::default() };
-            Self { squares, largest }
-        }));
+        self.add_parts(values, |part, _| ExactSum::of(part));
     }
 
     /// Adds the differences of elements from a centre, which is finite and as long.
     ///
     /// The largest magnitude is that of the elements: bounds on coordinates have no centre.
     pub fn add_differences(&mut self, values: &[f32], center: &[f32]) {
-        let parts = values.par_chunks(PART).zip(center.par_chunks(PART));
-        self.add_parts(parts.map(|(part, center)| {
-            let largest = largest_bits(part);
-            let finite = largest < INFINITY_BITS;
-            let squares = if finite { ExactSum::of_differences(part, center) } else { ExactSum::default() };
-            Self { squares, largest }
-        }));
+        self.add_parts(values, |part, first| {
+            ExactSum::of_differences(part, center.get(first..).unwrap_or_default())
+        });
     }
 
-    fn add_parts(&mut self, parts: impl ParallelIterator<Item = Self>) {
+    /// `squares` is told where a part begins.
+    fn add_parts(&mut self, values: &[f32], squares: impl Fn(&[f32], usize) -> ExactSum + Sync) {
+        let sum = |(part, values): (usize, &[f32])| {
+            let largest = largest_bits(values);
+            let is_finite = largest < INFINITY_BITS;
+            let squares = if is_finite { squares(values, part * PART) } else { ExactSum::default() };
+            Self { squares, largest }
+        };
         let joined = |mut a: Self, b: Self| {
             a.join(&b);
             a
         };
-        self.join(&parts.reduce(Self::default, joined));
+        let is_shared = values.len() > PART && global_threads().is_ok();
+        let added = if is_shared {
+            values.par_chunks(PART).enumerate().map(sum).reduce(Self::default, joined)
+        } else {
+            values.chunks(PART).enumerate().map(sum).fold(Self::default(), joined)
+        };
+        self.join(&added);
     }
 
     /// Adds what another sum holds.

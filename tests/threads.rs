@@ -43,8 +43,10 @@ fn layouts() -> Vec<(&'static str, Layout)> {
         ("short rows", Layout::dense(5000, 60).unwrap()),
         ("rows of a cache", Layout::strided(500, 1500, 1503).unwrap()),
         ("long rows, one too many", Layout::dense(5, 70_001).unwrap()),
+        ("rows that are too few, and too short to share", Layout::dense(3, 100_000).unwrap()),
         ("one row", Layout::dense(1, 300_007).unwrap()),
         ("rows of all lengths", ragged(&[3, 70_000, OWN + 5, 0, 4, OWN - 80_000])),
+        ("very many rows of all lengths", ragged(&(0..20_000).map(|row| row % 23).collect::<Vec<_>>())),
         (
             "segments of all lengths",
             Layout::dense(2, OWN + 300_000).unwrap().layered(&[70_000, 0, 229_995, OWN, 5]).unwrap(),
@@ -107,7 +109,7 @@ fn rows_and_segments_that_threads_share_have_the_bits_of_the_reference() {
 fn means_that_threads_share_have_the_bits_of_the_reference() {
     let mut rng = Rng::new(71);
     // Few strips of many rows, and many strips of few.
-    for (clients, params) in [(3000, 90), (700, 2500), (9, 70_000)] {
+    for (clients, params) in [(3000, 90), (700, 2500), (64, 7000), (9, 70_000)] {
         let layout = Layout::dense(clients, params).unwrap();
         let data = data(&layout, &mut rng);
         let clipping = Clipping::fixed(0.7);

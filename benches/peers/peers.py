@@ -15,6 +15,8 @@ import platform
 import statistics
 import sys
 
+import numpy as np
+
 import cases
 import libraries
 
@@ -23,9 +25,9 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", action="append", type=shape, metavar="NxD", help="again for more shapes")
     parser.add_argument("--clipped", type=shares, default=[0.0, 0.2, 1.0], help="shares of rows that are clipped")
-    parser.add_argument("--runs", type=runs, default=cases.RUNS, help=f"runs of each case, at least {cases.RUNS}")
+    parser.add_argument("--runs", type=runs, default=cases.RUNS, help=f"runs of each case at least, not below {cases.RUNS}")
     parser.add_argument("--library", action="append", default=[], help="only those whose name contains this")
-    parser.add_argument("--beside", metavar="FILE", help="the library byzclip_c of benches/peers/rust: it takes turns on host memory")
+    parser.add_argument("--beside", metavar="FILE", help="byzclip_c of benches/peers/rust, for turns on host memory")
     parser.add_argument("--inject-fault", action="store_true", help="spoil every result: the check has to find it")
     return parser.parse_args()
 
@@ -84,7 +86,11 @@ WARM = 0.03
 
 
 class Wrong(Exception):
-    """What is wrong with a result."""
+    """What is wrong with a result of a peer."""
+
+
+class OursFailed(Exception):
+    """What is wrong with ours, which is no peer's fault."""
 
 
 def measure(peer, batch, ours, count, inject):
@@ -98,6 +104,8 @@ def measure(peer, batch, ours, count, inject):
         return failed(peer, batch, f"got {type(error).__name__}: {error}")
     finally:
         peer.unload()
+        # Whatever it wrote: the next one has the same memory.
+        np.copyto(batch.work, batch.original)
 
 
 def failed(peer, batch, error):
@@ -109,25 +117,31 @@ def samples(peer, batch, ours, count, inject):
     wall, device, ratios = [], [], []
     peer.load(batch)
     while len(wall) < count:
-        runs = min(TURN, count - len(wall))
         # The very first run is verified, and the last.
-        ends = {"first": not wall, "last": len(wall) + runs == count}
+        ends = {"first": not wall, "last": len(wall) + TURN >= count}
+        of_ours = turn_of_ours(ours, batch, ends) if ours and len(ratios) % 2 == 0 else None
+        of_theirs, on_device = turn(peer, batch, inject=inject, **ends)
         if ours:
-            of_ours, _ = turn(ours, batch, runs, **ends)
-        of_theirs, on_device = turn(peer, batch, runs, inject=inject, **ends)
-        if ours:
+            # Whoever is first in one turn is second in the next.
+            of_ours = of_ours or turn_of_ours(ours, batch, ends)
             ratios.append(statistics.median(of_theirs) / statistics.median(of_ours))
         wall += of_theirs
         device += on_device
     return cases.record(peer, batch, wall, device, ratios)
 
 
-def turn(peer, batch, runs, first, last, inject=False):
-    """The seconds of so many runs, by the host's clock and by the device's, behind some that warm up and are not counted."""
+def turn_of_ours(ours, batch, ends):
+    try:
+        return turn(ours, batch, **ends)[0]
+    except (Wrong, RuntimeError) as error:
+        raise OursFailed(error) from error
+
+
+def turn(peer, batch, first, last, inject=False):
+    """The seconds of a turn's runs, by the host's clock and by the device's, behind some that warm up and are not counted."""
     wall, device = [], []
-    warm = 0.0
-    is_verified = first
-    while len(wall) < runs:
+    warm, to_verify = 0.0, first
+    while len(wall) < TURN:
         is_counted = warm >= WARM
         result, seconds, on_device = peer.timed()
         if is_counted:
@@ -135,12 +149,13 @@ def turn(peer, batch, runs, first, last, inject=False):
             device += [on_device] if on_device is not None else []
         else:
             warm += seconds
-        if is_verified or (len(wall) == runs and last):
+        if to_verify or (len(wall) == TURN and last):
             got = peer.values(result)
             wrong = batch.check(batch.spoiled(got) if inject else got)
             if wrong:
                 raise Wrong(wrong)
-            is_verified = False
+            # Behind the check, which is another's work, it warms up again.
+            warm, to_verify = 0.0, False
             del got
         del result
         peer.restore()
@@ -160,7 +175,10 @@ def main():
         "versions": {peer.library: peer.version for peer in peers},
         "skipped": skipped,
     })
-    records = measured(options, peers, libraries.Byzclip(options.beside) if options.beside else None)
+    try:
+        records = measured(options, peers, libraries.Byzclip(options.beside) if options.beside else None)
+    except OursFailed as error:
+        sys.exit(f"peers.py: byzclip, between the turns of others: {error}")
     wrong = sum(not record["verified"] for record in records)
     if options.inject_fault:
         sys.exit(f"peers.py: every result was spoiled; the check found {wrong} of {len(records)}")

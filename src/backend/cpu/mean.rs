@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 
+use super::rows::FEW;
 use super::threads::Team;
 use super::{Cpu, TASK, half};
 use crate::aggregate::{Divisor, ExactMean, clipped, counts};
@@ -84,23 +85,24 @@ impl<'a> MeanBatch<'a> {
             return;
         }
         let strips = self.strips(mean);
-        if strips.len() >= 4 * self.team.threads() {
-            self.team.share(strips.into_iter(), 1, |strip| {
+        let parts = |strip: &Strip<'_>| self.rows.len().div_ceil((TASK / strip.mean.len()).max(1));
+        if strips.len() >= FEW * self.team.threads()
+            || strips.iter().all(|strip| parts(strip) <= strips.len())
+        {
+            self.team.share(strips.into_iter(), |strip| {
                 let sums = self.sums(&strip, &self.rows);
                 self.mean_of(strip, sums);
             });
             return;
         }
-        // Of few strips threads share the rows: the error bound of the sums holds in any order.
-        for strip in strips {
-            let rows = self.rows.chunks((TASK / strip.mean.len().max(1)).max(1));
-            let sums = self.team.collect(rows, 1, |rows| self.sums(&strip, rows));
-            let joined = |mut a: Vec<MeanSum>, b: Vec<MeanSum>| {
-                a.iter_mut().zip(b).for_each(|(a, b)| (a.sum, a.size) = (a.sum + b.sum, a.size + b.size));
-                a
-            };
-            self.mean_of(strip, sums.into_iter().reduce(joined).unwrap_or_default());
-        }
+        // Of few strips and many rows threads share the rows: the error bound of the sums holds in any order.
+        let sums = |strip: &Strip<'_>| {
+            let rows = self.rows.chunks((TASK / strip.mean.len()).max(1));
+            let of_rows = self.team.collect(rows, |rows| self.sums(strip, rows));
+            of_rows.into_iter().reduce(joined).unwrap_or_default()
+        };
+        let sums: Vec<_> = strips.iter().map(sums).collect();
+        self.team.share(strips.into_iter().zip(sums), |(strip, sums)| self.mean_of(strip, sums));
     }
 
     fn granularity(&self) -> Granularity {
@@ -209,6 +211,11 @@ impl<'a> MeanBatch<'a> {
         }
         sum.over(&self.divisor)
     }
+}
+
+fn joined(mut a: Vec<MeanSum>, b: Vec<MeanSum>) -> Vec<MeanSum> {
+    a.iter_mut().zip(b).for_each(|(a, b)| (a.sum, a.size) = (a.sum + b.sum, a.size + b.size));
+    a
 }
 
 /// The product of two `f32` is exact in `f64`. What is not finite counts as 0.

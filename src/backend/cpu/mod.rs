@@ -30,6 +30,7 @@ use self::half::Halves;
 use self::mean::{Elements, MeanBatch};
 use self::rows::Rows;
 use self::single::Singles;
+pub(crate) use self::threads::global_threads;
 use super::{Backend, check_decisions, check_mean, check_mean_half};
 use crate::aggregate::Weights;
 use crate::batch::{Granularity, Layout};
@@ -60,7 +61,11 @@ pub struct Cpu {
 }
 
 impl Cpu {
-    /// All the threads that rayon's global pool has.
+    /// As many threads as rayon's global pool has, the caller among them. The pool is started by the first batch that is worth
+    /// sharing, if nobody has; where it cannot be, that batch is [`Error::Threads`].
+    ///
+    /// A call returns when threads of the pool are free for what it has asked of them, if only to find nothing left: they must not
+    /// wait for something that the caller holds.
     ///
     /// # Errors
     /// None at present; see [`Cpu::with_threads`].
@@ -68,7 +73,7 @@ impl Cpu {
         Ok(Self { pool: None, force_exact: false, why: "asked for by name".into() })
     }
 
-    /// A pool of this many threads of its own.
+    /// At most this many threads at a time, the caller among them, with a pool of its own.
     ///
     /// # Errors
     /// [`Error::Threads`] where they cannot be started.

@@ -1,5 +1,6 @@
 //! The stages over rows, however their elements are stored: what threads share, and what one row takes.
 
+use std::iter::repeat;
 use std::ops::Range;
 
 use super::group::{RowGroup, RowSet};
@@ -7,7 +8,7 @@ use super::short::ShortRows;
 use super::simd::prefetches_within;
 use super::squares::ROWS;
 use super::sum::FastSum;
-use super::threads::Team;
+use super::threads::{SEQUENTIAL, Team};
 use super::{Cpu, LEAST, OWN, TASK};
 use crate::batch::{Granularity, Layout};
 use crate::clip::{Clipping, Scope};
@@ -20,11 +21,11 @@ use crate::threshold::{Decision, decide_span};
 /// What norm, decision and report of a row cost beside its elements, as a number of those.
 const ROW: usize = 32;
 
-/// Rows or segments for each thread up to which it tells when one has a long one more than the others.
-const FEW: usize = 4;
+/// Rows a thread, beyond which one that has a row more than the others does not tell.
+pub(super) const FEW: usize = 4;
 
-/// In how many parts a thread's share of a batch is cut.
-const PARTS: usize = 16;
+/// In how many tasks a thread's share of a batch is cut, so that no thread is left with much at the end.
+const TASKS: usize = 16;
 
 /// How elements are stored, and what one thread does with some of a row that lie side by side. `first` is the
 /// coordinate of the first of them.
@@ -74,8 +75,10 @@ pub(super) struct Rows<'a, S> {
     work: usize,
     /// Who does it.
     pub(super) team: Team<'a>,
-    /// The first of those rows that are too few for each thread to have one.
+    /// The first of those rows in scope that are left over where every thread has as many as the others.
     rest: usize,
+    /// How many those are.
+    left: usize,
 }
 
 impl<'a, S: Storage> Rows<'a, S> {
@@ -97,12 +100,13 @@ impl<'a, S: Storage> Rows<'a, S> {
         };
         let work = elements + ROW * clients;
         let team = Team::new(cpu, work)?;
-        let rest = (in_scope < FEW * team.threads()).then(|| {
+        let left = if in_scope < FEW * team.threads() { in_scope % team.threads() } else { 0 };
+        let rest = (left > 0).then(|| {
             let is_in_scope = |row: &usize| mask.as_ref().is_none_or(|mask| mask[*row]);
-            (0..clients).filter(is_in_scope).nth(in_scope - in_scope % team.threads())
+            (0..clients).filter(is_in_scope).nth(in_scope - left)
         });
         let rest = rest.flatten().unwrap_or(clients);
-        Ok(Self { layout, clipping, storage, force_exact: cpu.force_exact, mask, work, team, rest })
+        Ok(Self { layout, clipping, storage, force_exact: cpu.force_exact, mask, work, team, rest, left })
     }
 
     fn in_scope(&self, row: usize) -> bool {
@@ -111,18 +115,16 @@ impl<'a, S: Storage> Rows<'a, S> {
 
     /// The norms stage.
     pub(super) fn norms(&self, data: &[S::Element]) -> Norms {
-        let (clients, row) = (self.layout.clients(), |row: usize| &data[self.layout.row(row)]);
+        let row = |row: usize| &data[self.layout.row(row)];
         if self.clipping.granularity != Granularity::Segment {
             let rows = match ShortRows::of(self) {
                 Some(short) => short.norms(data),
-                None => self.each_row((0..clients).map(row), |row, elements, hands| {
-                    self.row_norm(row, elements, hands)
-                }),
+                None => self.each_row(repeat(()), |index, (), hands| self.row_norm(index, row(index), hands)),
             };
             return Norms { rows, segments: Vec::new() };
         }
-        let norms = self
-            .each_row((0..clients).map(row), |row, elements, hands| self.segment_norms(row, elements, hands));
+        let norms =
+            self.each_row(repeat(()), |index, (), hands| self.segment_norms(index, row(index), hands));
         let mut segments = Vec::with_capacity(self.layout.segment_count());
         let rows = norms.into_iter().map(|(row, of_row)| {
             segments.extend(of_row);
@@ -165,7 +167,7 @@ impl<'a, S: Storage> Rows<'a, S> {
     /// The clip stage. A long span is cut in parts, so that threads share it.
     pub(super) fn clip(&self, data: &mut [S::Element], decisions: &[Decision]) {
         let mut work = 0;
-        let mut tasks = Vec::new();
+        let mut parts = Vec::new();
         let (mut rest, mut position) = (data, 0);
         for row in 0..self.layout.clients() {
             let start = self.layout.row(row).start;
@@ -178,17 +180,18 @@ impl<'a, S: Storage> Rows<'a, S> {
                 work += span.len() + ROW;
                 let (elements, tail) = rest.split_at_mut(span.start - position).1.split_at_mut(span.len());
                 (rest, position) = (tail, span.end);
-                let parts = elements.chunks_mut(TASK).enumerate();
-                tasks.extend(
-                    parts.map(|(part, elements)| (elements, span.start - start + part * TASK, decision)),
-                );
+                let first = span.start - start;
+                let of_span = elements.chunks_mut(TASK).enumerate();
+                parts.extend(of_span.map(|(part, elements)| (elements, first + part * TASK, decision)));
             }
         }
         let apply = |(elements, first, decision): (&mut [S::Element], usize, &Decision)| {
             self.storage.apply(elements, first, decision);
         };
-        let at_once = LEAST * tasks.len() / work.max(1);
-        self.team.for_part(work).share(tasks.into_iter(), at_once, apply);
+        let team = self.team.for_part(work);
+        let sizes = parts.iter().map(|(elements, ..)| elements.len() + ROW);
+        let tasks = cut(sizes, elements_of_task(work, team), |_, _| false);
+        each(team, tasks, parts, |_, part, _| apply(part));
     }
 
     /// The clip stage on a whole row.
@@ -197,7 +200,7 @@ impl<'a, S: Storage> Rows<'a, S> {
             return self.storage.apply(elements, 0, decision);
         }
         let team = self.team.for_part(elements.len());
-        team.share(elements.chunks_mut(TASK).enumerate(), 1, |(part, elements)| {
+        team.share(elements.chunks_mut(TASK).enumerate(), |(part, elements)| {
             self.storage.apply(elements, part * TASK, decision);
         });
     }
@@ -235,9 +238,11 @@ impl<'a, S: Storage> Rows<'a, S> {
         let of_segments = match hands {
             Hands::One => segments.map(|segment| of_segment(segment, Hands::One)).collect(),
             Hands::All => {
-                let own = if segments.len() < FEW * self.team.threads() { TASK } else { OWN };
-                let is_shared = |segment: &Range<usize>| segment.len() > own;
-                self.each(self.team.for_part(elements.len()), segments, is_shared, 1, of_segment)
+                let team = self.team.for_part(elements.len());
+                let share = (elements.len() / team.threads()).max(SEQUENTIAL);
+                let sizes = segments.clone().map(|segment| segment.len());
+                let tasks = cut(sizes, elements_of_task(elements.len(), team), |_, size| size > share);
+                each(team, tasks, segments, |_, segment, hands| of_segment(segment, hands))
             }
         };
         let total = of_segments.iter().fold(FastSum::default(), |total, (sum, _)| total.join(*sum));
@@ -292,37 +297,20 @@ impl<'a, S: Storage> Rows<'a, S> {
         if largest >= INFINITY_BITS { Norm::NON_FINITE } else { Norm::new(largest, NormClass::Exact) }
     }
 
-    /// What `work` makes of each row. All threads work on rows that fit no cache, and on those long ones that are left over where
-    /// each has as many as the others.
+    /// What `work` makes of each row, which it is told with its number and what there is for it.
     fn each_row<I: Send, T: Send>(
         &self,
-        rows: impl ExactSizeIterator<Item = I>,
+        rows: impl Iterator<Item = I>,
         work: impl Fn(usize, I, Hands) -> T + Sync,
     ) -> Vec<T> {
-        let is_shared = |&(row, _): &(usize, I)| {
-            let length = self.layout.row(row).len();
-            length > OWN || length > TASK && row >= self.rest
+        let length = |row: usize| self.layout.row(row).len();
+        let sizes =
+            (0..self.layout.clients()).map(|row| if self.in_scope(row) { ROW + length(row) } else { ROW });
+        let is_shared = |row: usize, _| {
+            let left = if row >= self.rest { self.left } else { 0 };
+            is_shared(length(row), left, self.team.threads())
         };
-        let work = |(row, elements), hands| work(row, elements, hands);
-        self.each(self.team, rows.enumerate(), is_shared, self.rows_of_task(), work)
-    }
-
-    /// What `work` makes of each span: of those that are not shared by threads side by side, then of the others one by one, so
-    /// that nothing is shared within what is shared.
-    fn each<I: Send, T: Send>(
-        &self,
-        team: Team<'_>,
-        spans: impl ExactSizeIterator<Item = I>,
-        is_shared: impl Fn(&I) -> bool,
-        at_once: usize,
-        work: impl Fn(I, Hands) -> T + Sync,
-    ) -> Vec<T> {
-        let mut found: Vec<Option<T>> = (0..spans.len()).map(|_| None).collect();
-        let (shared, others): (Vec<_>, Vec<_>) = spans.zip(&mut found).partition(|(span, _)| is_shared(span));
-        let work = |(span, place): (I, &mut Option<T>), hands| *place = Some(work(span, hands));
-        team.share(others.into_iter(), at_once, |other| work(other, Hands::One));
-        shared.into_iter().for_each(|shared| work(shared, Hands::All));
-        found.into_iter().flatten().collect()
+        each(self.team, cut(sizes, elements_of_task(self.work, self.team), is_shared), rows, work)
     }
 
     /// What `work` makes of the parts of a long row, by all threads; it is told where a part begins.
@@ -332,23 +320,84 @@ impl<'a, S: Storage> Rows<'a, S> {
         work: impl Fn(usize, &[S::Element]) -> T + Sync,
     ) -> Vec<T> {
         let parts = elements.chunks(TASK).enumerate();
-        self.team.for_part(elements.len()).collect(parts, 1, |(part, elements)| work(part * TASK, elements))
+        self.team.for_part(elements.len()).collect(parts, |(part, elements)| work(part * TASK, elements))
     }
 
-    /// How many rows are worth a task: all of them where one thread takes the batch, else few enough that no thread is left
-    /// with much at the end.
+    /// How many rows of one length are worth a task: all of them where one thread takes the batch.
     pub(super) fn rows_of_task(&self) -> usize {
-        let (clients, threads) = (self.layout.clients(), self.team.threads());
-        if threads == 1 {
-            return clients.max(1);
-        }
-        let elements = LEAST.max(self.work / (PARTS * threads));
-        (elements * clients / self.work).max(1)
+        let clients = self.layout.clients();
+        let share = elements_of_task(self.work, self.team) as f64 / self.work.max(1) as f64;
+        ((share * clients as f64) as usize).clamp(1, clients.max(1))
     }
 }
 
+/// How many elements are worth a task: all of them where one thread takes them.
+fn elements_of_task(elements: usize, team: Team<'_>) -> usize {
+    if team.threads() == 1 { usize::MAX } else { LEAST.max(elements / (TASKS * team.threads())) }
+}
+
+/// Whether all threads work on a row: on one that fits no cache, and on a long one of so many that are left over, where more threads
+/// find a part of it than would have one of those rows each.
+fn is_shared(length: usize, left: usize, threads: usize) -> bool {
+    let is_long = length > SEQUENTIAL && length.div_ceil(TASK).min(threads) > left;
+    threads > 1 && (length > OWN || left > 0 && is_long)
+}
+
+/// Cuts spans of these sizes in tasks of about so many elements, and those that are shared apart; with who works on them.
+fn cut(
+    sizes: impl Iterator<Item = usize>,
+    most: usize,
+    is_shared: impl Fn(usize, usize) -> bool,
+) -> Vec<(Range<usize>, Hands)> {
+    let (mut tasks, mut open, mut elements) = (Vec::new(), 0..0, 0);
+    for (span, size) in sizes.enumerate() {
+        if is_shared(span, size) {
+            tasks.extend([(open, Hands::One), (span..span + 1, Hands::All)]);
+            (open, elements) = (span + 1..span + 1, 0);
+            continue;
+        }
+        (open.end, elements) = (span + 1, elements + size);
+        if elements >= most {
+            tasks.push((open, Hands::One));
+            (open, elements) = (span + 1..span + 1, 0);
+        }
+    }
+    tasks.push((open, Hands::One));
+    tasks.retain(|(spans, _)| !spans.is_empty());
+    tasks
+}
+
+/// What `work` makes of each span: first of those that one thread takes, by the threads side by side, then of the others one by one,
+/// so that nothing is shared within what is shared.
+fn each<I: Send, T: Send>(
+    team: Team<'_>,
+    tasks: Vec<(Range<usize>, Hands)>,
+    spans: impl IntoIterator<Item = I>,
+    work: impl Fn(usize, I, Hands) -> T + Sync,
+) -> Vec<T> {
+    let count = tasks.last().map_or(0, |(spans, _)| spans.end);
+    let mut found: Vec<Option<T>> = (0..count).map(|_| None).collect();
+    let (mut places, mut spans) = (found.as_mut_slice(), spans.into_iter());
+    let (mut shared, mut others) = (Vec::new(), Vec::new());
+    for (numbers, hands) in tasks {
+        let (mine, rest) = std::mem::take(&mut places).split_at_mut(numbers.len());
+        places = rest;
+        let task = (numbers.start, spans.by_ref().take(mine.len()).collect::<Vec<I>>(), mine);
+        if hands == Hands::All { shared.push(task) } else { others.push(task) }
+    }
+    let work = |(first, spans, places): (usize, Vec<I>, &mut [Option<T>]), hands| {
+        for (i, (span, place)) in spans.into_iter().zip(places).enumerate() {
+            *place = Some(work(first + i, span, hands));
+        }
+    };
+    team.share(others.into_iter(), |task| work(task, Hands::One));
+    shared.into_iter().for_each(|task| work(task, Hands::All));
+    debug_assert!(found.iter().all(Option::is_some));
+    found.into_iter().flatten().collect()
+}
+
 /// The rows of a batch, one after the other.
-fn rows_mut<'a, T>(layout: &'a Layout, data: &'a mut [T]) -> impl ExactSizeIterator<Item = &'a mut [T]> {
+fn rows_mut<'a, T>(layout: &'a Layout, data: &'a mut [T]) -> impl Iterator<Item = &'a mut [T]> {
     let mut rest = data;
     let mut position = 0;
     (0..layout.clients()).map(move |row| {
@@ -358,4 +407,43 @@ fn rows_mut<'a, T>(layout: &'a Layout, data: &'a mut [T]) -> impl ExactSizeItera
         (rest, position) = (after, row.end);
         values
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_shared_where_that_leaves_no_thread_without_work() {
+        // Length, rows left over, threads.
+        let shared =
+            [(OWN + 1, 0, 2), (SEQUENTIAL + 1, 1, 2), (8 * TASK, 3, 4), (OWN, 7, 8), (11 << 20, 10, 16)];
+        // The last ones are too short, or there are enough of them.
+        let alone = [
+            (OWN, 0, 2),
+            (OWN + 1, 0, 1),
+            (OWN, 1, 1),
+            (SEQUENTIAL, 1, 2),
+            (100_000, 10, 16),
+            (3 * TASK, 7, 8),
+        ];
+        for (cases, expected) in [(&shared[..], true), (&alone[..], false)] {
+            for &(length, left, threads) in cases {
+                assert_eq!(is_shared(length, left, threads), expected, "{length}, {left}, {threads}");
+            }
+        }
+    }
+
+    #[test]
+    fn spans_are_cut_in_tasks_by_their_elements() {
+        let sizes = [3, 3, 3, 50, 0, 50, 10, 1, 1];
+        let tasks = cut(sizes.into_iter(), 6, |_, size| size == 50);
+        let (one, all) = (Hands::One, Hands::All);
+        assert_eq!(
+            tasks,
+            [(0..2, one), (2..3, one), (3..4, all), (4..5, one), (5..6, all), (6..7, one), (7..9, one)]
+        );
+        assert_eq!(cut(sizes.into_iter(), usize::MAX, |_, _| false), [(0..9, one)]);
+        assert_eq!(cut([].into_iter(), 6, |_, _| false), []);
+    }
 }

@@ -74,6 +74,6 @@ pub(super) fn pass(
 
 fn no_thread(error: io::Error) -> Failure {
     Failure::Failed(format!(
-        "got no thread to read and write with: {error}; expected two; allow this process more threads or memory"
+        "cannot start a thread: got \"{error}\"; expected one that reads and one that writes; allow this process more"
     ))
 }

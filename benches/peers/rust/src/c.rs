@@ -1,4 +1,4 @@
-//! byzclip on the CPU for programs in other languages: `ours.py` calls it on the memory that Python's libraries work on.
+//! byzclip on the CPU for programs in other languages: `libraries.py` calls it on the memory that Python's libraries work on.
 
 #![allow(unsafe_code)]
 

@@ -81,6 +81,9 @@ impl Work {
 }
 
 /// The line of a peer on a case; without times where its results are wrong or it fails.
+///
+/// # Errors
+/// Where ours are wrong.
 pub(crate) fn measure(
     peer: &mut dyn Peer,
     ours: &mut dyn Peer,
@@ -88,19 +91,44 @@ pub(crate) fn measure(
     runs: usize,
     inject_fault: bool,
 ) -> Result<Value, Failure> {
-    // Some libraries panic where a device has no memory for the shape; the others are to be measured all the same.
-    let tried = panic::catch_unwind(AssertUnwindSafe(|| turns(peer, ours, work, runs, inject_fault)));
-    let (turns, error) =
+    let (mut turns, mut error) = (Turns::default(), None);
+    while turns.runs.len() < runs && error.is_none() {
+        // The very first run is verified, and the last.
+        let ends = (turns.runs.is_empty(), turns.runs.len() + TURN >= runs);
+        // Whoever is first in one turn is second in the next.
+        let ours_first = turns.medians.count().is_multiple_of(2);
+        let on_host = peer.method() == "host";
+        let before = if on_host && ours_first { Some(turn(ours, work, ends, false)?) } else { None };
+        // Some libraries panic where a device has no memory for the shape; the others are to be measured all the same.
+        let tried = panic::catch_unwind(AssertUnwindSafe(|| {
+            if turns.runs.is_empty() {
+                peer.load(&work.batch)?;
+            }
+            turn(peer, work, ends, inject_fault)
+        }));
         match tried.unwrap_or_else(|_| Err("got a panic; expected a result; see stderr".into())) {
-            Ok(turns) => (turns, None),
-            Err(error) => (Turns::default(), Some(error)),
-        };
+            Ok(seconds) => {
+                turns.medians.push(samples(&seconds).median());
+                turns.runs.extend(seconds);
+            }
+            Err(why) => error = Some(why),
+        }
+        if error.is_some() {
+            // Whatever it wrote: the next one has the same memory.
+            work.batch.restore_all();
+        }
+        let behind = if on_host && !ours_first { Some(turn(ours, work, ends, false)?) } else { None };
+        if let Some(seconds) = before.or(behind) {
+            turns.ours.push(samples(&seconds).median());
+        }
+    }
     peer.discard();
-    work.batch.restore_all();
+    let runs = if error.is_some() { Samples::default() } else { samples(&turns.runs) };
     // NaN becomes null.
-    let mut line = serde_json::to_value(record(peer, work.batch.shape, &work.case, &turns.runs)?)?;
+    let mut line = serde_json::to_value(record(peer, work.batch.shape, &work.case, &runs)?)?;
     line["by_ours"] = turns.medians.median_ratio(&turns.ours).into();
     if let Some(error) = error {
+        line["by_ours"] = Value::Null;
         line["verified"] = false.into();
         line["error"] = error.to_string().into();
     }
@@ -111,33 +139,9 @@ pub(crate) fn measure(
 /// on a device.
 #[derive(Default)]
 struct Turns {
-    runs: Samples,
+    runs: Vec<f64>,
     medians: Samples,
     ours: Samples,
-}
-
-fn turns(
-    peer: &mut dyn Peer,
-    ours: &mut dyn Peer,
-    work: &mut Work,
-    count: usize,
-    inject_fault: bool,
-) -> Result<Turns, Failure> {
-    let mut turns = Turns::default();
-    peer.load(&work.batch)?;
-    let mut runs = Vec::new();
-    while runs.len() < count {
-        let counted = TURN.min(count - runs.len());
-        // The very first run is verified, and the last.
-        let ends = (runs.is_empty(), runs.len() + counted == count);
-        if peer.method() == "host" {
-            turns.ours.push(samples(&turn(ours, work, counted, ends, false)?).median());
-        }
-        let seconds = turn(peer, work, counted, ends, inject_fault)?;
-        turns.medians.push(samples(&seconds).median());
-        runs.extend(seconds);
-    }
-    Ok(Turns { runs: samples(&runs), ..turns })
 }
 
 fn samples(seconds: &[f64]) -> Samples {
@@ -146,17 +150,16 @@ fn samples(seconds: &[f64]) -> Samples {
     samples
 }
 
-/// The seconds of so many runs, behind some that warm up and are not counted.
+/// The seconds of a turn's runs, behind some that warm up and are not counted.
 fn turn(
     peer: &mut dyn Peer,
     work: &mut Work,
-    runs: usize,
     (first, last): (bool, bool),
     inject_fault: bool,
 ) -> Result<Vec<f64>, Failure> {
     let Work { batch, case, expected } = work;
-    let (mut counted, mut warm, mut is_verified) = (Vec::new(), 0.0, first);
-    while counted.len() < runs {
+    let (mut counted, mut warm, mut to_verify) = (Vec::new(), 0.0, first);
+    while counted.len() < TURN {
         let (done, seconds) = timed(|| peer.run(case.stage, batch));
         done?;
         if warm < WARM {
@@ -164,13 +167,14 @@ fn turn(
         } else {
             counted.push(seconds);
         }
-        if is_verified || last && counted.len() == runs {
+        if to_verify || last && counted.len() == TURN {
             let mut got = peer.result(case.stage, batch)?;
             if inject_fault {
                 spoil(got.to_mut(), batch.shape, case);
             }
             check(peer.library(), batch, case, expected, &got)?;
-            is_verified = false;
+            // Behind the check, which is another's work, it warms up again.
+            (warm, to_verify) = (0.0, false);
         }
         peer.discard();
         batch.restore(case);
