@@ -6,6 +6,7 @@ use std::str::FromStr;
 use rayon::prelude::*;
 
 use super::element::{Dtype, Element};
+use crate::backend::cpu::{OWN, TASK, Team};
 use crate::batch::Layout;
 use crate::clip::{Clipping, Scope};
 use crate::error::{Error, Result};
@@ -15,9 +16,6 @@ pub const MAX_NORM: f32 = 2.0;
 
 /// How much larger the rows are that are clipped: their norm is about 50, of others about 1.
 const LARGE: f32 = 50.0;
-
-/// Elements that one task fills or copies.
-const TASK: usize = 1 << 16;
 
 /// Clients and parameters of a dense batch, at least one of each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -263,15 +261,26 @@ impl<E: Element> Batch<E> {
 
     /// Restores the rows that the case writes.
     pub fn restore(&mut self, case: &Case) {
-        let rows =
-            self.original.par_chunks(self.shape.params).zip(self.work.par_chunks_mut(self.shape.params));
-        rows.enumerate().filter(|(row, _)| case.writes(*row)).for_each(|(_, (from, to))| copy(from, to));
+        let params = self.shape.params;
+        if params > OWN {
+            let rows = self.original.chunks(params).zip(self.work.chunks_mut(params)).enumerate();
+            rows.filter(|(row, _)| case.writes(*row)).for_each(|(_, (from, to))| copy(from, to));
+            return;
+        }
+        let rows = (TASK / params).max(1);
+        let tasks = self.original.chunks(params * rows).zip(self.work.chunks_mut(params * rows)).enumerate();
+        Team::global(self.shape.elements()).share(tasks, |(task, (from, to))| {
+            let of_rows = from.chunks(params).zip(to.chunks_mut(params)).enumerate();
+            let written = of_rows.filter(|(i, _)| case.writes(task * rows + i));
+            written.for_each(|(_, (from, to))| to.copy_from_slice(from));
+        });
     }
 }
 
 /// A copy by all threads.
 pub(crate) fn copy<E: Element>(from: &[E], to: &mut [E]) {
-    from.par_chunks(TASK).zip(to.par_chunks_mut(TASK)).for_each(|(from, to)| to.copy_from_slice(from));
+    let tasks = from.chunks(TASK).zip(to.chunks_mut(TASK));
+    Team::global(from.len()).share(tasks, |(from, to)| to.copy_from_slice(from));
 }
 
 /// A number in [-1, 1) from the finalizer of SplitMix64 (Steele, Lea and Flood 2014): any part of the batch can be made

@@ -2,16 +2,12 @@
 
 use std::hint::black_box;
 
-use rayon::prelude::*;
-
 use super::cases::{Batch, Case, Shape, copy};
 use super::element::{Dtype, Element};
 use super::measure::{Place, Record, Times, timed};
 use crate::backend::cpu::simd::{Kernel, prefetch_ahead, vectorised};
+use crate::backend::cpu::{TASK, Team};
 use crate::error::{Error, Result};
-
-/// Elements of a task.
-const TASK: usize = 1 << 16;
 
 /// What the loops of this file are called in errors.
 const LOOPS: &str = "a plain loop";
@@ -79,7 +75,8 @@ pub fn measure<E: Element>(batch: &mut Batch<E>, runs: usize) -> Result<Ceilings
 
 /// The sum of all bits: integers, so that no order of additions holds the loop up.
 fn sum_of_bits<E: Element>(values: &[E]) -> u32 {
-    values.par_chunks(TASK).map(|part| vectorised(Sum(part))).reduce(|| 0, u32::wrapping_add)
+    let sums = Team::global(values.len()).collect(values.chunks(TASK), |part| vectorised(Sum(part)));
+    sums.into_iter().fold(0, u32::wrapping_add)
 }
 
 /// The same of one task.
@@ -116,7 +113,7 @@ impl<E: Element> Kernel for Sum<'_, E> {
 
 /// Multiplies in place by what no format has to round.
 fn rescale<E: Element>(values: &mut [E]) {
-    values.par_chunks_mut(TASK).for_each(|part| vectorised(Rescaled(part)));
+    Team::global(values.len()).share(values.chunks_mut(TASK), |part| vectorised(Rescaled(part)));
 }
 
 pub(super) struct Rescaled<'a, E>(pub(super) &'a mut [E]);

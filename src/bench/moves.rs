@@ -7,10 +7,8 @@ use super::cases::{Batch, Case};
 use super::ceilings::{Rescaled, Sum, check};
 use super::element::Element;
 use crate::backend::cpu::simd::vectorised;
+use crate::backend::cpu::{TASK, Team};
 use crate::error::Result;
-
-/// Elements of a task.
-const TASK: usize = 1 << 16;
 
 /// What happens to elements that lie side by side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,11 +62,11 @@ impl Moves {
 
     /// Moves everything, and sums the bits of what is only read, so that reading cannot be left out.
     pub(super) fn run<E: Element>(&self, values: &mut [E]) -> u32 {
-        let mut sum = 0u32;
+        let (mut sum, team) = (0u32, Team::global(values.len()));
         for pass in &self.passes {
-            let tasks = values.par_chunks_mut(TASK).zip(pass);
-            let of_pass = tasks.map(|(values, moves)| task(values, moves));
-            sum = sum.wrapping_add(of_pass.reduce(|| 0, u32::wrapping_add));
+            let tasks = values.chunks_mut(TASK).zip(pass);
+            let of_pass = team.collect(tasks, |(values, moves)| task(values, moves));
+            sum = of_pass.into_iter().fold(sum, u32::wrapping_add);
         }
         sum
     }

@@ -1,15 +1,11 @@
 //! What one would write without a contract: a sum of squares in `f32`, a root, a factor, a multiplication, of halves
 //! over their values, and rounded to nearest. No
-//! compensation, no certificate, no look at NaN. The difference to ours is what exactness costs.
-
-use rayon::prelude::*;
+//! compensation, no certificate, no look at NaN. Threads share it as they share ours: the difference is what exactness costs.
 
 use super::cases::{Case, MAX_NORM, Shape};
 use super::element::{Dtype, Element};
 use crate::backend::cpu::simd::{Kernel, vectorised};
-
-/// Elements of a task, as the CPU backend has them: a part of a long row that stays in a core's cache.
-const TASK: usize = 1 << 16;
+use crate::backend::cpu::{OWN, TASK, Team};
 
 /// Independent sums, for SIMD and to hide the latency of addition.
 const LANES: usize = 64;
@@ -17,31 +13,59 @@ const LANES: usize = 64;
 /// Halves that are widened at a time on the stack, which is cleared for each row.
 const BLOCK: usize = 512;
 
-/// Rows that one task takes at least where they are short.
+/// Elements that one task has at least.
 const AT_LEAST: usize = 1 << 15;
+
+/// In how many tasks a thread's share is cut, as the CPU backend does.
+const TASKS: usize = 16;
 
 /// The norms of rows in scope; 0 for the others.
 #[must_use]
 pub fn norms<E: Element>(shape: Shape, case: &Case, data: &[E]) -> Vec<f32> {
-    let norm =
-        |(row, values): (usize, &[E])| if case.in_scope(row) { sum_of_squares(values).sqrt() } else { 0.0 };
-    data.par_chunks(shape.params).with_min_len(rows_of_task(shape)).enumerate().map(norm).collect()
+    let norm = |row: usize, values: &[E], team| {
+        if case.in_scope(row) { sum_of_squares(values, team).sqrt() } else { 0.0 }
+    };
+    let mut norms = vec![0.0; shape.clients];
+    let (rows, team) = (rows_of_task(shape), Team::global(shape.elements()));
+    if shape.params > OWN {
+        let rows = data.chunks(shape.params).zip(&mut norms).enumerate();
+        rows.for_each(|(row, (values, place))| *place = norm(row, values, Some(team)));
+        return norms;
+    }
+    let tasks = data.chunks(shape.params * rows).zip(norms.chunks_mut(rows)).enumerate();
+    team.share(tasks, |(task, (values, norms))| {
+        let of_rows = values.chunks(shape.params).zip(norms).enumerate();
+        of_rows.for_each(|(i, (values, place))| *place = norm(task * rows + i, values, None));
+    });
+    norms
 }
 
 /// Scales rows in scope whose norm is above the bound, in place, and returns the norms.
 pub fn clip<E: Element>(shape: Shape, case: &Case, data: &mut [E]) -> Vec<f32> {
     // A row that fits a core's cache is scaled while it is there.
-    let clip = |(row, values): (usize, &mut [E])| {
+    let clip = |row: usize, values: &mut [E], team| {
         if !case.in_scope(row) {
             return 0.0;
         }
-        let norm = sum_of_squares(values).sqrt();
+        let norm = sum_of_squares(values, team).sqrt();
         if norm > MAX_NORM {
-            scale(values, MAX_NORM / norm);
+            scale(values, MAX_NORM / norm, team);
         }
         norm
     };
-    data.par_chunks_mut(shape.params).with_min_len(rows_of_task(shape)).enumerate().map(clip).collect()
+    let mut norms = vec![0.0; shape.clients];
+    let (rows, team) = (rows_of_task(shape), Team::global(shape.elements()));
+    if shape.params > OWN {
+        let rows = data.chunks_mut(shape.params).zip(&mut norms).enumerate();
+        rows.for_each(|(row, (values, place))| *place = clip(row, values, Some(team)));
+        return norms;
+    }
+    let tasks = data.chunks_mut(shape.params * rows).zip(norms.chunks_mut(rows)).enumerate();
+    team.share(tasks, |(task, (values, norms))| {
+        let of_rows = values.chunks_mut(shape.params).zip(norms).enumerate();
+        of_rows.for_each(|(i, (values, place))| *place = clip(task * rows + i, values, None));
+    });
+    norms
 }
 
 /// A bound of the relative error of these norms: additions in a row, and the root.
@@ -53,12 +77,17 @@ pub fn error(shape: Shape) -> f32 {
 }
 
 fn rows_of_task(shape: Shape) -> usize {
-    AT_LEAST.div_ceil(shape.params)
+    let share = shape.elements() / (TASKS * Team::global(shape.elements()).threads());
+    (AT_LEAST.max(share) / shape.params).max(1)
 }
 
-fn sum_of_squares<E: Element>(values: &[E]) -> f32 {
+/// By one thread, or by all of a team.
+fn sum_of_squares<E: Element>(values: &[E], team: Option<Team<'_>>) -> f32 {
     let sum = |part| vectorised(Squares(part));
-    if values.len() <= TASK { sum(values) } else { values.par_chunks(TASK).map(sum).sum() }
+    match team {
+        None => values.chunks(TASK).map(sum).sum(),
+        Some(team) => team.collect(values.chunks(TASK), sum).into_iter().sum(),
+    }
 }
 
 struct Squares<'a, E>(&'a [E]);
@@ -105,9 +134,12 @@ fn lanes(values: &[f32]) -> f32 {
 }
 
 /// Multiplies in place; halves are rounded to nearest.
-fn scale<E: Element>(values: &mut [E], factor: f32) {
+fn scale<E: Element>(values: &mut [E], factor: f32, team: Option<Team<'_>>) {
     let scale = |part: &mut [E]| vectorised(Scaled(part, factor));
-    if values.len() <= TASK { scale(values) } else { values.par_chunks_mut(TASK).for_each(scale) }
+    match team {
+        None => scale(values),
+        Some(team) => team.share(values.chunks_mut(TASK), scale),
+    }
 }
 
 struct Scaled<'a, E>(&'a mut [E], f32);

@@ -30,7 +30,7 @@ use self::half::Halves;
 use self::mean::{Elements, MeanBatch};
 use self::rows::Rows;
 use self::single::Singles;
-pub(crate) use self::threads::global_threads;
+pub(crate) use self::threads::{Team, global_threads};
 use super::{Backend, check_decisions, check_mean, check_mean_half};
 use crate::aggregate::Weights;
 use crate::batch::{Granularity, Layout};
@@ -42,11 +42,11 @@ use crate::report::{BackendKind, Ran, Report};
 use crate::threshold::{Decision, Source, State};
 
 /// Elements that one task sums or scales: 256 KiB, so a task's data stays in a core's cache.
-const TASK: usize = 1 << 16;
+pub(crate) const TASK: usize = 1 << 16;
 
 /// Elements of a row that a thread reads, then writes, without the help of others: 8 MiB, its part of a last-level
 /// cache, where the clip stage then finds the row.
-const OWN: usize = 1 << 21;
+pub(crate) const OWN: usize = 1 << 21;
 
 /// Elements that a task has at least, where there are several.
 const LEAST: usize = 1 << 15;

@@ -22,7 +22,7 @@ pub(super) const SEQUENTIAL: usize = 1 << 17;
 
 /// The threads that share a batch: the caller, and those of a pool besides.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Team<'a> {
+pub(crate) struct Team<'a> {
     /// `None` is rayon's global pool.
     pool: Option<&'a ThreadPool>,
     threads: usize,
@@ -40,18 +40,24 @@ impl<'a> Team<'a> {
         Ok(Self { pool, threads })
     }
 
+    /// The same of rayon's global pool, and the caller alone where that cannot be started.
+    pub(crate) fn global(elements: usize) -> Self {
+        let threads = if elements <= SEQUENTIAL { 1 } else { global_threads().unwrap_or(1) };
+        Self { pool: None, threads }
+    }
+
     /// Those that are worth waking for a part of the batch.
     pub(super) fn for_part(self, elements: usize) -> Self {
         Self { threads: if elements <= SEQUENTIAL { 1 } else { self.threads }, ..self }
     }
 
     /// How many threads work at the same time.
-    pub(super) fn threads(self) -> usize {
+    pub(crate) fn threads(self) -> usize {
         self.threads
     }
 
     /// `work` on every task: returns when each was done once, or panics as one did.
-    pub(super) fn share<T: Send>(self, tasks: impl ExactSizeIterator<Item = T>, work: impl Fn(T) + Sync) {
+    pub(crate) fn share<T: Send>(self, tasks: impl ExactSizeIterator<Item = T>, work: impl Fn(T) + Sync) {
         let threads = self.threads.min(tasks.len());
         if threads <= 1 {
             return tasks.for_each(work);
@@ -75,7 +81,7 @@ impl<'a> Team<'a> {
     }
 
     /// What `work` makes of every task, shared in the same way.
-    pub(super) fn collect<T: Send, R: Send>(
+    pub(crate) fn collect<T: Send, R: Send>(
         self,
         tasks: impl ExactSizeIterator<Item = T>,
         work: impl Fn(T) -> R + Sync,
