@@ -1,6 +1,7 @@
 //! A backend over host memory, beside plain loops over the same memory, and beside what that memory allows.
 
-use std::hint::black_box;
+use std::hint::{black_box, spin_loop};
+use std::time::{Duration, Instant};
 
 use super::cases::{Batch, Case, Shape, Stage};
 use super::ceilings::{self, Ceilings};
@@ -133,6 +134,15 @@ pub fn measure<'a>(
     Ok(batches.into_iter().map(Rounds::timed).collect())
 }
 
+/// Lets the threads of the pool fall asleep, as they are for a program that has done something else since its last batch.
+fn pause() {
+    const LONG_ENOUGH: Duration = Duration::from_micros(200);
+    let start = Instant::now();
+    while start.elapsed() < LONG_ENOUGH {
+        spin_loop();
+    }
+}
+
 struct OnHost<'a, E> {
     backend: &'a dyn Backend,
     name: String,
@@ -159,6 +169,7 @@ impl<E: Element> Rounds for OnHost<'_, E> {
         // every other behind it.
         self.rounds += 1;
         for turn in 0..3 {
+            pause();
             let turn = if self.rounds.is_multiple_of(2) { turn } else { 2 - turn };
             match (self.rounds + turn) % 3 {
                 0 => self.run_ours(round, fault)?,
