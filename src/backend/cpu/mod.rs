@@ -30,7 +30,9 @@ use self::half::Halves;
 use self::mean::{Elements, MeanBatch};
 use self::rows::Rows;
 use self::single::Singles;
-pub(crate) use self::threads::{Team, global_threads};
+#[cfg(feature = "cli")]
+pub(crate) use self::threads::Team;
+pub(crate) use self::threads::global_threads;
 use super::{Backend, check_decisions, check_mean, check_mean_half};
 use crate::aggregate::Weights;
 use crate::batch::{Granularity, Layout};

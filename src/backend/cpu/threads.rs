@@ -40,7 +40,8 @@ impl<'a> Team<'a> {
         Ok(Self { pool, threads })
     }
 
-    /// The same of rayon's global pool, and the caller alone where that cannot be started.
+    /// For benchmarks: the same of rayon's global pool, and the caller alone where that cannot be started.
+    #[cfg(feature = "cli")]
     pub(crate) fn global(elements: usize) -> Self {
         let threads = if elements <= SEQUENTIAL { 1 } else { global_threads().unwrap_or(1) };
         Self { pool: None, threads }
