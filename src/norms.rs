@@ -4,7 +4,6 @@ use bytemuck::{Pod, Zeroable};
 use rayon::prelude::*;
 
 use crate::backend::cpu::global_threads;
-
 use crate::batch::Granularity;
 use crate::numerics::ExactSum;
 

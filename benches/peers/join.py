@@ -159,11 +159,16 @@ def means(pairs):
     return [*parts, table(["peer", "cases", "ours / peer, geometric mean"], rows, words=1)]
 
 
+def commit(header):
+    """In short; what was measured is not what it has, where it says dirty."""
+    return header["commit"][:12] + ("-dirty" if header["commit"].endswith("-dirty") else "")
+
+
 def brief(headers, records):
     """The means alone, with what they were measured on and when."""
     pairs = compared(join(records))
     devices = dict.fromkeys(ours["device"] for ours, _ in pairs.values())
-    when = [f"{header['date']}, commit {header['commit'][:12]}" for header in headers if "commit" in header]
+    when = [f"{header['date']}, commit {commit(header)}" for header in headers if "commit" in header]
     return "\n".join(["; ".join([*devices, *when]), "", *means(pairs)])
 
 
@@ -188,7 +193,7 @@ def report(headers, records):
         notes += [f"- skipped: {what}: {why}" for what, why in header.get("skipped", {}).items()]
     for header in headers:
         if "load" in header:
-            notes.append(f"- {header['date']}, commit {header['commit'][:12]}, load before the run {header['load']:.2f}")
+            notes.append(f"- {header['date']}, commit {commit(header)}, load before the run {header['load']:.2f}")
         versions = (f"`{what}` {version}" for what, version in header.get("versions", {}).items())
         notes += [f"- versions: {'; '.join(versions)}"] if header.get("versions") else []
     return "\n".join([*parts, "", *dict.fromkeys(notes)]).rstrip()

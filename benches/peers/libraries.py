@@ -276,7 +276,7 @@ def torch_peers(cuda):
 
 
 class Jax(Peer):
-    """Compiled before it is timed, by the round that is verified."""
+    """Compiled before it is timed, by the run that is verified."""
 
     library = "jax jit"
     donate = False

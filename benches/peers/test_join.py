@@ -143,6 +143,7 @@ class Join(unittest.TestCase):
         self.assertIn("- skipped: cupy cuda: No module named 'cupy'", page)
         self.assertIn("- versions: `peer` 1.2", page)
         self.assertIn("- 2026-11-23, commit 0123456789ab, load before the run 0.25", page)
+        self.assertEqual(join.commit({"commit": "0123456789abcdef-dirty"}), "0123456789ab-dirty")
 
 
 class Files(unittest.TestCase):

@@ -165,8 +165,7 @@ struct Beside {
 
 impl<E: Element> Rounds for OnHost<'_, E> {
     fn run(&mut self, round: Round, fault: &mut bool) -> Result<()> {
-        // Whoever runs behind another finds other caches, and other threads awake: each has every place in turn, and
-        // every other behind it.
+        // Whoever runs behind another finds other caches: each has every place in turn, and every other behind it.
         self.rounds += 1;
         for turn in 0..3 {
             pause();

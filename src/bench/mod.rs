@@ -10,8 +10,8 @@
 //! - [`host`]: a backend over host memory; `gpu`: a plan over a buffer on the device.
 //!
 //! The rules: a case is verified before it is timed, and its last run afterwards; what is compared takes turns, so that
-//! noise hits all of it, and on the host is shared by threads in the same way, which are asleep when a run begins, as in a program
-//! that does other things besides; data is restored outside the timed region, and only rows that were written; a case's bytes are those
+//! noise hits all of it; on the host threads share what takes turns in the same way, and are asleep when a run begins, as in a
+//! program that does other things besides; data is restored outside the timed region, and only rows that were written; a case's bytes are those
 //! that one pass would need, whatever is really moved.
 
 pub mod cases;

@@ -1,6 +1,7 @@
 //! What one would write without a contract: a sum of squares in `f32`, a root, a factor, a multiplication, of halves
 //! over their values, and rounded to nearest. No
-//! compensation, no certificate, no look at NaN. Threads share it as they share ours: the difference is what exactness costs.
+//! compensation, no certificate, no look at NaN. Threads share it as they share ours, but for rows left over where each has as many as the others: the difference is what
+//! exactness costs.
 
 use super::cases::{Case, MAX_NORM, Shape};
 use super::element::{Dtype, Element};

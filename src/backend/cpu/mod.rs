@@ -75,7 +75,7 @@ impl Cpu {
         Ok(Self { pool: None, force_exact: false, why: "asked for by name".into() })
     }
 
-    /// At most this many threads at a time, the caller among them, with a pool of its own.
+    /// At most this many threads at a time for each call, the caller among them, with a pool of its own; 0 is what rayon chooses.
     ///
     /// # Errors
     /// [`Error::Threads`] where they cannot be started.

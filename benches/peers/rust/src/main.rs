@@ -35,7 +35,7 @@ struct Args {
     /// Shares of rows that are clipped, a case each.
     #[arg(long, value_delimiter = ',', default_value = "0,0.2,1", value_parser = parse_share)]
     clipped: Vec<f64>,
-    /// Runs of each case, at least 9.
+    /// Runs of each case at least, not below 9; whole turns are run.
     #[arg(long, default_value_t = RUNS, value_parser = clap::value_parser!(u32).range(i64::from(RUNS)..))]
     runs: u32,
     /// Only libraries whose name contains this; again for more.
