@@ -110,6 +110,13 @@ pub struct RowReport {
     pub status: Status,
 }
 
+impl RowReport {
+    /// Of a row out of scope that has this bound.
+    pub(crate) const fn out_of_scope(bound: f32) -> Self {
+        Self { norm: f32::NAN, bound: Some(bound), factor: 1.0, status: Status::OutOfScope }
+    }
+}
+
 /// One segment of a row; see [`Report::segments`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SegmentReport {

@@ -6,7 +6,7 @@ use super::cases::{Batch, Case, Shape, copy};
 use super::element::{Dtype, Element};
 use super::measure::{Place, Record, Times, timed};
 use crate::backend::cpu::simd::{Kernel, prefetch_ahead, vectorised};
-use crate::backend::cpu::{TASK, Team};
+use crate::backend::cpu::{LINE, TASK, Team};
 use crate::error::{Error, Result};
 
 /// What the loops of this file are called in errors.
@@ -124,7 +124,11 @@ impl<E: Element> Kernel for Rescaled<'_, E> {
     #[inline(always)]
     fn run(self) {
         const GROUP: usize = 64;
-        let (groups, rest) = self.0.as_chunks_mut::<GROUP>();
+        // From the beginning of a cache line on, as the backend does.
+        let before = self.0.as_ptr().align_offset(LINE).min(self.0.len());
+        let (before, from_line) = self.0.split_at_mut(before);
+        before.iter_mut().for_each(|element| *element = element.rescaled());
+        let (groups, rest) = from_line.as_chunks_mut::<GROUP>();
         for group in groups {
             prefetch_ahead(group.as_ptr(), GROUP);
             group.iter_mut().for_each(|element| *element = element.rescaled());

@@ -50,6 +50,9 @@ pub(crate) const TASK: usize = 1 << 16;
 /// cache, where the clip stage then finds the row.
 pub(crate) const OWN: usize = 1 << 21;
 
+/// Bytes of a cache line.
+pub(crate) const LINE: usize = 64;
+
 /// Elements that a task has at least, where there are several.
 const LEAST: usize = 1 << 15;
 

@@ -1,6 +1,5 @@
 //! The stages over rows, however their elements are stored: what threads share, and what one row takes.
 
-use std::iter::repeat;
 use std::ops::Range;
 
 use super::group::{RowGroup, RowSet};
@@ -9,7 +8,7 @@ use super::simd::prefetches_within;
 use super::squares::ROWS;
 use super::sum::FastSum;
 use super::threads::{SEQUENTIAL, Team};
-use super::{Cpu, LEAST, OWN, TASK};
+use super::{Cpu, LEAST, LINE, OWN, TASK};
 use crate::batch::{Granularity, Layout};
 use crate::clip::{Clipping, Scope};
 use crate::error::Result;
@@ -20,6 +19,12 @@ use crate::threshold::{Decision, decide_span};
 
 /// What norm, decision and report of a row cost beside its elements, as a number of those.
 const ROW: usize = 32;
+
+/// What the report of a row out of scope costs, in the same way.
+const ROW_OUT_OF_SCOPE: usize = 4;
+
+/// Elements from which on it tells that they are written from a line's beginning.
+const LINES: usize = 1 << 12;
 
 /// Rows a thread, beyond which one that has a row more than the others does not tell.
 pub(super) const FEW: usize = 4;
@@ -71,14 +76,12 @@ pub(super) struct Rows<'a, S> {
     pub(super) force_exact: bool,
     /// Which rows are in scope; `None` is all.
     pub(super) mask: Option<Vec<bool>>,
+    /// How many those are.
+    rows_in_scope: usize,
     /// What is to be done, in elements.
     work: usize,
     /// Who does it.
     pub(super) team: Team<'a>,
-    /// The first of those rows in scope that are left over where every thread has as many as the others.
-    rest: usize,
-    /// How many those are.
-    left: usize,
 }
 
 impl<'a, S: Storage> Rows<'a, S> {
@@ -89,24 +92,18 @@ impl<'a, S: Storage> Rows<'a, S> {
             Scope::All => None,
             scope => Some(scope.mask(clients)?),
         };
-        let in_scope =
+        let rows_in_scope =
             mask.as_ref().map_or(clients, |mask| mask.iter().filter(|in_scope| **in_scope).count());
         let elements = match (&mask, layout.stride()) {
             (None, _) => layout.elements(),
-            (Some(_), Some(_)) => layout.params() * in_scope,
+            (Some(_), Some(_)) => layout.params() * rows_in_scope,
             (Some(mask), None) => {
                 (0..clients).filter(|&row| mask[row]).map(|row| layout.row(row).len()).sum()
             }
         };
-        let work = elements + ROW * clients;
+        let work = elements + ROW * rows_in_scope + ROW_OUT_OF_SCOPE * (clients - rows_in_scope);
         let team = Team::new(cpu, work)?;
-        let left = if in_scope < FEW * team.threads() { in_scope % team.threads() } else { 0 };
-        let rest = (left > 0).then(|| {
-            let is_in_scope = |row: &usize| mask.as_ref().is_none_or(|mask| mask[*row]);
-            (0..clients).filter(is_in_scope).nth(in_scope - left)
-        });
-        let rest = rest.flatten().unwrap_or(clients);
-        Ok(Self { layout, clipping, storage, force_exact: cpu.force_exact, mask, work, team, rest, left })
+        Ok(Self { layout, clipping, storage, force_exact: cpu.force_exact, mask, rows_in_scope, work, team })
     }
 
     fn in_scope(&self, row: usize) -> bool {
@@ -115,22 +112,40 @@ impl<'a, S: Storage> Rows<'a, S> {
 
     /// The norms stage.
     pub(super) fn norms(&self, data: &[S::Element]) -> Norms {
-        let row = |row: usize| &data[self.layout.row(row)];
         if self.clipping.granularity != Granularity::Segment {
             let rows = match ShortRows::of(self) {
                 Some(short) => short.norms(data),
-                None => self.each_row(repeat(()), |index, (), hands| self.row_norm(index, row(index), hands)),
+                None => self.norms_by(Norm::OUT_OF_SCOPE, |row, hands| {
+                    self.row_norm(row, &data[self.layout.row(row)], hands)
+                }),
             };
             return Norms { rows, segments: Vec::new() };
         }
-        let norms =
-            self.each_row(repeat(()), |index, (), hands| self.segment_norms(index, row(index), hands));
+        let norms = self.norms_by((Norm::OUT_OF_SCOPE, Vec::new()), |row, hands| {
+            self.segment_norms(row, &data[self.layout.row(row)], hands)
+        });
         let mut segments = Vec::with_capacity(self.layout.segment_count());
-        let rows = norms.into_iter().map(|(row, of_row)| {
-            segments.extend(of_row);
-            row
+        let rows = norms.into_iter().enumerate().map(|(row, (norm, of_segments))| {
+            segments.extend(of_segments);
+            // Those of a row out of scope.
+            segments.resize(self.layout.segments_of(row).end, Norm::OUT_OF_SCOPE);
+            norm
         });
         Norms { rows: rows.collect(), segments }
+    }
+
+    /// What `norm` makes of each row in scope, and something else for the others.
+    fn norms_by<T: Clone + Send>(&self, out_of_scope: T, norm: impl Fn(usize, Hands) -> T + Sync) -> Vec<T> {
+        let mut norms = vec![out_of_scope; self.layout.clients()];
+        let mut places = Parts::of(&mut norms);
+        self.each_task(
+            |rows| places.take(rows),
+            |rows, places, hands| {
+                let in_scope = rows.zip(places).filter(|(row, _)| self.in_scope(*row));
+                in_scope.for_each(|(row, place)| *place = norm(row, hands));
+            },
+        );
+        norms
     }
 
     /// Norm, decision and clip of each row while it is in a cache, for bounds of rows that are known before the norms.
@@ -138,8 +153,20 @@ impl<'a, S: Storage> Rows<'a, S> {
         if let Some(short) = ShortRows::of(self) {
             return short.run(data, bounds);
         }
-        let rows = rows_mut(self.layout, data).zip(bounds);
-        self.each_row(rows, |row, (elements, &bound), hands| self.run_row(row, elements, bound, hands))
+        let mut reports: Vec<RowReport> =
+            bounds.iter().map(|&bound| RowReport::out_of_scope(bound)).collect();
+        let (mut data, mut places) = (Parts::of(data), Parts::of(&mut reports));
+        let row = |row| self.layout.row(row);
+        self.each_task(
+            |rows| (data.take(row(rows.start).start..row(rows.end - 1).end), places.take(rows)),
+            |rows, (elements, places), hands| {
+                let mut elements = Parts { rest: elements, position: row(rows.start).start };
+                for (index, place) in rows.zip(places).filter(|(row, _)| self.in_scope(*row)) {
+                    *place = self.run_row(index, elements.take(row(index)), bounds[index], hands);
+                }
+            },
+        );
+        reports
     }
 
     /// The stride of rows that lie at equal distances and have elements: cut there, data has a chunk for each row.
@@ -168,7 +195,7 @@ impl<'a, S: Storage> Rows<'a, S> {
     pub(super) fn clip(&self, data: &mut [S::Element], decisions: &[Decision]) {
         let mut work = 0;
         let mut parts = Vec::new();
-        let (mut rest, mut position) = (data, 0);
+        let mut data = Parts::of(data);
         for row in 0..self.layout.clients() {
             let start = self.layout.row(row).start;
             for index in self.layout.spans_of(self.clipping.granularity, row) {
@@ -178,31 +205,39 @@ impl<'a, S: Storage> Rows<'a, S> {
                 }
                 let span = self.layout.span(self.clipping.granularity, index);
                 work += span.len() + ROW;
-                let (elements, tail) = rest.split_at_mut(span.start - position).1.split_at_mut(span.len());
-                (rest, position) = (tail, span.end);
                 let first = span.start - start;
-                let of_span = elements.chunks_mut(TASK).enumerate();
+                let of_span = data.take(span).chunks_mut(TASK).enumerate();
                 parts.extend(of_span.map(|(part, elements)| (elements, first + part * TASK, decision)));
             }
         }
-        let apply = |(elements, first, decision): (&mut [S::Element], usize, &Decision)| {
-            self.storage.apply(elements, first, decision);
-        };
         let team = self.team.for_part(work);
         let sizes = parts.iter().map(|(elements, ..)| elements.len() + ROW);
         let tasks = cut(sizes, elements_of_task(work, team), |_, _| false);
-        each(team, tasks, parts, |_, part, _| apply(part));
+        let mut parts = Parts::of(&mut parts);
+        let apply = |_, parts: &mut [(&mut [S::Element], usize, &Decision)], _| {
+            parts.iter_mut().for_each(|(elements, first, decision)| self.apply(elements, *first, decision));
+        };
+        each(team, tasks, |of_task| parts.take(of_task), apply);
     }
 
     /// The clip stage on a whole row.
     fn clip_row(&self, elements: &mut [S::Element], decision: &Decision, hands: Hands) {
         if hands == Hands::One {
-            return self.storage.apply(elements, 0, decision);
+            return self.apply(elements, 0, decision);
         }
         let team = self.team.for_part(elements.len());
         team.share(elements.chunks_mut(TASK).enumerate(), |(part, elements)| {
-            self.storage.apply(elements, part * TASK, decision);
+            self.apply(elements, part * TASK, decision);
         });
+    }
+
+    /// Writes what the decision makes of elements that lie side by side: of long ones from where a cache line begins, because a
+    /// vector that is written across two lines takes as long as both.
+    fn apply(&self, elements: &mut [S::Element], first: usize, decision: &Decision) {
+        let before = if elements.len() < LINES { 0 } else { elements.as_ptr().align_offset(LINE) };
+        let (before, from_line) = elements.split_at_mut(before.min(elements.len()));
+        self.storage.apply(before, first, decision);
+        self.storage.apply(from_line, first + before.len(), decision);
     }
 
     /// The norm of a row, where rows have bounds.
@@ -219,12 +254,9 @@ impl<'a, S: Storage> Rows<'a, S> {
         }
     }
 
-    /// The norm of a row, and of its segments, where those have bounds.
+    /// The norm of a row in scope, and of its segments, where those have bounds.
     fn segment_norms(&self, row: usize, elements: &[S::Element], hands: Hands) -> (Norm, Vec<Norm>) {
         let segments = self.layout.segments_of(row);
-        if !self.in_scope(row) {
-            return (Norm::OUT_OF_SCOPE, vec![Norm::OUT_OF_SCOPE; segments.len()]);
-        }
         let start = self.layout.row(row).start;
         let segments = segments.map(|segment| {
             let segment = self.layout.segment(segment);
@@ -242,7 +274,19 @@ impl<'a, S: Storage> Rows<'a, S> {
                 let share = (elements.len() / team.threads()).max(SEQUENTIAL);
                 let sizes = segments.clone().map(|segment| segment.len());
                 let tasks = cut(sizes, elements_of_task(elements.len(), team), |_, size| size > share);
-                each(team, tasks, segments, |_, segment, hands| of_segment(segment, hands))
+                let segments: Vec<_> = segments.collect();
+                let mut found = vec![(FastSum::default(), Norm::OUT_OF_SCOPE); segments.len()];
+                let mut places = Parts::of(&mut found);
+                each(
+                    team,
+                    tasks,
+                    |of_task| places.take(of_task),
+                    |of_task, places, hands| {
+                        let pairs = segments[of_task].iter().zip(places);
+                        pairs.for_each(|(segment, place)| *place = of_segment(segment.clone(), hands));
+                    },
+                );
+                found
             }
         };
         let total = of_segments.iter().fold(FastSum::default(), |total, (sum, _)| total.join(*sum));
@@ -297,20 +341,24 @@ impl<'a, S: Storage> Rows<'a, S> {
         if largest >= INFINITY_BITS { Norm::NON_FINITE } else { Norm::new(largest, NormClass::Exact) }
     }
 
-    /// What `work` makes of each row, which it is told with its number and what there is for it.
-    fn each_row<I: Send, T: Send>(
+    /// Cuts the rows in tasks, and has `work` done on the part of each.
+    fn each_task<P: Send>(
         &self,
-        rows: impl Iterator<Item = I>,
-        work: impl Fn(usize, I, Hands) -> T + Sync,
-    ) -> Vec<T> {
+        part: impl FnMut(Range<usize>) -> P,
+        work: impl Fn(Range<usize>, P, Hands) + Sync,
+    ) {
+        let clients = self.layout.clients();
         let length = |row: usize| self.layout.row(row).len();
-        let sizes =
-            (0..self.layout.clients()).map(|row| if self.in_scope(row) { ROW + length(row) } else { ROW });
-        let is_shared = |row: usize, _| {
-            let left = if row >= self.rest { self.left } else { 0 };
-            is_shared(length(row), left, self.team.threads())
+        let sizes = (0..clients).map(|row| if self.in_scope(row) { ROW + length(row) } else { 0 });
+        // Those that are left over where every thread has as many as the others, and the first of them.
+        let threads = self.team.threads();
+        let left = if self.rows_in_scope < FEW * threads { self.rows_in_scope % threads } else { 0 };
+        let mut last = (0..clients).rev().filter(|row| self.in_scope(*row));
+        let rest = left.checked_sub(1).and_then(|before| last.nth(before)).unwrap_or(clients);
+        let is_shared = |row: usize, size: usize| {
+            is_shared(size.saturating_sub(ROW), if row < rest { 0 } else { left }, threads)
         };
-        each(self.team, cut(sizes, elements_of_task(self.work, self.team), is_shared), rows, work)
+        each(self.team, cut(sizes, elements_of_task(self.work, self.team), is_shared), part, work);
     }
 
     /// What `work` makes of the parts of a long row, by all threads; it is told where a part begins.
@@ -367,46 +415,42 @@ fn cut(
     tasks
 }
 
-/// What `work` makes of each span: first of those that one thread takes, by the threads side by side, then of the others one by one,
-/// so that nothing is shared within what is shared.
-fn each<I: Send, T: Send>(
+/// `work` on each task and its part: first on those that one thread takes, by the threads side by side, then on the others one by one,
+/// so that nothing is shared within what is shared. `part` is asked for them in order.
+fn each<P: Send>(
     team: Team<'_>,
     tasks: Vec<(Range<usize>, Hands)>,
-    spans: impl IntoIterator<Item = I>,
-    work: impl Fn(usize, I, Hands) -> T + Sync,
-) -> Vec<T> {
-    let count = tasks.last().map_or(0, |(spans, _)| spans.end);
-    let mut found: Vec<Option<T>> = (0..count).map(|_| None).collect();
-    let (mut places, mut spans) = (found.as_mut_slice(), spans.into_iter());
+    mut part: impl FnMut(Range<usize>) -> P,
+    work: impl Fn(Range<usize>, P, Hands) + Sync,
+) {
     let (mut shared, mut others) = (Vec::new(), Vec::new());
-    for (numbers, hands) in tasks {
-        let (mine, rest) = std::mem::take(&mut places).split_at_mut(numbers.len());
-        places = rest;
-        let task = (numbers.start, spans.by_ref().take(mine.len()).collect::<Vec<I>>(), mine);
+    for (spans, hands) in tasks {
+        let task = (spans.clone(), part(spans));
         if hands == Hands::All { shared.push(task) } else { others.push(task) }
     }
-    let work = |(first, spans, places): (usize, Vec<I>, &mut [Option<T>]), hands| {
-        for (i, (span, place)) in spans.into_iter().zip(places).enumerate() {
-            *place = Some(work(first + i, span, hands));
-        }
-    };
-    team.share(others.into_iter(), |task| work(task, Hands::One));
-    shared.into_iter().for_each(|task| work(task, Hands::All));
-    debug_assert!(found.iter().all(Option::is_some));
-    found.into_iter().flatten().collect()
+    team.share(others.into_iter(), |(spans, part)| work(spans, part, Hands::One));
+    shared.into_iter().for_each(|(spans, part)| work(spans, part, Hands::All));
 }
 
-/// The rows of a batch, one after the other.
-fn rows_mut<'a, T>(layout: &'a Layout, data: &'a mut [T]) -> impl Iterator<Item = &'a mut [T]> {
-    let mut rest = data;
-    let mut position = 0;
-    (0..layout.clients()).map(move |row| {
-        let row = layout.row(row);
-        let (_, after) = std::mem::take(&mut rest).split_at_mut(row.start - position);
-        let (values, after) = after.split_at_mut(row.len());
-        (rest, position) = (after, row.end);
-        values
-    })
+/// Parts of a slice, from front to back.
+struct Parts<'a, T> {
+    rest: &'a mut [T],
+    /// Where the rest begins.
+    position: usize,
+}
+
+impl<'a, T> Parts<'a, T> {
+    fn of(all: &'a mut [T]) -> Self {
+        Self { rest: all, position: 0 }
+    }
+
+    /// One that lies behind those before.
+    fn take(&mut self, part: Range<usize>) -> &'a mut [T] {
+        let (_, rest) = std::mem::take(&mut self.rest).split_at_mut(part.start - self.position);
+        let (elements, rest) = rest.split_at_mut(part.len());
+        (self.rest, self.position) = (rest, part.end);
+        elements
+    }
 }
 
 #[cfg(test)]
