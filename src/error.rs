@@ -92,6 +92,17 @@ pub enum Error {
         /// The adapters that are there.
         found: String,
     },
+    /// An adapter is there, and its driver opens no device on it.
+    #[error(
+        "no device on {adapter}: got \"{message}\"; expected one with the adapter's limits; free memory of the GPU and of the host, \
+         name another adapter, or use the cpu backend"
+    )]
+    NoDevice {
+        /// The adapter.
+        adapter: String,
+        /// The driver's words.
+        message: String,
+    },
     /// The batch does not fit the device.
     #[error(
         "batch too large for {adapter}: got {got} bytes for {what}; expected at most {limit}; pass fewer rows at a time or use the cpu backend"

@@ -2,12 +2,11 @@
 
 use std::sync::Mutex;
 
-use super::GpuContext;
+use super::context::GpuContext;
 use super::geometry::{Geometry, Span};
 use super::kernels::Resource;
-use super::plan::DeviceDecision;
+use super::params::{DeviceDecision, OF_PORTIONS};
 use super::rules::{Group, Rules};
-use super::steps::OF_PORTIONS;
 use crate::error::Result;
 use crate::norms::Norm;
 

@@ -7,8 +7,9 @@
 
 use std::sync::{Arc, OnceLock};
 
-use super::kernels::Storage;
-use super::{GpuContext, Session};
+use super::context::GpuContext;
+use super::session::Session;
+use super::sources::Storage;
 use crate::backend::{Backend, Reference};
 use crate::batch::Layout;
 use crate::clip::{Clipping, Scope};

@@ -5,10 +5,11 @@ use std::ops::Range;
 
 use bytemuck::Pod;
 
+use super::Gpu;
 use super::buffers::EXACT_SUM_BYTES;
-use super::kernels::Storage;
+use super::context::GpuContext;
 use super::mean::{LONGEST_STRIP, SUM_BYTES};
-use super::{Gpu, GpuContext};
+use super::sources::Storage;
 use crate::aggregate::{Weights, counts};
 use crate::batch::{Granularity, Layout};
 use crate::clip::{Clipping, Status};

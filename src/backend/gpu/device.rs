@@ -76,7 +76,7 @@ fn describe(adapters: &[wgpu::Adapter]) -> String {
 /// Opens a device with all the limits of its adapter, and subgroups, f64 and timestamps where it has them.
 ///
 /// # Errors
-/// [`Error::Gpu`] where the driver refuses.
+/// [`Error::NoDevice`] where the driver refuses.
 pub fn open(adapter: &wgpu::Adapter) -> Result<(wgpu::Device, wgpu::Queue)> {
     // No kernel needs timestamps: benchmarks and callers who profile do.
     let wanted = wgpu::Features::SUBGROUP
@@ -90,7 +90,7 @@ pub fn open(adapter: &wgpu::Adapter) -> Result<(wgpu::Device, wgpu::Queue)> {
         ..Default::default()
     };
     let (device, queue) = pollster::block_on(adapter.request_device(&descriptor))
-        .map_err(|e| Error::Gpu { during: "opening the device", message: e.to_string() })?;
+        .map_err(|e| Error::NoDevice { adapter: adapter.get_info().name, message: e.to_string() })?;
     // Errors are caught in scopes and returned; the default handler for any other panics.
     device.on_uncaptured_error(Arc::new(|_| {}));
     Ok((device, queue))

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytemuck::{Pod, Zeroable};
 
-use super::GpuContext;
+use super::context::GpuContext;
 use super::device::{guarded, read_mapped};
 use super::geometry::{Geometry, Window};
 use super::kernels::{Form, Grid, Kernel, Pipeline, Resource};

@@ -1,6 +1,6 @@
 //! The wgpu backend: any GPU that wgpu reaches, with the caller's device or one of its own.
 //!
-//! - [`Gpu`] is a device with its kernels; it implements [`Backend`] for batches in host memory.
+//! - [`Gpu`] is a device with its kernels; it implements [`Backend`](super::Backend) for batches in host memory.
 //! - [`Plan`] clips a batch in a buffer on the device, recorded into the caller's encoder.
 //! - [`MeanPlan`] records the mean of the clipped rows behind a plan's threshold stage.
 //! - [`adapters`] and [`choose_adapter`] tell what is there; [`Tuning`] shapes the kernels.
@@ -12,20 +12,23 @@ mod buffers;
 mod calibration;
 mod check;
 mod columns;
+mod context;
 mod device;
 mod geometry;
+mod host;
 mod kernels;
 mod mean;
+mod params;
 mod pieces;
 mod plan;
 mod rules;
+mod session;
+mod sources;
 mod steps;
 mod transfer;
 mod tuning;
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-
-use bytemuck::Pod;
+use std::sync::{Arc, Mutex};
 
 pub use calibration::{Calibration, ShapeClass, Trial};
 #[doc(hidden)]
@@ -42,22 +45,18 @@ pub use tuning::Tuning;
 pub use crate::report::Strategy;
 
 use self::calibration::Calibrated;
-use self::columns::Strips;
-use self::device::{LostReason, guarded, wait};
+#[cfg(feature = "cli")]
+pub(crate) use self::context::GpuContext;
+#[cfg(not(feature = "cli"))]
+use self::context::GpuContext;
+use self::device::LostReason;
 use self::geometry::Placement;
-use self::kernels::{Pipelines, Storage};
-use self::pieces::Pieces;
-use self::rules::Rules;
-use self::transfer::Transfer;
-use super::{Backend, check_decisions, check_mean, check_mean_half};
-use crate::aggregate::Weights;
-use crate::batch::{Granularity, Layout};
-use crate::clip::{Clipping, Scope};
+use self::session::Session;
+use self::sources::Storage;
+use crate::batch::Layout;
+use crate::clip::Clipping;
 use crate::error::{Error, Result};
 use crate::half::{self, Half};
-use crate::norms::Norms;
-use crate::report::{BackendKind, Ran, Report};
-use crate::threshold::{self, Decision, Source, State, Threshold};
 
 /// A device with its kernels.
 ///
@@ -80,36 +79,11 @@ pub struct Gpu {
     session: Mutex<Option<Session>>,
 }
 
-/// What plans share with the device they run on. Clones are handles.
-#[derive(Debug, Clone)]
-pub(crate) struct GpuContext {
-    pub device: wgpu::Device,
-    pub queue: wgpu::Queue,
-    pub adapter: String,
-    pub why: String,
-    pub tuning: Tuning,
-    pub pipelines: Arc<Pipelines>,
-    /// Whether the device passed the check of its fast sums, of updates and of differences from a centre; unset before
-    /// the check.
-    pub fast_sums: Arc<[OnceLock<bool>; 2]>,
-    pub lost: LostReason,
-}
-
-#[derive(Debug)]
-struct Session {
-    layout: Layout,
-    granularity: Granularity,
-    storage: Storage,
-    placement: Placement,
-    buffer: wgpu::Buffer,
-    plan: Plan,
-}
-
 impl Gpu {
     /// Opens an adapter: the first whose name contains `name` in any case, or the first hardware GPU.
     ///
     /// # Errors
-    /// [`Error::NoAdapter`] with a list of what was found; [`Error::Gpu`] where the driver refuses.
+    /// [`Error::NoAdapter`] with a list of what was found; [`Error::NoDevice`] where the driver refuses.
     pub fn open(name: Option<&str>) -> Result<Self> {
         let adapter = choose_adapter(name)?;
         let (device, queue) = open(&adapter)?;
@@ -249,452 +223,5 @@ impl Gpu {
         let context = self.context_for(layout, clipping.granularity);
         context.ensure_checked(clipping.center.is_some())?;
         Plan::new(context, layout, clipping, &placement, storage, buffer)
-    }
-
-    /// The pieces of a batch that the device's buffers do not hold.
-    fn pieces(&self, storage: Storage, layout: &Layout, clipping: &Clipping) -> Result<Option<Pieces>> {
-        Pieces::of(&self.context, layout, clipping.granularity, storage)
-    }
-
-    /// The storage of the session that is kept.
-    fn storage_of_session(&self) -> Storage {
-        let slot = self.session.lock().unwrap_or_else(PoisonError::into_inner);
-        slot.as_ref().map_or(Storage::Single, |session| session.storage)
-    }
-
-    /// Runs `work` with a session for this shape.
-    fn with_session<T>(
-        &self,
-        storage: Storage,
-        layout: &Layout,
-        clipping: &Clipping,
-        work: impl FnOnce(&Session) -> Result<T>,
-    ) -> Result<T> {
-        let context = self.context_for(layout, clipping.granularity);
-        context.ensure_checked(clipping.center.is_some())?;
-        let mut slot = self.session.lock().unwrap_or_else(PoisonError::into_inner);
-        let rules = Rules::new(&Source::new(&clipping.threshold, layout, clipping.granularity)?)?;
-        let fits = |s: &Session| {
-            let same = s.storage == storage && s.layout == *layout && s.granularity == clipping.granularity;
-            same && s.plan.serves(clipping, &rules)
-        };
-        match slot.as_mut().filter(|session| fits(session)) {
-            Some(session) => session.plan.set_clipping(clipping)?,
-            None => {
-                // The old buffer is freed before the new one is made.
-                *slot = None;
-                *slot = Some(Session::new(context, layout, clipping, storage)?);
-            }
-        }
-        slot.as_ref().map_or(Err(Error::NotRecorded), work)
-    }
-}
-
-impl Session {
-    fn new(context: &GpuContext, layout: &Layout, clipping: &Clipping, storage: Storage) -> Result<Self> {
-        let placement = Placement::packed(layout, clipping.granularity);
-        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC;
-        let buffer = context.buffer("the batch", (placement.length * storage.bytes()).max(16), usage)?;
-        let plan = Plan::new(context, layout, clipping, &placement, storage, &buffer)?;
-        let granularity = clipping.granularity;
-        Ok(Self { layout: layout.clone(), granularity, storage, placement, buffer, plan })
-    }
-
-    /// Writes the rows in scope to the device.
-    fn upload<T: Pod>(&self, context: &GpuContext, data: &[T], scope: &Scope) -> Result<()> {
-        let mask = scope.mask(self.layout.clients())?;
-        let mut in_scope = vec![false; self.placement.spans.len()];
-        for (row, &chosen) in mask.iter().enumerate() {
-            in_scope[self.layout.spans_of(self.granularity, row)].fill(chosen);
-        }
-        self.upload_spans(context, data, |span| in_scope[span])
-    }
-
-    fn upload_spans<T: Pod>(
-        &self,
-        context: &GpuContext,
-        data: &[T],
-        chosen: impl Fn(usize) -> bool,
-    ) -> Result<()> {
-        self.transfer(context, &|span| self.layout.span(self.granularity, span)).upload(data, chosen)
-    }
-
-    fn download<T: Pod>(&self, context: &GpuContext, data: &mut [T], decisions: &[Decision]) -> Result<()> {
-        self.transfer(context, &|span| self.layout.span(self.granularity, span))
-            .download(data, |span| decisions[span].status.is_written())
-    }
-
-    fn transfer<'a>(
-        &'a self,
-        context: &'a GpuContext,
-        host: &'a dyn Fn(usize) -> std::ops::Range<usize>,
-    ) -> Transfer<'a> {
-        Transfer { context, placement: &self.placement, buffer: &self.buffer, host }
-    }
-}
-
-/// The clipping of stages behind the threshold: decisions are there, and hold for rows out of scope too.
-fn decided(clipping: &Clipping) -> Clipping {
-    let (granularity, center) = (clipping.granularity, clipping.center.clone());
-    Clipping { granularity, center, ..Clipping::default() }
-}
-
-/// The stages for elements of any storage, behind the checks of the caller's values.
-impl Gpu {
-    fn norms_of<T: Pod>(
-        &self,
-        storage: Storage,
-        layout: &Layout,
-        data: &[T],
-        clipping: &Clipping,
-    ) -> Result<Norms> {
-        let stage = Clipping { threshold: Threshold::Fixed(f32::INFINITY), ..clipping.clone() };
-        if let Some(pieces) = self.pieces(storage, layout, clipping)? {
-            clipping.check_center(layout)?;
-            return self.norms_in_pieces(&pieces, storage, layout, data, &stage);
-        }
-        self.with_session(storage, layout, &stage, |session| {
-            session.upload(&self.context, data, &clipping.scope)?;
-            self.context.submit("computing norms", |encoder| session.plan.record_norms(encoder))?;
-            session.plan.norms_blocking()
-        })
-    }
-
-    fn clip_of<T: Pod>(
-        &self,
-        storage: Storage,
-        layout: &Layout,
-        data: &mut [T],
-        clipping: &Clipping,
-        decisions: &[Decision],
-    ) -> Result<()> {
-        check_decisions(layout, clipping.granularity, decisions)?;
-        let decided = decided(clipping);
-        if let Some(pieces) = self.pieces(storage, layout, clipping)? {
-            return self.clip_in_pieces(&pieces, storage, layout, data, &decided, decisions);
-        }
-        self.with_session(storage, layout, &decided, |session| {
-            session.upload_spans(&self.context, data, |span| decisions[span].status.is_written())?;
-            session.plan.write_decisions(decisions)?;
-            self.context.submit("clipping", |encoder| session.plan.record_clip(encoder))?;
-            session.download(&self.context, data, decisions)
-        })
-    }
-
-    fn run_of<T: Pod>(
-        &self,
-        storage: Storage,
-        layout: &Layout,
-        data: &mut [T],
-        clipping: &Clipping,
-        state: &mut State,
-    ) -> Result<Report> {
-        if let Some(pieces) = self.pieces(storage, layout, clipping)? {
-            return self.run_in_pieces(&pieces, storage, layout, data, clipping, state);
-        }
-        self.with_session(storage, layout, clipping, |session| {
-            session.plan.set_state(state)?;
-            session.upload(&self.context, data, &clipping.scope)?;
-            self.context.submit("clipping", |encoder| session.plan.record(encoder))?;
-            let (norms, decisions) = session.plan.run_blocking()?;
-            let next = session.plan.state_blocking()?;
-            session.download(&self.context, data, &decisions)?;
-            *state = next;
-            let ran = Ran { strategy: Some(session.plan.strategy()), ..self.ran() };
-            Ok(Report::of_stages(ran, layout, clipping.granularity, &norms, &decisions))
-        })
-    }
-
-    fn mean_of<T: Pod>(
-        &self,
-        storage: Storage,
-        layout: &Layout,
-        data: &[T],
-        clipping: &Clipping,
-        decisions: &[Decision],
-        weights: &Weights,
-    ) -> Result<Vec<f32>> {
-        check_decisions(layout, clipping.granularity, decisions)?;
-        if self.pieces(storage, layout, clipping)?.is_some() {
-            return Strips::of(self, layout, clipping, storage)?.mean(data, decisions, weights);
-        }
-        self.with_session(storage, layout, &decided(clipping), |session| {
-            let mean = session.plan.mean(weights)?;
-            session.upload(&self.context, data, &Scope::All)?;
-            session.plan.write_decisions(decisions)?;
-            self.context.submit("averaging", |encoder| mean.record(encoder))?;
-            mean.read_blocking()
-        })
-    }
-
-    fn run_mean_of<T: Pod>(
-        &self,
-        storage: Storage,
-        layout: &Layout,
-        data: &[T],
-        clipping: &Clipping,
-        weights: &Weights,
-        state: &mut State,
-    ) -> Result<(Vec<f32>, Report)> {
-        if let Some(pieces) = self.pieces(storage, layout, clipping)? {
-            clipping.check(layout, state)?;
-            let strips = Strips::of(self, layout, clipping, storage)?;
-            let norms = self.norms_in_pieces(&pieces, storage, layout, data, clipping)?;
-            let mut next = state.clone();
-            let decisions = threshold::decide(layout, &norms, clipping, &mut next)?;
-            let mean = strips.mean(data, &decisions, weights)?;
-            *state = next;
-            let ran = pieces.ran(self, false);
-            return Ok((mean, Report::of_stages(ran, layout, clipping.granularity, &norms, &decisions)));
-        }
-        self.with_session(storage, layout, clipping, |session| {
-            let mean = session.plan.mean(weights)?;
-            session.plan.set_state(state)?;
-            // Rows out of scope are not clipped, but they count.
-            session.upload(&self.context, data, &Scope::All)?;
-            self.context.submit("averaging", |encoder| {
-                session.plan.record_norms(encoder);
-                session.plan.record_threshold(encoder);
-                mean.record(encoder);
-            })?;
-            let report = session.plan.report_blocking()?;
-            let next = session.plan.state_blocking()?;
-            let mean = mean.read_blocking()?;
-            *state = next;
-            Ok((mean, report))
-        })
-    }
-}
-
-impl Backend for Gpu {
-    fn ran(&self) -> Ran {
-        let failed = |context: &&GpuContext| [false, true].iter().any(|kind| context.fast_sums_failed(*kind));
-        let contexts = self.calibrated.as_ref().map_or(std::slice::from_ref(&self.context), |c| c.contexts());
-        contexts.iter().find(failed).or(contexts.first()).unwrap_or(&self.context).ran()
-    }
-
-    fn norms(&self, layout: &Layout, data: &[f32], clipping: &Clipping) -> Result<Norms> {
-        layout.check(data.len())?;
-        self.norms_of(Storage::Single, layout, data, clipping)
-    }
-
-    fn threshold(
-        &self,
-        layout: &Layout,
-        norms: &Norms,
-        clipping: &Clipping,
-        state: &mut State,
-    ) -> Result<Vec<Decision>> {
-        threshold::checked_source(layout, norms, clipping)?;
-        // Norms have no storage: the session of the stage before serves this one too.
-        let storage = self.storage_of_session();
-        // Of a batch that no buffer holds there is no session, and the specification decides, as in a run of all stages.
-        if self.pieces(storage, layout, clipping)?.is_some() {
-            return threshold::decide(layout, norms, clipping, state);
-        }
-        self.with_session(storage, layout, clipping, |session| {
-            session.plan.write_norms(norms)?;
-            session.plan.set_state(state)?;
-            self.context.submit("deciding bounds", |encoder| session.plan.record_threshold(encoder))?;
-            let decisions = session.plan.decisions_blocking()?;
-            *state = session.plan.state_blocking()?;
-            Ok(decisions)
-        })
-    }
-
-    fn clip(
-        &self,
-        layout: &Layout,
-        data: &mut [f32],
-        clipping: &Clipping,
-        decisions: &[Decision],
-    ) -> Result<()> {
-        layout.check(data.len())?;
-        self.clip_of(Storage::Single, layout, data, clipping, decisions)
-    }
-
-    fn run_with(
-        &self,
-        layout: &Layout,
-        data: &mut [f32],
-        clipping: &Clipping,
-        state: &mut State,
-    ) -> Result<Report> {
-        layout.check(data.len())?;
-        self.run_of(Storage::Single, layout, data, clipping, state)
-    }
-
-    fn mean(
-        &self,
-        layout: &Layout,
-        data: &[f32],
-        clipping: &Clipping,
-        decisions: &[Decision],
-        weights: &Weights,
-    ) -> Result<Vec<f32>> {
-        check_mean(layout, data, clipping, weights)?;
-        self.mean_of(Storage::Single, layout, data, clipping, decisions, weights)
-    }
-
-    fn run_mean_with(
-        &self,
-        layout: &Layout,
-        data: &[f32],
-        clipping: &Clipping,
-        weights: &Weights,
-        state: &mut State,
-    ) -> Result<(Vec<f32>, Report)> {
-        check_mean(layout, data, clipping, weights)?;
-        self.run_mean_of(Storage::Single, layout, data, clipping, weights, state)
-    }
-
-    fn norms_half(&self, layout: &Layout, half: Half, data: &[u16], clipping: &Clipping) -> Result<Norms> {
-        half::check(layout, data.len(), clipping)?;
-        self.norms_of(Storage::Half(half), layout, data, clipping)
-    }
-
-    fn clip_half(
-        &self,
-        layout: &Layout,
-        half: Half,
-        data: &mut [u16],
-        clipping: &Clipping,
-        decisions: &[Decision],
-    ) -> Result<()> {
-        half::check(layout, data.len(), clipping)?;
-        self.clip_of(Storage::Half(half), layout, data, clipping, decisions)
-    }
-
-    fn run_half_with(
-        &self,
-        layout: &Layout,
-        half: Half,
-        data: &mut [u16],
-        clipping: &Clipping,
-        state: &mut State,
-    ) -> Result<Report> {
-        half::check(layout, data.len(), clipping)?;
-        self.run_of(Storage::Half(half), layout, data, clipping, state)
-    }
-
-    fn mean_half(
-        &self,
-        layout: &Layout,
-        half: Half,
-        data: &[u16],
-        clipping: &Clipping,
-        decisions: &[Decision],
-        weights: &Weights,
-    ) -> Result<Vec<f32>> {
-        check_mean_half(layout, data, clipping, weights)?;
-        self.mean_of(Storage::Half(half), layout, data, clipping, decisions, weights)
-    }
-
-    fn run_mean_half_with(
-        &self,
-        layout: &Layout,
-        half: Half,
-        data: &[u16],
-        clipping: &Clipping,
-        weights: &Weights,
-        state: &mut State,
-    ) -> Result<(Vec<f32>, Report)> {
-        check_mean_half(layout, data, clipping, weights)?;
-        self.run_mean_of(Storage::Half(half), layout, data, clipping, weights, state)
-    }
-}
-
-impl GpuContext {
-    pub(crate) fn fast_sums_failed(&self, centered: bool) -> bool {
-        self.fast_sums[usize::from(centered)].get() == Some(&false)
-    }
-
-    pub(crate) fn ran(&self) -> Ran {
-        let mut why = self.why.clone();
-        for (centered, what) in [(false, "norm"), (true, "norm around a centre")] {
-            if self.fast_sums_failed(centered) {
-                why.push_str(&format!(
-                    "; its fast sums failed the check, so every {what} takes the exact sum"
-                ));
-            }
-        }
-        Ran { backend: BackendKind::Gpu, adapter: Some(self.adapter.clone()), strategy: None, why }
-    }
-
-    /// A buffer, where the device's limits and memory allow it.
-    pub(crate) fn buffer(
-        &self,
-        what: &'static str,
-        bytes: u64,
-        usage: wgpu::BufferUsages,
-    ) -> Result<wgpu::Buffer> {
-        let limits = self.device.limits();
-        // The batch is bound in windows; everything else as a whole.
-        let bound = usage.contains(wgpu::BufferUsages::STORAGE) && what != "the batch";
-        let limit = if bound {
-            limits.max_storage_buffer_binding_size.min(limits.max_buffer_size)
-        } else {
-            limits.max_buffer_size
-        };
-        if bytes > limit {
-            return Err(Error::BatchTooLarge { adapter: self.adapter.clone(), what, got: bytes, limit });
-        }
-        guarded(&self.device, "allocating memory", || {
-            self.device.create_buffer(&wgpu::BufferDescriptor {
-                label: Some(what),
-                size: bytes.next_multiple_of(4),
-                usage,
-                mapped_at_creation: false,
-            })
-        })
-        .map_err(|e| self.lost.explain(e))
-    }
-
-    /// A buffer for the way back to the host.
-    pub(crate) fn staging(&self, what: &'static str, bytes: u64) -> Result<wgpu::Buffer> {
-        self.buffer(what, bytes, wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST)
-    }
-
-    /// Waits for the device until a map that it was asked for is there.
-    pub(crate) fn wait_for<T>(
-        &self,
-        mapped: impl Future<Output = Result<T>>,
-        during: &'static str,
-    ) -> Result<T> {
-        self.wait_for_submission(mapped, None, during)
-    }
-
-    /// The same for a map of what a submission writes: later ones go on meanwhile.
-    pub(crate) fn wait_for_submission<T>(
-        &self,
-        mapped: impl Future<Output = Result<T>>,
-        submission: Option<wgpu::SubmissionIndex>,
-        during: &'static str,
-    ) -> Result<T> {
-        let mut mapped = std::pin::pin!(mapped);
-        // The first poll of the future asks for the map; only then is there something to wait for.
-        let waker = std::task::Waker::noop();
-        let done = match mapped.as_mut().poll(&mut std::task::Context::from_waker(waker)) {
-            std::task::Poll::Ready(done) => done,
-            std::task::Poll::Pending => {
-                wait(&self.device, submission, during).and_then(|()| pollster::block_on(mapped))
-            }
-        };
-        done.map_err(|e| self.lost.explain(e))
-    }
-
-    /// Records and submits.
-    pub(crate) fn submit(
-        &self,
-        during: &'static str,
-        record: impl FnOnce(&mut wgpu::CommandEncoder),
-    ) -> Result<()> {
-        guarded(&self.device, during, || {
-            let mut encoder =
-                self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some(during) });
-            record(&mut encoder);
-            self.queue.submit([encoder.finish()]);
-        })
-        .map_err(|e| self.lost.explain(e))
     }
 }

@@ -8,9 +8,10 @@ use std::ops::Range;
 
 use bytemuck::Pod;
 
+use super::Gpu;
 use super::buffers::EXACT_SUM_BYTES;
-use super::kernels::Storage;
-use super::{Gpu, GpuContext};
+use super::context::GpuContext;
+use super::sources::Storage;
 use crate::backend::Backend;
 use crate::batch::{Granularity, Layout};
 use crate::clip::{Clipping, NonFinite};

@@ -4,58 +4,24 @@ use std::ops::Range;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use bytemuck::{Pod, Zeroable};
-
 use super::buffers::{Buffers, RUN_BYTES};
+use super::context::GpuContext;
 use super::device::{guarded, read_mapped};
 use super::geometry::{Geometry, Placement};
-use super::kernels::{Form, Storage};
+use super::kernels::Form;
 use super::mean::MeanPlan;
+use super::params::{CLIPS_ALL, DeviceDecision, OF_STAGES, Params, policy_code};
 use super::rules::{NO_GROUP, Rules};
-use super::steps::{Binder, CLIP, NORMS, OF_STAGES, Part, Step, THRESHOLD, is_step};
-use super::{GpuContext, Tuning};
+use super::sources::Storage;
+use super::steps::{Binder, CLIP, NORMS, Part, Step, THRESHOLD, is_step};
+use super::tuning::Tuning;
 use crate::aggregate::Weights;
 use crate::batch::{Granularity, Layout};
-use crate::clip::{Clipping, NonFinite, Status};
+use crate::clip::{Clipping, NonFinite};
 use crate::error::{Error, Result};
 use crate::norms::{Norm, Norms};
-use crate::numerics::power_of_two;
 use crate::report::{Report, Strategy};
 use crate::threshold::{self, Decision, Source, State, Threshold};
-
-/// `Params` of common.wgsl.
-#[derive(Debug, Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-pub(crate) struct Params {
-    pub zero: u32,
-    pub spans: u32,
-    pub bounded: u32,
-    pub non_finite: u32,
-    pub force_exact: u32,
-    pub groups: u32,
-    pub coordinates: u32,
-    pub tiles_per_row: u32,
-    pub first: u32,
-    pub end: u32,
-    pub clips: u32,
-    pub decides: u32,
-}
-
-/// CLIPS_* of common.wgsl.
-const CLIPS_ALL: u32 = 0;
-const CLIPS_OPEN: u32 = 1;
-const CLIPS_NONE: u32 = 2;
-
-/// `Decision` of common.wgsl.
-#[derive(Debug, Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-pub(crate) struct DeviceDecision {
-    pub norm: Norm,
-    pub mantissa: f32,
-    pub exponent: i32,
-    pub bound: f32,
-    pub status: u32,
-}
 
 /// Words of the run, and bytes of those that count what is open; RUN_* of common.wgsl.
 const RUN_NORMS: usize = 1;
@@ -65,14 +31,6 @@ const RUN_OPEN: Range<u64> = 12..20;
 /// What the plan does while a report is read.
 const READING: &str = "reading the report";
 
-fn policy_code(policy: NonFinite) -> u32 {
-    match policy {
-        NonFinite::Zero => 0,
-        NonFinite::Error => 1,
-        NonFinite::Keep => 2,
-    }
-}
-
 /// What a run left on the device.
 struct Run {
     norms_done: bool,
@@ -80,42 +38,6 @@ struct Run {
     policy: Option<u32>,
     norms: Norms,
     decisions: Vec<Decision>,
-}
-
-/// The shaders' status of a row that is clipped coordinate by coordinate.
-const CUT: u32 = 5;
-
-/// The exponent of a factor of 0 on the device: every product vanishes.
-const VANISHING: i32 = -1000;
-
-impl DeviceDecision {
-    fn from_host(decision: &Decision, granularity: Granularity) -> Self {
-        let bits = decision.factor.to_bits();
-        let (mantissa, exponent) = if decision.factor == 0.0 {
-            (0.0, VANISHING)
-        } else {
-            // A factor has 24 significant bits, so its mantissa is an f32.
-            let mantissa = f64::from_bits(bits & ((1 << 52) - 1) | 1023 << 52) as f32;
-            (mantissa, (bits >> 52 & 0x7ff) as i32 - 1023)
-        };
-        Self {
-            norm: decision.norm,
-            mantissa,
-            exponent,
-            bound: decision.bound,
-            status: match (decision.status, granularity) {
-                (Status::Clipped, Granularity::Coordinate) => CUT,
-                (status, _) => status as u32,
-            },
-        }
-    }
-
-    fn to_host(self) -> Decision {
-        let factor =
-            if self.mantissa == 0.0 { 0.0 } else { f64::from(self.mantissa) * power_of_two(self.exponent) };
-        let status = if self.status == CUT { Status::Clipped } else { Status::from_code(self.status) };
-        Decision { norm: self.norm, bound: self.bound, factor, status }
-    }
 }
 
 /// Everything that norms, threshold and clip of one batch in one buffer need, made once.
@@ -319,26 +241,7 @@ impl Plan {
         let decides = matches!(source, Source::Given(_))
             && clipping.non_finite != NonFinite::Error
             && self.granularity != Granularity::Segment;
-        let of_run = match self.geometry.strategy {
-            Strategy::Fused if decides => Params { clips: CLIPS_OPEN, decides: 1, ..params },
-            Strategy::Grouped if decides => Params { clips: CLIPS_NONE, ..params },
-            _ => params,
-        };
-        // A recording without the threshold stage clips nothing once bounds come from the batch, or a row may refuse it.
-        let of_given = match self.geometry.strategy {
-            _ if !decides => Params { clips: CLIPS_NONE, ..params },
-            Strategy::Fused => Params { clips: CLIPS_OPEN, decides: 1, ..params },
-            _ => Params { decides: 1, ..params },
-        };
-        // In the order of OF_STAGES, OF_RUN, OF_GIVEN and OF_PORTIONS.
-        let mut copies = vec![params, of_run, of_given];
-        copies.extend(self.geometry.portions.iter().map(|portion| Params {
-            first: portion.spans.start as u32,
-            end: portion.spans.end as u32,
-            clips: if decides { CLIPS_ALL } else { CLIPS_NONE },
-            decides: u32::from(decides),
-            ..params
-        }));
+        let copies = params.copies(self.geometry.strategy, decides, &self.geometry.portions);
         let stride = self.context.tuning.offset_alignment as usize;
         let mut bytes = vec![0; copies.len() * stride];
         for (place, copy) in bytes.chunks_exact_mut(stride).zip(&copies) {
@@ -724,18 +627,5 @@ impl Plan {
             self.upload(buffer.clone(), &vec![0xa5; buffer.size() as usize])?;
         }
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn factors_survive_the_way_to_the_device_and_back() {
-        for factor in [1.0, 0.5, 0.999_999_880_790_710_4, 0.0, power_of_two(-290), power_of_two(-149) * 1.5] {
-            let decision = Decision { norm: Norm::NON_FINITE, bound: 2.0, factor, status: Status::Clipped };
-            assert_eq!(DeviceDecision::from_host(&decision, Granularity::Row).to_host(), decision);
-        }
     }
 }

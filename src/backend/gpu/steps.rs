@@ -2,20 +2,14 @@
 
 use std::ops::Range;
 
-use super::GpuContext;
 use super::buffers::Buffers;
+use super::context::GpuContext;
 use super::geometry::{Geometry, Window};
-use super::kernels::{Access, Grid, Kernel, Pipeline, Resource, Storage};
-use super::plan::Params;
+use super::kernels::{Access, Grid, Kernel, Pipeline, Resource};
+use super::params::{OF_GIVEN, OF_PORTIONS, OF_RUN, Params};
+use super::sources::Storage;
 use crate::batch::Granularity;
 use crate::report::Strategy;
-
-/// Which of the plan's params a dispatch reads: those of stages alone, those of the whole batch in a run of all stages,
-/// those of one whose norms decide, and from here on those of portions.
-pub(super) const OF_STAGES: usize = 0;
-const OF_RUN: usize = 1;
-const OF_GIVEN: usize = 2;
-pub(super) const OF_PORTIONS: usize = 3;
 
 /// The kernels of a stage.
 pub(super) const NORMS: &[&str] =

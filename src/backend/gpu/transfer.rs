@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use bytemuck::Pod;
 
-use super::GpuContext;
+use super::context::GpuContext;
 use super::device::{guarded, read_mapped, write_mapped};
 use super::geometry::Placement;
 use crate::error::Result;

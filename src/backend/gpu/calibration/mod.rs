@@ -13,8 +13,9 @@ use std::sync::Arc;
 
 pub use self::trial::Trial;
 
+use super::context::GpuContext;
 use super::device::{driver, one_line};
-use super::{Gpu, GpuContext, Tuning};
+use super::{Gpu, Tuning};
 use crate::batch::{Granularity, Layout};
 use crate::error::{Error, Result};
 

@@ -3,9 +3,11 @@
 use std::time::Instant;
 
 use super::super::check::pseudo_random;
+use super::super::context::GpuContext;
 use super::super::device::wait;
-use super::super::kernels::Storage;
-use super::super::{Gpu, GpuContext, Session, Tuning, is_software};
+use super::super::session::Session;
+use super::super::sources::Storage;
+use super::super::{Gpu, Tuning, is_software};
 use super::knobs::KNOBS;
 use super::{Calibration, Choice, ShapeClass};
 use crate::backend::{Backend, Cpu};

@@ -1,0 +1,119 @@
+//! A device with what its plans share: buffers, submissions, waiting, and what a report says of it.
+
+use std::sync::{Arc, OnceLock};
+
+use super::device::{LostReason, guarded, wait};
+use super::kernels::Pipelines;
+use super::tuning::Tuning;
+use crate::error::{Error, Result};
+use crate::report::{BackendKind, Ran};
+
+/// What plans share with the device they run on. Clones are handles.
+#[derive(Debug, Clone)]
+pub(crate) struct GpuContext {
+    pub device: wgpu::Device,
+    pub queue: wgpu::Queue,
+    pub adapter: String,
+    pub why: String,
+    pub tuning: Tuning,
+    pub pipelines: Arc<Pipelines>,
+    /// Whether the device passed the check of its fast sums, of updates and of differences from a centre; unset before
+    /// the check.
+    pub fast_sums: Arc<[OnceLock<bool>; 2]>,
+    pub lost: LostReason,
+}
+
+impl GpuContext {
+    pub(crate) fn fast_sums_failed(&self, centered: bool) -> bool {
+        self.fast_sums[usize::from(centered)].get() == Some(&false)
+    }
+
+    pub(crate) fn ran(&self) -> Ran {
+        let mut why = self.why.clone();
+        for (centered, what) in [(false, "norm"), (true, "norm around a centre")] {
+            if self.fast_sums_failed(centered) {
+                why.push_str(&format!(
+                    "; its fast sums failed the check, so every {what} takes the exact sum"
+                ));
+            }
+        }
+        Ran { backend: BackendKind::Gpu, adapter: Some(self.adapter.clone()), strategy: None, why }
+    }
+
+    /// A buffer, where the device's limits and memory allow it.
+    pub(crate) fn buffer(
+        &self,
+        what: &'static str,
+        bytes: u64,
+        usage: wgpu::BufferUsages,
+    ) -> Result<wgpu::Buffer> {
+        let limits = self.device.limits();
+        // The batch is bound in windows; everything else as a whole.
+        let bound = usage.contains(wgpu::BufferUsages::STORAGE) && what != "the batch";
+        let limit = if bound {
+            limits.max_storage_buffer_binding_size.min(limits.max_buffer_size)
+        } else {
+            limits.max_buffer_size
+        };
+        if bytes > limit {
+            return Err(Error::BatchTooLarge { adapter: self.adapter.clone(), what, got: bytes, limit });
+        }
+        guarded(&self.device, "allocating memory", || {
+            self.device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some(what),
+                size: bytes.next_multiple_of(4),
+                usage,
+                mapped_at_creation: false,
+            })
+        })
+        .map_err(|e| self.lost.explain(e))
+    }
+
+    /// A buffer for the way back to the host.
+    pub(crate) fn staging(&self, what: &'static str, bytes: u64) -> Result<wgpu::Buffer> {
+        self.buffer(what, bytes, wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST)
+    }
+
+    /// Waits for the device until a map that it was asked for is there.
+    pub(crate) fn wait_for<T>(
+        &self,
+        mapped: impl Future<Output = Result<T>>,
+        during: &'static str,
+    ) -> Result<T> {
+        self.wait_for_submission(mapped, None, during)
+    }
+
+    /// The same for a map of what a submission writes: later ones go on meanwhile.
+    pub(crate) fn wait_for_submission<T>(
+        &self,
+        mapped: impl Future<Output = Result<T>>,
+        submission: Option<wgpu::SubmissionIndex>,
+        during: &'static str,
+    ) -> Result<T> {
+        let mut mapped = std::pin::pin!(mapped);
+        // The first poll of the future asks for the map; only then is there something to wait for.
+        let waker = std::task::Waker::noop();
+        let done = match mapped.as_mut().poll(&mut std::task::Context::from_waker(waker)) {
+            std::task::Poll::Ready(done) => done,
+            std::task::Poll::Pending => {
+                wait(&self.device, submission, during).and_then(|()| pollster::block_on(mapped))
+            }
+        };
+        done.map_err(|e| self.lost.explain(e))
+    }
+
+    /// Records and submits.
+    pub(crate) fn submit(
+        &self,
+        during: &'static str,
+        record: impl FnOnce(&mut wgpu::CommandEncoder),
+    ) -> Result<()> {
+        guarded(&self.device, during, || {
+            let mut encoder =
+                self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some(during) });
+            record(&mut encoder);
+            self.queue.submit([encoder.finish()]);
+        })
+        .map_err(|e| self.lost.explain(e))
+    }
+}

@@ -1,0 +1,120 @@
+//! The sources of a shader module: which files of `shaders/` a kernel's file needs beside it, for elements of any storage.
+
+use crate::half::Half;
+
+/// The variants of the shaders that a device takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Variant {
+    pub fours: Fours,
+    pub subgroups: bool,
+    /// Sums in f64, or in pairs of f32.
+    pub doubles: bool,
+    pub storage: Storage,
+}
+
+/// How kernels reach the elements of a tile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fours {
+    /// One at a time, of halves two: for tiles that begin anywhere.
+    None,
+    /// Four at a time, but for those before the first multiple of four and behind the last: for tiles that begin
+    /// anywhere, on devices that write one element of a vector alone.
+    Loose,
+    /// Four at a time: for tiles that begin at multiples of four elements, and end before the next begins.
+    Aligned,
+}
+
+/// How elements are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Storage {
+    Single,
+    Half(Half),
+}
+
+impl Storage {
+    /// Bytes of an element.
+    pub(crate) const fn bytes(self) -> u64 {
+        match self {
+            Self::Single => 4,
+            Self::Half(_) => 2,
+        }
+    }
+
+    /// Sources of `load4`, `load1` and `groups`, of `store4`, and of `scaled` and `cut`.
+    fn sources(self, fours: Fours) -> [String; 3] {
+        let by_count = include_str!("../../../shaders/groups.wgsl");
+        match self {
+            Self::Single => {
+                let (data, store) = match fours {
+                    Fours::None => (
+                        [by_count, include_str!("../../../shaders/data_scalar.wgsl")].join("\n"),
+                        include_str!("../../../shaders/store_scalar.wgsl"),
+                    ),
+                    Fours::Loose => (
+                        include_str!("../../../shaders/data_loose.wgsl").into(),
+                        include_str!("../../../shaders/store_loose.wgsl"),
+                    ),
+                    Fours::Aligned => (
+                        [by_count, include_str!("../../../shaders/data_vec4.wgsl")].join("\n"),
+                        include_str!("../../../shaders/store_vec4.wgsl"),
+                    ),
+                };
+                [data, store.into(), include_str!("../../../shaders/product.wgsl").into()]
+            }
+            Self::Half(half) => {
+                let format = match half {
+                    Half::F16 => include_str!("../../../shaders/data_f16.wgsl"),
+                    Half::Bf16 => include_str!("../../../shaders/data_bf16.wgsl"),
+                };
+                let (words, store) = match fours {
+                    Fours::Aligned => (
+                        include_str!("../../../shaders/half_wide.wgsl"),
+                        include_str!("../../../shaders/store_half_wide.wgsl"),
+                    ),
+                    Fours::None | Fours::Loose => (
+                        include_str!("../../../shaders/half_words.wgsl"),
+                        include_str!("../../../shaders/store_half_words.wgsl"),
+                    ),
+                };
+                [
+                    [by_count, format, words, include_str!("../../../shaders/data_half.wgsl")].join("\n"),
+                    [store, include_str!("../../../shaders/store_half.wgsl")].join("\n"),
+                    include_str!("../../../shaders/product_half.wgsl").into(),
+                ]
+            }
+        }
+    }
+}
+
+/// The whole source of the shader module of a file under `shaders/`.
+pub(crate) fn source(file: &str, variant: Variant) -> String {
+    let [data, store, product] = &variant.storage.sources(variant.fours);
+    let reduce = if variant.subgroups {
+        include_str!("../../../shaders/reduce_subgroup.wgsl")
+    } else {
+        include_str!("../../../shaders/reduce_shared.wgsl")
+    };
+    let center = include_str!("../../../shaders/center.wgsl");
+    let around = include_str!("../../../shaders/around.wgsl");
+    let pairs = include_str!("../../../shaders/pairs.wgsl");
+    let sum = if variant.doubles {
+        include_str!("../../../shaders/sum_doubles.wgsl")
+    } else {
+        include_str!("../../../shaders/sum_pairs.wgsl")
+    };
+    let settle = include_str!("../../../shaders/settle.wgsl");
+    let decide = include_str!("../../../shaders/decide.wgsl");
+    let apply = include_str!("../../../shaders/apply.wgsl");
+    let fused = include_str!("../../../shaders/fused.wgsl");
+    let parts: &[&str] = match file {
+        "norms" => {
+            &[data, center, pairs, sum, settle, decide, include_str!("../../../shaders/norms.wgsl"), reduce]
+        }
+        "fused" => &[data, store, center, pairs, sum, settle, decide, product, around, apply, fused, reduce],
+        "exact" => &[data, center, decide, include_str!("../../../shaders/exact.wgsl")],
+        "threshold" => &[decide, include_str!("../../../shaders/threshold.wgsl")],
+        "mean" => &[data, center, product, around, include_str!("../../../shaders/mean.wgsl")],
+        _ => &[data, store, center, product, around, apply, include_str!("../../../shaders/clip.wgsl")],
+    };
+    [&[include_str!("../../../shaders/common.wgsl")], parts].concat().join("\n")
+}
