@@ -25,11 +25,10 @@
 //!
 //! [`Backend::run_half`]: crate::Backend::run_half
 
-use crate::backend::check_decisions;
 use crate::batch::{Granularity, Layout};
 use crate::clip::{Clipping, Status};
 use crate::error::{Error, Result};
-use crate::threshold::Decision;
+use crate::threshold::{Decision, check_decisions};
 
 /// A format of 16 bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

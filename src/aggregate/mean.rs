@@ -4,7 +4,7 @@ use crate::batch::{Granularity, Layout};
 use crate::clip::{Clipping, Status};
 use crate::error::{Error, Result};
 use crate::numerics::{clamped, integer, scaled, scaled_around};
-use crate::threshold::Decision;
+use crate::threshold::{Decision, check_decisions};
 
 /// What each row weighs in a mean, for example the number of its samples.
 ///
@@ -83,7 +83,7 @@ pub fn mean(
     layout.check(data.len())?;
     layout.check_alike()?;
     clipping.check_center(layout)?;
-    crate::backend::check_decisions(layout, granularity, decisions)?;
+    check_decisions(layout, granularity, decisions)?;
     let weights = weights.of_rows(layout.clients())?;
     let divisor = Divisor::new(layout, granularity, decisions, &weights);
     let mut sums = vec![ExactMean::default(); layout.params()];

@@ -17,13 +17,13 @@ pub use select::select_prepared;
 pub use select::{Choice, select};
 
 use crate::aggregate::{self, Weights};
-use crate::batch::{Granularity, Layout};
+use crate::batch::Layout;
 use crate::clip::Clipping;
 use crate::error::Result;
 use crate::half::{self, Half};
 use crate::norms::Norms;
 use crate::report::{Ran, Report};
-use crate::threshold::{self, Decision, Source, State};
+use crate::threshold::{self, Decision, Source, State, check_decisions};
 
 /// The three stages over a batch in host memory, each separately and as one call.
 ///
@@ -315,44 +315,4 @@ fn check_mean(layout: &Layout, data: &[f32], clipping: &Clipping, weights: &Weig
     layout.check_alike()?;
     clipping.check_center(layout)?;
     weights.of_rows(layout.clients()).map(drop)
-}
-
-/// Whether a clipped row can have this factor: what the kernels hold is a mantissa of 24 bits.
-fn is_factor(factor: f64) -> bool {
-    const BELOW_24_BITS: u64 = (1 << 29) - 1;
-    (0.0..1.0).contains(&factor) && factor.to_bits() & BELOW_24_BITS == 0
-}
-
-/// Checks that there is one decision per span, and that factors and bounds are such.
-pub(crate) fn check_decisions(
-    layout: &Layout,
-    granularity: Granularity,
-    decisions: &[Decision],
-) -> Result<()> {
-    let expected = layout.span_count(granularity);
-    let impossible = |decision: &&Decision| {
-        let scaled = granularity != Granularity::Coordinate && decision.status == crate::Status::Clipped;
-        scaled && !is_factor(decision.factor)
-    };
-    let unbounded = |decision: &&Decision| {
-        let cut = granularity == Granularity::Coordinate && decision.status == crate::Status::Clipped;
-        cut && (decision.bound.is_nan() || decision.bound.is_sign_negative())
-    };
-    if let Some(decision) = decisions.iter().find(unbounded) {
-        return Err(crate::Error::InvalidBound { got: decision.bound });
-    }
-    if let Some(decision) = decisions.iter().find(impossible) {
-        return Err(crate::Error::Setting {
-            name: "factor",
-            got: decision.factor.to_string(),
-            expected: "a factor of the threshold stage: 24 significant bits, from 0 to below 1",
-        });
-    }
-    if decisions.len() == expected {
-        return Ok(());
-    }
-    Err(crate::Error::Layout {
-        got: format!("{} decisions for {expected} spans", decisions.len()),
-        expected: "one decision per row or segment of the layout",
-    })
 }

@@ -3,14 +3,14 @@
 
 use std::ops::Range;
 
-use super::{Backend, check_decisions};
+use super::Backend;
 use crate::batch::{Granularity, Layout};
 use crate::clip::{Clipping, Status};
 use crate::error::Result;
 use crate::norms::{Norm, NormClass, Norms};
 use crate::numerics::{ExactSum, clamped, scaled, scaled_around};
 use crate::report::{BackendKind, Ran};
-use crate::threshold::Decision;
+use crate::threshold::{Decision, check_decisions};
 
 /// Exact, short and obvious; slow.
 #[derive(Debug, Clone, Copy, Default)]

@@ -237,6 +237,46 @@ fn check_norms(layout: &Layout, norms: &Norms, granularity: Granularity) -> Resu
     })
 }
 
+/// Whether a clipped row can have this factor: what the kernels hold is a mantissa of 24 bits.
+fn is_factor(factor: f64) -> bool {
+    const BELOW_24_BITS: u64 = (1 << 29) - 1;
+    (0.0..1.0).contains(&factor) && factor.to_bits() & BELOW_24_BITS == 0
+}
+
+/// Checks that there is one decision per span, and that factors and bounds are such.
+pub(crate) fn check_decisions(
+    layout: &Layout,
+    granularity: Granularity,
+    decisions: &[Decision],
+) -> Result<()> {
+    let expected = layout.span_count(granularity);
+    let impossible = |decision: &&Decision| {
+        let scaled = granularity != Granularity::Coordinate && decision.status == Status::Clipped;
+        scaled && !is_factor(decision.factor)
+    };
+    let unbounded = |decision: &&Decision| {
+        let cut = granularity == Granularity::Coordinate && decision.status == Status::Clipped;
+        cut && (decision.bound.is_nan() || decision.bound.is_sign_negative())
+    };
+    if let Some(decision) = decisions.iter().find(unbounded) {
+        return Err(Error::InvalidBound { got: decision.bound });
+    }
+    if let Some(decision) = decisions.iter().find(impossible) {
+        return Err(Error::Setting {
+            name: "factor",
+            got: decision.factor.to_string(),
+            expected: "a factor of the threshold stage: 24 significant bits, from 0 to below 1",
+        });
+    }
+    if decisions.len() == expected {
+        return Ok(());
+    }
+    Err(Error::Layout {
+        got: format!("{} decisions for {expected} spans", decisions.len()),
+        expected: "one decision per row or segment of the layout",
+    })
+}
+
 /// Fails with the first row that holds NaN or Inf.
 pub(crate) fn refuse_non_finite(rows: &[Norm]) -> Result<()> {
     match rows.iter().position(|norm| norm.class() == NormClass::NonFinite) {

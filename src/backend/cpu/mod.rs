@@ -33,7 +33,7 @@ use self::single::Singles;
 #[cfg(feature = "cli")]
 pub(crate) use self::threads::Team;
 pub(crate) use self::threads::global_threads;
-use super::{Backend, check_decisions, check_mean, check_mean_half};
+use super::{Backend, check_mean, check_mean_half};
 use crate::aggregate::Weights;
 use crate::batch::{Granularity, Layout};
 use crate::clip::{Clipping, NonFinite};
@@ -41,7 +41,7 @@ use crate::error::{Error, Result};
 use crate::half::Half;
 use crate::norms::Norms;
 use crate::report::{BackendKind, Ran, Report};
-use crate::threshold::{Decision, Source, State};
+use crate::threshold::{Decision, Source, State, check_decisions};
 
 /// Elements that one task sums or scales: 256 KiB, so a task's data stays in a core's cache.
 pub(crate) const TASK: usize = 1 << 16;

@@ -13,14 +13,14 @@ use super::rules::Rules;
 use super::session::Session;
 use super::sources::Storage;
 use crate::aggregate::Weights;
-use crate::backend::{Backend, check_decisions, check_mean, check_mean_half};
+use crate::backend::{Backend, check_mean, check_mean_half};
 use crate::batch::Layout;
 use crate::clip::{Clipping, Scope};
 use crate::error::{Error, Result};
 use crate::half::{self, Half};
 use crate::norms::Norms;
 use crate::report::{Ran, Report};
-use crate::threshold::{self, Decision, Source, State, Threshold};
+use crate::threshold::{self, Decision, Source, State, Threshold, check_decisions};
 
 /// The clipping of stages behind the threshold: decisions are there, and hold for rows out of scope too.
 fn decided(clipping: &Clipping) -> Clipping {
