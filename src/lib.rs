@@ -52,6 +52,7 @@ pub mod error;
 pub mod half;
 pub mod norms;
 pub mod numerics;
+mod pool;
 pub mod report;
 pub mod threshold;
 #[cfg(feature = "train")]

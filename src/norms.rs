@@ -3,9 +3,9 @@
 use bytemuck::{Pod, Zeroable};
 use rayon::prelude::*;
 
-use crate::backend::cpu::global_threads;
 use crate::batch::Granularity;
 use crate::numerics::ExactSum;
+use crate::pool;
 
 /// How a rounded norm relates to the exact one, or why there is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -175,7 +175,7 @@ impl NormSum {
             a.join(&b);
             a
         };
-        let is_shared = values.len() > PART && global_threads().is_ok();
+        let is_shared = values.len() > PART && pool::threads().is_ok();
         let added = if is_shared {
             values.par_chunks(PART).enumerate().map(sum).reduce(Self::default, joined)
         } else {

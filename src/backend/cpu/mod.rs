@@ -32,7 +32,6 @@ use self::rows::Rows;
 use self::single::Singles;
 #[cfg(feature = "cli")]
 pub(crate) use self::threads::Team;
-pub(crate) use self::threads::global_threads;
 use super::{Backend, check_mean, check_mean_half};
 use crate::aggregate::Weights;
 use crate::batch::{Granularity, Layout};

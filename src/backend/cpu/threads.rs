@@ -6,16 +6,15 @@
 //! Each thread begins with a run of its own, so that it finds what it has read in its own caches when it writes it, and takes from
 //! the ends of the others' when it has done with that.
 
-use std::error::Error as _;
-use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::vec;
 
-use rayon::{Scope, ThreadPool, ThreadPoolBuilder};
+use rayon::{Scope, ThreadPool};
 
 use super::Cpu;
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::pool;
 
 /// Elements up to which one thread is faster than waking others: a dozen microseconds of work.
 pub(super) const SEQUENTIAL: usize = 1 << 17;
@@ -35,7 +34,7 @@ impl<'a> Team<'a> {
         let threads = match pool {
             _ if elements <= SEQUENTIAL => 1,
             Some(pool) => pool.current_num_threads(),
-            None => global_threads()?,
+            None => pool::threads()?,
         };
         Ok(Self { pool, threads })
     }
@@ -43,7 +42,7 @@ impl<'a> Team<'a> {
     /// For benchmarks: the same of rayon's global pool, and the caller alone where that cannot be started.
     #[cfg(feature = "cli")]
     pub(crate) fn global(elements: usize) -> Self {
-        let threads = if elements <= SEQUENTIAL { 1 } else { global_threads().unwrap_or(1) };
+        let threads = if elements <= SEQUENTIAL { 1 } else { pool::threads().unwrap_or(1) };
         Self { pool: None, threads }
     }
 
@@ -107,30 +106,6 @@ fn wake<'scope>(scope: &Scope<'scope>, node: usize, last: usize, begin: &'scope 
             wake(scope, child, last, begin);
             begin();
         });
-    }
-}
-
-/// How many threads rayon has where this is called. Its global pool is started where nobody has: rayon itself would panic
-/// where threads cannot be had, as it does after another one's failed start.
-pub(crate) fn global_threads() -> Result<usize> {
-    static STARTED: OnceLock<Result<()>> = OnceLock::new();
-    if rayon::current_thread_index().is_none() {
-        STARTED.get_or_init(start_global_pool).clone()?;
-    }
-    Ok(rayon::current_num_threads())
-}
-
-fn start_global_pool() -> Result<()> {
-    let Err(error) = ThreadPoolBuilder::new().build_global() else { return Ok(()) };
-    match error.source().and_then(|source| source.downcast_ref::<io::Error>()) {
-        Some(refused) => {
-            let named = std::env::var("RAYON_NUM_THREADS").ok().and_then(|number| number.parse().ok());
-            let threads = named.filter(|threads| *threads > 0);
-            let threads = threads.or(std::thread::available_parallelism().ok().map(usize::from)).unwrap_or(1);
-            Err(Error::Threads { threads, message: refused.to_string() })
-        }
-        // It was there already.
-        None => Ok(()),
     }
 }
 
