@@ -3,11 +3,11 @@
 //!
 //! Half the bytes come from memory, and what is widened never goes back there.
 
-use super::group::{RowGroup, RowSet};
+use super::group::{ROWS, RowGroup, RowSet};
 use super::half_simd;
 use super::rows::Storage;
 use super::simd::{Kernel, vectorised};
-use super::squares::{ROWS, sums_of_half_group, sums_of_half_squares};
+use super::squares::{sums_of_half_group, sums_of_half_squares};
 use super::sum::FastSum;
 use crate::batch::Granularity;
 use crate::clip::{Clipping, Status};

@@ -2,17 +2,18 @@
 //!
 //! - `rows.rs`: the stages over rows, however their elements are stored; `single.rs` and `half.rs`: what is done with
 //!   some elements of a row.
-//! - `short.rs`: the stages over short rows, a group of them at a time; `group.rs`: norms and decisions of a group.
+//! - `short.rs`: the stages over short rows, a group of them (`group.rs`) at a time; `decided.rs`: norms and decisions of a group.
 //! - `sum.rs`: sums of squares in `f64`, where the square of an `f32` is exact and cannot over- or underflow;
 //!   their error is bounded, and a row whose rounding they leave open is summed exactly.
-//! - `squares.rs`, `squares_512.rs`, `group_512.rs`, `simd.rs`: the vectors of this processor.
+//! - `squares.rs`, `squares_512.rs`, `decided_512.rs`, `simd.rs`: the vectors of this processor.
 //! - `mean.rs`: the mean of clipped rows.
 //! - `threads.rs`: what threads share.
 //! - `half_simd.rs`: the processor's own instructions for halves.
 
-mod group;
+mod decided;
 #[cfg(target_arch = "x86_64")]
-mod group_512;
+mod decided_512;
+mod group;
 mod half;
 pub(crate) mod half_simd;
 mod mean;

@@ -2,10 +2,9 @@
 
 use std::ops::Range;
 
-use super::group::{RowGroup, RowSet};
+use super::group::{ROWS, RowGroup, RowSet};
 use super::short::ShortRows;
 use super::simd::prefetches_within;
-use super::squares::ROWS;
 use super::sum::FastSum;
 use super::threads::{SEQUENTIAL, Team};
 use super::{Cpu, LEAST, LINE, OWN, TASK};

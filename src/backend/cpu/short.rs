@@ -3,10 +3,11 @@
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use super::group::{Decided, RowGroup, RowSet, decide, members, norms};
+use super::decided::{Decided, decide, norms};
+use super::group::{ROWS, RowGroup, RowSet, members};
 use super::rows::{Hands, Rows, Storage};
 use super::simd::{Kernel, PREFETCH_DISTANCE, prefetch, vectorised};
-use super::squares::{ROWS, SHORT};
+use super::squares::SHORT;
 use crate::batch::Granularity;
 use crate::clip::Status;
 use crate::norms::Norm;

@@ -1,9 +1,9 @@
 //! Elements in `f32`, and the centre's beside them where there is one.
 
-use super::group::{RowGroup, RowSet};
+use super::group::{ROWS, RowGroup, RowSet};
 use super::rows::Storage;
 use super::simd::{Kernel, vectorised};
-use super::squares::{ROWS, sums_of_group, sums_of_squares};
+use super::squares::{sums_of_group, sums_of_squares};
 use super::sum::FastSum;
 use crate::batch::Granularity;
 use crate::clip::{Clipping, Status};

@@ -2,7 +2,7 @@
 //!
 //! Written with intrinsics: of the loop in [`portable`] compilers make one element at a time, a quarter of the speed.
 
-use super::group::{RowGroup, RowSet, members};
+use super::group::{ROWS, RowGroup, RowSet, members};
 use super::simd::prefetch_ahead;
 #[cfg(target_arch = "x86_64")]
 use super::squares_512;
@@ -12,9 +12,6 @@ use crate::half::Half;
 pub(super) const LANES: usize = 32;
 
 type Chunk = [f32; LANES];
-
-/// Rows that are summed together.
-pub(super) const ROWS: usize = 8;
 
 /// The sum of squares of values, or of their differences from the centre's, each rounded to `f64`.
 ///

@@ -4,9 +4,9 @@
 
 use std::arch::x86_64::*;
 
-use super::group::{RowGroup, RowSet, members};
+use super::group::{ROWS, RowGroup, RowSet, members};
 use super::simd::prefetch_ahead;
-use super::squares::{LANES, ROWS};
+use super::squares::LANES;
 use crate::half::Half;
 
 /// Numbers of a vector.

@@ -3,8 +3,8 @@
 
 use std::arch::x86_64::*;
 
-use super::group::{Decided, RowSet};
-use super::squares::ROWS;
+use super::decided::Decided;
+use super::group::{ROWS, RowSet};
 use super::sum::QUALITY;
 use crate::norms::{INFINITY_BITS, Norm, NormClass};
 
