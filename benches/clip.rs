@@ -89,10 +89,7 @@ fn ours(backend: &dyn Backend, batch: &mut Batch, case: &Case) -> f64 {
 }
 
 fn without_exactness(batch: &mut Batch, case: &Case) -> f64 {
-    let (_, seconds) = timed(|| match case.stage {
-        Stage::Norms => plain::norms(batch.shape, case, black_box(&batch.work)),
-        Stage::Clip => plain::clip(batch.shape, case, black_box(&mut batch.work)),
-    });
+    let (_, seconds) = timed(|| plain::run(batch.shape, case, black_box(&mut batch.work)));
     batch.restore(case);
     seconds
 }

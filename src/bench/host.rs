@@ -201,10 +201,7 @@ impl<E: Element> OnHost<'_, E> {
         let Self { batch, case, expected, .. } = self;
         let Some(Beside { plain, .. }) = &mut self.beside else { return Ok(()) };
         let shape = batch.shape;
-        let (norms, seconds) = timed(|| match case.stage {
-            Stage::Norms => plain::norms(shape, case, black_box(&batch.work)),
-            Stage::Clip => plain::clip(shape, case, black_box(&mut batch.work)),
-        });
+        let (norms, seconds) = timed(|| plain::run(shape, case, black_box(&mut batch.work)));
         plain.push_if(round.is_counted, seconds);
         if round.is_verified {
             expected.check_plain(&norms, plain::error(shape))?;

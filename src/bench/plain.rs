@@ -3,7 +3,7 @@
 //! compensation, no certificate, no look at NaN. Threads share it as they share ours, but for rows left over where each has as many as the others: the difference is what
 //! exactness costs.
 
-use super::cases::{Case, MAX_NORM, Shape};
+use super::cases::{Case, MAX_NORM, Shape, Stage};
 use super::element::{Dtype, Element};
 use crate::backend::cpu::simd::{Kernel, vectorised};
 use crate::backend::cpu::{OWN, TASK, Team};
@@ -20,36 +20,15 @@ const AT_LEAST: usize = 1 << 15;
 /// In how many tasks a thread's share is cut, as the CPU backend does.
 const TASKS: usize = 16;
 
-/// The norms of rows in scope; 0 for the others.
-#[must_use]
-pub fn norms<E: Element>(shape: Shape, case: &Case, data: &[E]) -> Vec<f32> {
-    let norm = |row: usize, values: &[E], team| {
-        if case.in_scope(row) { sum_of_squares(values, team).sqrt() } else { 0.0 }
-    };
-    let mut norms = vec![0.0; shape.clients];
-    let (rows, team) = (rows_of_task(shape), Team::global(shape.elements()));
-    if shape.params > OWN {
-        let rows = data.chunks(shape.params).zip(&mut norms).enumerate();
-        rows.for_each(|(row, (values, place))| *place = norm(row, values, Some(team)));
-        return norms;
-    }
-    let tasks = data.chunks(shape.params * rows).zip(norms.chunks_mut(rows)).enumerate();
-    team.share(tasks, |(task, (values, norms))| {
-        let of_rows = values.chunks(shape.params).zip(norms).enumerate();
-        of_rows.for_each(|(i, (values, place))| *place = norm(task * rows + i, values, None));
-    });
-    norms
-}
-
-/// Scales rows in scope whose norm is above the bound, in place, and returns the norms.
-pub fn clip<E: Element>(shape: Shape, case: &Case, data: &mut [E]) -> Vec<f32> {
+/// The norms of rows in scope, 0 for the others; where the case clips, rows in scope whose norm is above the bound are scaled in place.
+pub fn run<E: Element>(shape: Shape, case: &Case, data: &mut [E]) -> Vec<f32> {
     // A row that fits a core's cache is scaled while it is there.
-    let clip = |row: usize, values: &mut [E], team| {
+    let norm_of = |row: usize, values: &mut [E], team| {
         if !case.in_scope(row) {
             return 0.0;
         }
         let norm = sum_of_squares(values, team).sqrt();
-        if norm > MAX_NORM {
+        if case.stage == Stage::Clip && norm > MAX_NORM {
             scale(values, MAX_NORM / norm, team);
         }
         norm
@@ -58,13 +37,13 @@ pub fn clip<E: Element>(shape: Shape, case: &Case, data: &mut [E]) -> Vec<f32> {
     let (rows, team) = (rows_of_task(shape), Team::global(shape.elements()));
     if shape.params > OWN {
         let rows = data.chunks_mut(shape.params).zip(&mut norms).enumerate();
-        rows.for_each(|(row, (values, place))| *place = clip(row, values, Some(team)));
+        rows.for_each(|(row, (values, norm))| *norm = norm_of(row, values, Some(team)));
         return norms;
     }
     let tasks = data.chunks_mut(shape.params * rows).zip(norms.chunks_mut(rows)).enumerate();
     team.share(tasks, |(task, (values, norms))| {
         let of_rows = values.chunks_mut(shape.params).zip(norms).enumerate();
-        of_rows.for_each(|(i, (values, place))| *place = clip(task * rows + i, values, None));
+        of_rows.for_each(|(i, (values, norm))| *norm = norm_of(task * rows + i, values, None));
     });
     norms
 }
@@ -187,7 +166,7 @@ mod tests {
             let mut batch = Batch::<E>::new(shape).unwrap();
             batch.fill(&case);
             let expected = Expected::of(&batch, &case).unwrap();
-            let mut norms = clip(shape, &case, &mut batch.work);
+            let mut norms = run(shape, &case, &mut batch.work);
             expected.check_plain(&norms, error(shape)).unwrap();
             expected.check_plain_values(&batch, &batch.work, 2.0 * error(shape)).unwrap();
             norms[1] *= 1.0 + 4.0 * error(shape);
