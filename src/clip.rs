@@ -188,6 +188,11 @@ impl Clipping {
         self.scope.mask(layout.clients()).map(drop)
     }
 
+    /// The same for the stages behind the threshold: decisions are there, and hold for rows out of scope too.
+    pub(crate) fn of_decisions(&self) -> Self {
+        Self { granularity: self.granularity, center: self.center.clone(), ..Self::default() }
+    }
+
     /// Checks that the centre, where there is one, fits the rows.
     pub(crate) fn check_center(&self, layout: &Layout) -> Result<()> {
         let Some(center) = &self.center else { return Ok(()) };

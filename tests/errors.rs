@@ -3,7 +3,9 @@
 
 mod common;
 
-use byzclip::{AdversaryMode, Clipping, Error, Granularity, Layout, NonFinite, Scope, Status};
+use byzclip::{
+    AdversaryMode, Backend, Clipping, Error, Granularity, Half, Layout, NonFinite, Scope, Status, Weights,
+};
 use common::{all, assert_same_bits};
 
 const DATA: [f32; 6] = [3.0, 4.0, -0.0, 1e38, 5.0, 12.0];
@@ -162,5 +164,38 @@ fn factors_that_no_threshold_gives_are_refused() {
             );
             assert_same_bits(name, &data, &[1.0, 3e38]);
         }
+    }
+}
+
+/// Decisions are there: a scope has nothing to say any more, whether or not it fits the batch.
+#[test]
+fn the_clip_stage_asks_decisions_and_no_scope() {
+    let scopes = [Scope::Rows(vec![2]), Scope::Mask(vec![false; 3]), Scope::Rows(vec![7, 7])];
+    for (name, backend) in all() {
+        let norms = backend.norms(&pairs(), &DATA, &Clipping::default()).unwrap();
+        let decisions =
+            byzclip::threshold::decide(&pairs(), &norms, &Clipping::fixed(1.0), &mut Default::default());
+        let decisions = decisions.unwrap();
+        let mut expected = DATA;
+        byzclip::Reference.clip(&pairs(), &mut expected, &Clipping::default(), &decisions).unwrap();
+        assert!(expected.iter().zip(&DATA).filter(|(got, before)| got != before).count() > 4);
+        for scope in &scopes {
+            let mut data = DATA;
+            let clipping = Clipping::default().scope(scope.clone());
+            backend.clip(&pairs(), &mut data, &clipping, &decisions).unwrap();
+            assert_same_bits(name, &data, &expected);
+        }
+    }
+}
+
+#[test]
+fn a_call_that_is_wrong_in_two_ways_has_one_error_everywhere() {
+    let weights = Weights::PerRow(vec![1.0; 2]);
+    let bits = [0u16; 6];
+    for (name, backend) in all() {
+        let error = backend.mean(&pairs(), &DATA, &Clipping::default(), &[], &weights).unwrap_err();
+        assert_eq!(error, weights.of_rows(3).unwrap_err(), "{name}");
+        let of_halves = backend.mean_half(&pairs(), Half::F16, &bits, &Clipping::default(), &[], &weights);
+        assert_eq!(of_halves.unwrap_err(), error, "{name}");
     }
 }

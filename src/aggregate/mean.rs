@@ -3,6 +3,7 @@
 use crate::batch::{Granularity, Layout};
 use crate::clip::{Clipping, Status};
 use crate::error::{Error, Result};
+use crate::half;
 use crate::numerics::{clamped, integer, scaled, scaled_around};
 use crate::threshold::{Decision, check_decisions};
 
@@ -80,11 +81,8 @@ pub fn mean(
     weights: &Weights,
 ) -> Result<Vec<f32>> {
     let granularity = clipping.granularity;
-    layout.check(data.len())?;
-    layout.check_alike()?;
-    clipping.check_center(layout)?;
+    let weights = check_mean(layout, data, clipping, weights)?;
     check_decisions(layout, granularity, decisions)?;
-    let weights = weights.of_rows(layout.clients())?;
     let divisor = Divisor::new(layout, granularity, decisions, &weights);
     let mut sums = vec![ExactMean::default(); layout.params()];
     for (row, &weight) in
@@ -104,6 +102,32 @@ pub fn mean(
         return Ok(center.to_vec());
     }
     Ok(sums.iter().map(|sum| sum.over(&divisor)).collect())
+}
+
+/// The weights of all rows, where that and all else that a mean asks of the caller's values holds; decisions, which are often not
+/// there yet, are checked next.
+pub(crate) fn check_mean(
+    layout: &Layout,
+    data: &[f32],
+    clipping: &Clipping,
+    weights: &Weights,
+) -> Result<Vec<f32>> {
+    layout.check(data.len())?;
+    layout.check_alike()?;
+    clipping.check_center(layout)?;
+    weights.of_rows(layout.clients())
+}
+
+/// The same of halves.
+pub(crate) fn check_mean_half(
+    layout: &Layout,
+    data: &[u16],
+    clipping: &Clipping,
+    weights: &Weights,
+) -> Result<Vec<f32>> {
+    half::check(layout, data.len(), clipping)?;
+    layout.check_alike()?;
+    weights.of_rows(layout.clients())
 }
 
 /// Whether a row counts: by its first span, because statuses are those of whole rows.

@@ -5,5 +5,5 @@
 
 mod mean;
 
-pub(crate) use mean::{Divisor, ExactMean, clipped, counts};
+pub(crate) use mean::{Divisor, ExactMean, check_mean, check_mean_half, clipped, counts};
 pub use mean::{Weights, mean};

@@ -16,7 +16,7 @@ pub use reference::Reference;
 pub use select::select_prepared;
 pub use select::{Choice, select};
 
-use crate::aggregate::{self, Weights};
+use crate::aggregate::{self, Weights, check_mean, check_mean_half};
 use crate::batch::Layout;
 use crate::clip::Clipping;
 use crate::error::Result;
@@ -300,19 +300,4 @@ fn run_half_stages<B: Backend + ?Sized>(
     let decisions = backend.threshold(layout, &norms, clipping, state)?;
     backend.clip_half(layout, half, data, clipping, &decisions)?;
     Ok(Report::of_stages(backend.ran(), layout, clipping.granularity, &norms, &decisions))
-}
-
-/// Checks what a mean of halves asks of the caller's values, before anything is computed.
-fn check_mean_half(layout: &Layout, data: &[u16], clipping: &Clipping, weights: &Weights) -> Result<()> {
-    half::check(layout, data.len(), clipping)?;
-    layout.check_alike()?;
-    weights.of_rows(layout.clients()).map(drop)
-}
-
-/// Checks what a mean asks of the caller's values, before anything is computed.
-fn check_mean(layout: &Layout, data: &[f32], clipping: &Clipping, weights: &Weights) -> Result<()> {
-    layout.check(data.len())?;
-    layout.check_alike()?;
-    clipping.check_center(layout)?;
-    weights.of_rows(layout.clients()).map(drop)
 }

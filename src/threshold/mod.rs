@@ -237,44 +237,43 @@ fn check_norms(layout: &Layout, norms: &Norms, granularity: Granularity) -> Resu
     })
 }
 
-/// Whether a clipped row can have this factor: what the kernels hold is a mantissa of 24 bits.
-fn is_factor(factor: f64) -> bool {
-    const BELOW_24_BITS: u64 = (1 << 29) - 1;
-    (0.0..1.0).contains(&factor) && factor.to_bits() & BELOW_24_BITS == 0
-}
-
-/// Checks that there is one decision per span, and that factors and bounds are such.
+/// Checks that there is a decision for each span, with a factor that the threshold stage can give where it is clipped, and with a
+/// bound that is not negative where its coordinates are.
 pub(crate) fn check_decisions(
     layout: &Layout,
     granularity: Granularity,
     decisions: &[Decision],
 ) -> Result<()> {
     let expected = layout.span_count(granularity);
-    let impossible = |decision: &&Decision| {
-        let scaled = granularity != Granularity::Coordinate && decision.status == Status::Clipped;
-        scaled && !is_factor(decision.factor)
-    };
-    let unbounded = |decision: &&Decision| {
-        let cut = granularity == Granularity::Coordinate && decision.status == Status::Clipped;
-        cut && (decision.bound.is_nan() || decision.bound.is_sign_negative())
-    };
-    if let Some(decision) = decisions.iter().find(unbounded) {
-        return Err(Error::InvalidBound { got: decision.bound });
-    }
-    if let Some(decision) = decisions.iter().find(impossible) {
-        return Err(Error::Setting {
-            name: "factor",
-            got: decision.factor.to_string(),
-            expected: "a factor of the threshold stage: 24 significant bits, from 0 to below 1",
+    if decisions.len() != expected {
+        return Err(Error::Layout {
+            got: format!("{} decisions for {expected} spans", decisions.len()),
+            expected: "one decision per row or segment of the layout",
         });
     }
-    if decisions.len() == expected {
-        return Ok(());
+    for decision in decisions.iter().filter(|decision| decision.status == Status::Clipped) {
+        let &Decision { bound, factor, .. } = decision;
+        match granularity {
+            Granularity::Coordinate if bound.is_nan() || bound.is_sign_negative() => {
+                return Err(Error::InvalidBound { got: bound });
+            }
+            Granularity::Row | Granularity::Segment if !is_factor(factor) => {
+                return Err(Error::Setting {
+                    name: "factor",
+                    got: factor.to_string(),
+                    expected: "a factor of the threshold stage: 24 significant bits, from 0 to below 1",
+                });
+            }
+            Granularity::Coordinate | Granularity::Row | Granularity::Segment => {}
+        }
     }
-    Err(Error::Layout {
-        got: format!("{} decisions for {expected} spans", decisions.len()),
-        expected: "one decision per row or segment of the layout",
-    })
+    Ok(())
+}
+
+/// Whether a clipped row can have this factor: what the kernels hold is a mantissa of 24 bits.
+fn is_factor(factor: f64) -> bool {
+    const BELOW_24_BITS: u64 = (1 << 29) - 1;
+    (0.0..1.0).contains(&factor) && factor.to_bits() & BELOW_24_BITS == 0
 }
 
 /// Fails with the first row that holds NaN or Inf.

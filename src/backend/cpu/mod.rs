@@ -33,8 +33,8 @@ use self::rows::Rows;
 use self::single::Singles;
 #[cfg(feature = "cli")]
 pub(crate) use self::threads::Team;
-use super::{Backend, check_mean, check_mean_half};
-use crate::aggregate::Weights;
+use super::Backend;
+use crate::aggregate::{Weights, check_mean, check_mean_half};
 use crate::batch::{Granularity, Layout};
 use crate::clip::{Clipping, NonFinite};
 use crate::error::{Error, Result};
@@ -121,6 +121,7 @@ impl Backend for Cpu {
         decisions: &[Decision],
     ) -> Result<()> {
         layout.check(data.len())?;
+        let clipping = &clipping.of_decisions();
         let rows = Rows::new(self, layout, clipping, Singles::of(clipping))?;
         check_decisions(layout, clipping.granularity, decisions)?;
         rows.clip(data, decisions);
@@ -159,9 +160,8 @@ impl Backend for Cpu {
         decisions: &[Decision],
         weights: &Weights,
     ) -> Result<Vec<f32>> {
-        check_mean(layout, data, clipping, weights)?;
+        let weights = check_mean(layout, data, clipping, weights)?;
         check_decisions(layout, clipping.granularity, decisions)?;
-        let weights = weights.of_rows(layout.clients())?;
         let data = Elements::Single(data);
         let batch = MeanBatch::new(layout, data, clipping, decisions, &weights, self)?;
         let mut mean = vec![0.0; layout.params()];
@@ -183,6 +183,7 @@ impl Backend for Cpu {
         decisions: &[Decision],
     ) -> Result<()> {
         crate::half::check(layout, data.len(), clipping)?;
+        let clipping = &clipping.of_decisions();
         let rows = Rows::new(self, layout, clipping, Halves::of(half, clipping))?;
         check_decisions(layout, clipping.granularity, decisions)?;
         rows.clip(data, decisions);
@@ -221,9 +222,8 @@ impl Backend for Cpu {
         decisions: &[Decision],
         weights: &Weights,
     ) -> Result<Vec<f32>> {
-        check_mean_half(layout, data, clipping, weights)?;
+        let weights = check_mean_half(layout, data, clipping, weights)?;
         check_decisions(layout, clipping.granularity, decisions)?;
-        let weights = weights.of_rows(layout.clients())?;
         let data = Elements::Half(half, data);
         let batch = MeanBatch::new(layout, data, clipping, decisions, &weights, self)?;
         let mut mean = vec![0.0; layout.params()];

@@ -12,8 +12,8 @@ use super::pieces::Pieces;
 use super::rules::Rules;
 use super::session::Session;
 use super::sources::Storage;
-use crate::aggregate::Weights;
-use crate::backend::{Backend, check_mean, check_mean_half};
+use crate::aggregate::{Weights, check_mean, check_mean_half};
+use crate::backend::Backend;
 use crate::batch::Layout;
 use crate::clip::{Clipping, Scope};
 use crate::error::{Error, Result};
@@ -21,12 +21,6 @@ use crate::half::{self, Half};
 use crate::norms::Norms;
 use crate::report::{Ran, Report};
 use crate::threshold::{self, Decision, Source, State, Threshold, check_decisions};
-
-/// The clipping of stages behind the threshold: decisions are there, and hold for rows out of scope too.
-fn decided(clipping: &Clipping) -> Clipping {
-    let (granularity, center) = (clipping.granularity, clipping.center.clone());
-    Clipping { granularity, center, ..Clipping::default() }
-}
 
 impl Backend for Gpu {
     fn ran(&self) -> Ran {
@@ -234,11 +228,11 @@ impl Gpu {
         decisions: &[Decision],
     ) -> Result<()> {
         check_decisions(layout, clipping.granularity, decisions)?;
-        let decided = decided(clipping);
+        let clipping = &clipping.of_decisions();
         if let Some(pieces) = self.pieces(storage, layout, clipping)? {
-            return self.clip_in_pieces(&pieces, storage, layout, data, &decided, decisions);
+            return self.clip_in_pieces(&pieces, storage, layout, data, clipping, decisions);
         }
-        self.with_session(storage, layout, &decided, |session| {
+        self.with_session(storage, layout, clipping, |session| {
             session.upload_spans(&self.context, data, |span| decisions[span].status.is_written())?;
             session.plan.write_decisions(decisions)?;
             self.context.submit("clipping", |encoder| session.plan.record_clip(encoder))?;
@@ -283,7 +277,7 @@ impl Gpu {
         if self.pieces(storage, layout, clipping)?.is_some() {
             return Strips::of(self, layout, clipping, storage)?.mean(data, decisions, weights);
         }
-        self.with_session(storage, layout, &decided(clipping), |session| {
+        self.with_session(storage, layout, &clipping.of_decisions(), |session| {
             let mean = session.plan.mean(weights)?;
             session.upload(&self.context, data, &Scope::All)?;
             session.plan.write_decisions(decisions)?;
