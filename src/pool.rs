@@ -1,4 +1,4 @@
-//! The threads that the process shares: rayon's global pool.
+//! The threads that the process shares: rayon's global pool, or the one that a caller is in.
 
 use std::error::Error as _;
 use std::io;
@@ -8,8 +8,8 @@ use rayon::ThreadPoolBuilder;
 
 use crate::error::{Error, Result};
 
-/// How many threads rayon has where this is called. Its global pool is started where nobody has: rayon itself would panic
-/// where threads cannot be had, as it does after another one's failed start.
+/// How many threads rayon has where this is called. Its global pool is started where that is asked for and nobody has: rayon itself would
+/// panic where threads cannot be had, as it does after another one's failed start.
 pub(crate) fn threads() -> Result<usize> {
     static STARTED: OnceLock<Result<()>> = OnceLock::new();
     if rayon::current_thread_index().is_none() {

@@ -5,6 +5,7 @@
 use super::adaptive::{Adaptation, BILLION, adapt};
 use super::{State, Threshold};
 use crate::batch::{Granularity, Layout};
+use crate::clip::{Clipping, NonFinite};
 use crate::error::{Error, Result};
 use crate::norms::{Norm, NormClass, Norms};
 use crate::numerics::power_of_two;
@@ -141,6 +142,17 @@ impl Source {
             });
         }
         Ok(Self::Computed { groups, rule })
+    }
+
+    /// The bounds of rows, where each row can be decided as soon as it has a norm: they are known before any norm, no later row may make an
+    /// error of all, and no row is judged by more than one norm, as rows of segments are.
+    pub(crate) fn bounds_of_rows(&self, clipping: &Clipping) -> Option<&[f32]> {
+        let judges_rows_alone =
+            clipping.non_finite != NonFinite::Error && clipping.granularity != Granularity::Segment;
+        match self {
+            Self::Given(bounds) if judges_rows_alone => Some(bounds),
+            Self::Given(_) | Self::Computed { .. } => None,
+        }
     }
 
     /// The state before the first round.

@@ -3,7 +3,6 @@
 
 use std::ops::Range;
 
-use super::rows::FEW;
 use super::threads::Team;
 use super::{Cpu, TASK, half};
 use crate::aggregate::{Divisor, ExactMean, clipped, counts};
@@ -86,9 +85,7 @@ impl<'a> MeanBatch<'a> {
         }
         let strips = self.strips(mean);
         let parts = |strip: &Strip<'_>| self.rows.len().div_ceil((TASK / strip.mean.len()).max(1));
-        if strips.len() >= FEW * self.team.threads()
-            || strips.iter().all(|strip| parts(strip) <= strips.len())
-        {
+        if self.team.is_even_over(strips.len()) || strips.iter().all(|strip| parts(strip) <= strips.len()) {
             self.team.share(strips.into_iter(), |strip| {
                 let sums = self.sums(&strip, &self.rows);
                 self.mean_of(strip, sums);

@@ -5,10 +5,9 @@
 //! - `short.rs`: the stages over short rows, a group of them (`group.rs`) at a time; `decided.rs`: norms and decisions of a group.
 //! - `sum.rs`: sums of squares in `f64`, where the square of an `f32` is exact and cannot over- or underflow;
 //!   their error is bounded, and a row whose rounding they leave open is summed exactly.
-//! - `squares.rs`, `squares_512.rs`, `decided_512.rs`, `simd.rs`: the vectors of this processor.
+//! - `squares.rs`, `squares_512.rs`, `decided_512.rs`, `simd.rs`, `half_simd.rs`: the vectors of this processor.
 //! - `mean.rs`: the mean of clipped rows.
-//! - `threads.rs`: what threads share.
-//! - `half_simd.rs`: the processor's own instructions for halves.
+//! - `tasks.rs`: rows cut in tasks; `threads.rs`: tasks that the caller and the threads of a pool share.
 
 mod decided;
 #[cfg(target_arch = "x86_64")]
@@ -25,6 +24,7 @@ mod squares;
 #[cfg(target_arch = "x86_64")]
 mod squares_512;
 mod sum;
+mod tasks;
 mod threads;
 
 use self::half::Halves;
@@ -35,39 +35,36 @@ use self::single::Singles;
 pub(crate) use self::threads::Team;
 use super::Backend;
 use crate::aggregate::{Weights, check_mean, check_mean_half};
-use crate::batch::{Granularity, Layout};
-use crate::clip::{Clipping, NonFinite};
+use crate::batch::Layout;
+use crate::clip::Clipping;
 use crate::error::{Error, Result};
 use crate::half::Half;
 use crate::norms::Norms;
 use crate::report::{BackendKind, Ran, Report};
 use crate::threshold::{Decision, Source, State, check_decisions};
 
-/// Elements that one task sums or scales: 256 KiB, so a task's data stays in a core's cache.
+/// Elements that one task sums or scales: 256 KiB of `f32`, so a task's data stays in a core's cache.
 pub(crate) const TASK: usize = 1 << 16;
 
-/// Elements of a row that a thread reads, then writes, without the help of others: 8 MiB, its part of a last-level
+/// Elements of a row that a thread reads, then writes, without the help of others: 8 MiB of `f32`, its part of a last-level
 /// cache, where the clip stage then finds the row.
 pub(crate) const OWN: usize = 1 << 21;
 
 /// Bytes of a cache line.
 pub(crate) const LINE: usize = 64;
 
-/// Elements that a task has at least, where there are several.
-const LEAST: usize = 1 << 15;
-
 /// The CPU backend: the default where no GPU is.
 #[derive(Debug)]
 pub struct Cpu {
-    /// `None` is rayon's global pool.
+    /// `None` is the pool that the caller is in, and else rayon's global one.
     pool: Option<rayon::ThreadPool>,
     force_exact: bool,
     why: String,
 }
 
 impl Cpu {
-    /// As many threads as rayon's global pool has, the caller among them. The pool is started by the first batch that is worth
-    /// sharing, if nobody has; where it cannot be, that batch is [`Error::Threads`].
+    /// As many threads as rayon's global pool has, or the pool that the caller is in, the caller among them. The global one is started by
+    /// the first batch that is worth sharing, if nobody has; where it cannot be, that batch is [`Error::Threads`].
     ///
     /// A call returns when threads of the pool are free for what it has asked of them, if only to find nothing left: they must not
     /// wait for something that the caller holds.
@@ -139,16 +136,13 @@ impl Backend for Cpu {
         // Settings are checked before the data is read.
         let source = Source::new(&clipping.threshold, layout, clipping.granularity)?;
         source.prepare(&mut state.clone())?;
-        match &source {
-            // One row is as good as done before the next is read, unless a later one may make an error of all.
-            Source::Given(bounds)
-                if clipping.granularity != Granularity::Segment
-                    && clipping.non_finite != NonFinite::Error =>
-            {
+        match source.bounds_of_rows(clipping) {
+            // One row is as good as done before the next is read.
+            Some(bounds) => {
                 let rows = Rows::new(self, layout, clipping, Singles::of(clipping))?;
                 Ok(Report::of_rows(self.ran(), rows.run(data, bounds)))
             }
-            _ => super::run_stages(self, layout, data, clipping, state),
+            None => super::run_stages(self, layout, data, clipping, state),
         }
     }
 
@@ -201,15 +195,12 @@ impl Backend for Cpu {
         crate::half::check(layout, data.len(), clipping)?;
         let source = Source::new(&clipping.threshold, layout, clipping.granularity)?;
         source.prepare(&mut state.clone())?;
-        match &source {
-            Source::Given(bounds)
-                if clipping.granularity != Granularity::Segment
-                    && clipping.non_finite != NonFinite::Error =>
-            {
+        match source.bounds_of_rows(clipping) {
+            Some(bounds) => {
                 let rows = Rows::new(self, layout, clipping, Halves::of(half, clipping))?;
                 Ok(Report::of_rows(self.ran(), rows.run(data, bounds)))
             }
-            _ => super::run_half_stages(self, layout, half, data, clipping, state),
+            None => super::run_half_stages(self, layout, half, data, clipping, state),
         }
     }
 

@@ -1,4 +1,4 @@
-//! The stages over rows, however their elements are stored: what threads share, and what one row takes.
+//! The stages over rows, however their elements are stored: who works on which, and what one row takes.
 
 use std::ops::Range;
 
@@ -6,8 +6,9 @@ use super::group::{ROWS, RowGroup, RowSet};
 use super::short::ShortRows;
 use super::simd::prefetches_within;
 use super::sum::FastSum;
+use super::tasks::{Cursor, Hands, cut, each, elements_of_task};
 use super::threads::{SEQUENTIAL, Team};
-use super::{Cpu, LEAST, LINE, OWN, TASK};
+use super::{Cpu, LINE, TASK};
 use crate::batch::{Granularity, Layout};
 use crate::clip::{Clipping, Scope};
 use crate::error::Result;
@@ -19,17 +20,11 @@ use crate::threshold::{Decision, decide_span};
 /// What norm, decision and report of a row cost beside its elements, as a number of those.
 const ROW: usize = 32;
 
-/// What the report of a row out of scope costs, in the same way.
+/// What a row out of scope costs, in the same way: its report. Long rows have that before threads are woken, so it is no part of a task.
 const ROW_OUT_OF_SCOPE: usize = 4;
 
-/// Elements from which on it tells that they are written from a line's beginning.
-const LINES: usize = 1 << 12;
-
-/// Rows a thread, beyond which one that has a row more than the others does not tell.
-pub(super) const FEW: usize = 4;
-
-/// In how many tasks a thread's share of a batch is cut, so that no thread is left with much at the end.
-const TASKS: usize = 16;
+/// From how many elements on it pays to write from where a line begins.
+const WORTH_ALIGNING: usize = 1 << 12;
 
 /// How elements are stored, and what one thread does with some of a row that lie side by side. `first` is the
 /// coordinate of the first of them.
@@ -56,15 +51,6 @@ pub(super) trait Storage: Sync {
 
     /// Writes what the decision makes of them.
     fn apply(&self, elements: &mut [Self::Element], first: usize, decision: &Decision);
-}
-
-/// Who works on a row or segment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Hands {
-    /// This thread, beside others that have rows or segments of their own.
-    One,
-    /// All threads.
-    All,
 }
 
 /// A batch, and how its rows are worked on.
@@ -136,7 +122,7 @@ impl<'a, S: Storage> Rows<'a, S> {
     /// What `norm` makes of each row in scope, and something else for the others.
     fn norms_by<T: Clone + Send>(&self, out_of_scope: T, norm: impl Fn(usize, Hands) -> T + Sync) -> Vec<T> {
         let mut norms = vec![out_of_scope; self.layout.clients()];
-        let mut places = Parts::of(&mut norms);
+        let mut places = Cursor::at(0, &mut norms);
         self.each_task(
             |rows| places.take(rows),
             |rows, places, hands| {
@@ -154,23 +140,18 @@ impl<'a, S: Storage> Rows<'a, S> {
         }
         let mut reports: Vec<RowReport> =
             bounds.iter().map(|&bound| RowReport::out_of_scope(bound)).collect();
-        let (mut data, mut places) = (Parts::of(data), Parts::of(&mut reports));
-        let row = |row| self.layout.row(row);
+        let (mut data, mut places) = (Cursor::at(0, data), Cursor::at(0, &mut reports));
+        let place = |row| self.layout.row(row);
         self.each_task(
-            |rows| (data.take(row(rows.start).start..row(rows.end - 1).end), places.take(rows)),
-            |rows, (elements, places), hands| {
-                let mut elements = Parts { rest: elements, position: row(rows.start).start };
-                for (index, place) in rows.zip(places).filter(|(row, _)| self.in_scope(*row)) {
-                    *place = self.run_row(index, elements.take(row(index)), bounds[index], hands);
+            |rows| (data.take(place(rows.start).start..place(rows.end - 1).end), places.take(rows)),
+            |rows, (elements, reports), hands| {
+                let mut elements = Cursor::at(place(rows.start).start, elements);
+                for (row, report) in rows.zip(reports).filter(|(row, _)| self.in_scope(*row)) {
+                    *report = self.run_row(row, elements.take(place(row)), bounds[row], hands);
                 }
             },
         );
         reports
-    }
-
-    /// The stride of rows that lie at equal distances and have elements: cut there, data has a chunk for each row.
-    pub(super) fn stride(&self) -> Option<usize> {
-        self.layout.stride().filter(|_| self.layout.params() > 0)
     }
 
     /// All stages of a row.
@@ -194,7 +175,7 @@ impl<'a, S: Storage> Rows<'a, S> {
     pub(super) fn clip(&self, data: &mut [S::Element], decisions: &[Decision]) {
         let mut work = 0;
         let mut parts = Vec::new();
-        let mut data = Parts::of(data);
+        let mut data = Cursor::at(0, data);
         for row in 0..self.layout.clients() {
             let start = self.layout.row(row).start;
             for index in self.layout.spans_of(self.clipping.granularity, row) {
@@ -210,9 +191,9 @@ impl<'a, S: Storage> Rows<'a, S> {
             }
         }
         let team = self.team.for_part(work);
-        let sizes = parts.iter().map(|(elements, ..)| elements.len() + ROW);
-        let tasks = cut(sizes, elements_of_task(work, team), |_, _| false);
-        let mut parts = Parts::of(&mut parts);
+        let sizes = parts.iter().map(|(elements, ..)| (elements.len() + ROW, Hands::One));
+        let tasks = cut(sizes, elements_of_task(work, team));
+        let mut parts = Cursor::at(0, &mut parts);
         let apply = |_, parts: &mut [(&mut [S::Element], usize, &Decision)], _| {
             parts.iter_mut().for_each(|(elements, first, decision)| self.apply(elements, *first, decision));
         };
@@ -233,7 +214,10 @@ impl<'a, S: Storage> Rows<'a, S> {
     /// Writes what the decision makes of elements that lie side by side: of long ones from where a cache line begins, because a
     /// vector that is written across two lines takes as long as both.
     fn apply(&self, elements: &mut [S::Element], first: usize, decision: &Decision) {
-        let before = if elements.len() < LINES { 0 } else { elements.as_ptr().align_offset(LINE) };
+        if elements.len() < WORTH_ALIGNING {
+            return self.storage.apply(elements, first, decision);
+        }
+        let before = elements.as_ptr().align_offset(LINE);
         let (before, from_line) = elements.split_at_mut(before.min(elements.len()));
         self.storage.apply(before, first, decision);
         self.storage.apply(from_line, first + before.len(), decision);
@@ -271,11 +255,12 @@ impl<'a, S: Storage> Rows<'a, S> {
             Hands::All => {
                 let team = self.team.for_part(elements.len());
                 let share = (elements.len() / team.threads()).max(SEQUENTIAL);
-                let sizes = segments.clone().map(|segment| segment.len());
-                let tasks = cut(sizes, elements_of_task(elements.len(), team), |_, size| size > share);
+                let hands = |length| if length > share { Hands::All } else { Hands::One };
+                let sizes = segments.clone().map(|segment| (ROW + segment.len(), hands(segment.len())));
+                let tasks = cut(sizes, elements_of_task(elements.len(), team));
                 let segments: Vec<_> = segments.collect();
                 let mut found = vec![(FastSum::default(), Norm::OUT_OF_SCOPE); segments.len()];
-                let mut places = Parts::of(&mut found);
+                let mut places = Cursor::at(0, &mut found);
                 each(
                     team,
                     tasks,
@@ -347,17 +332,20 @@ impl<'a, S: Storage> Rows<'a, S> {
         work: impl Fn(Range<usize>, P, Hands) + Sync,
     ) {
         let clients = self.layout.clients();
-        let length = |row: usize| self.layout.row(row).len();
-        let sizes = (0..clients).map(|row| if self.in_scope(row) { ROW + length(row) } else { 0 });
-        // Those that are left over where every thread has as many as the others, and the first of them.
-        let threads = self.team.threads();
-        let left = if self.rows_in_scope < FEW * threads { self.rows_in_scope % threads } else { 0 };
+        let (in_scope, threads) = (self.rows_in_scope, self.team.threads());
+        // Those in scope that are left over where every thread has as many as the others, and the first of them.
+        let left_over = if self.team.is_even_over(in_scope) { 0 } else { in_scope % threads };
         let mut last = (0..clients).rev().filter(|row| self.in_scope(*row));
-        let rest = left.checked_sub(1).and_then(|before| last.nth(before)).unwrap_or(clients);
-        let is_shared = |row: usize, size: usize| {
-            is_shared(size.saturating_sub(ROW), if row < rest { 0 } else { left }, threads)
-        };
-        each(self.team, cut(sizes, elements_of_task(self.work, self.team), is_shared), part, work);
+        let first_left_over = left_over.checked_sub(1).and_then(|place| last.nth(place)).unwrap_or(clients);
+        let sizes = (0..clients).map(|row| {
+            if !self.in_scope(row) {
+                return (0, Hands::One);
+            }
+            let length = self.layout.row(row).len();
+            let left_over = if row < first_left_over { 0 } else { left_over };
+            (ROW + length, Hands::for_row(length, left_over, threads))
+        });
+        each(self.team, cut(sizes, elements_of_task(self.work, self.team)), part, work);
     }
 
     /// What `work` makes of the parts of a long row, by all threads; it is told where a part begins.
@@ -375,118 +363,5 @@ impl<'a, S: Storage> Rows<'a, S> {
         let clients = self.layout.clients();
         let share = elements_of_task(self.work, self.team) as f64 / self.work.max(1) as f64;
         ((share * clients as f64) as usize).clamp(1, clients.max(1))
-    }
-}
-
-/// How many elements are worth a task: all of them where one thread takes them.
-fn elements_of_task(elements: usize, team: Team<'_>) -> usize {
-    if team.threads() == 1 { usize::MAX } else { LEAST.max(elements / (TASKS * team.threads())) }
-}
-
-/// Whether all threads work on a row: on one that fits no cache, and on a long one of so many that are left over, where more threads
-/// find a part of it than would have one of those rows each.
-fn is_shared(length: usize, left: usize, threads: usize) -> bool {
-    let is_long = length > SEQUENTIAL && length.div_ceil(TASK).min(threads) > left;
-    threads > 1 && (length > OWN || left > 0 && is_long)
-}
-
-/// Cuts spans of these sizes in tasks of about so many elements, and those that are shared apart; with who works on them.
-fn cut(
-    sizes: impl Iterator<Item = usize>,
-    most: usize,
-    is_shared: impl Fn(usize, usize) -> bool,
-) -> Vec<(Range<usize>, Hands)> {
-    let (mut tasks, mut open, mut elements) = (Vec::new(), 0..0, 0);
-    for (span, size) in sizes.enumerate() {
-        if is_shared(span, size) {
-            tasks.extend([(open, Hands::One), (span..span + 1, Hands::All)]);
-            (open, elements) = (span + 1..span + 1, 0);
-            continue;
-        }
-        (open.end, elements) = (span + 1, elements + size);
-        if elements >= most {
-            tasks.push((open, Hands::One));
-            (open, elements) = (span + 1..span + 1, 0);
-        }
-    }
-    tasks.push((open, Hands::One));
-    tasks.retain(|(spans, _)| !spans.is_empty());
-    tasks
-}
-
-/// `work` on each task and its part: first on those that one thread takes, by the threads side by side, then on the others one by one,
-/// so that nothing is shared within what is shared. `part` is asked for them in order.
-fn each<P: Send>(
-    team: Team<'_>,
-    tasks: Vec<(Range<usize>, Hands)>,
-    mut part: impl FnMut(Range<usize>) -> P,
-    work: impl Fn(Range<usize>, P, Hands) + Sync,
-) {
-    let (mut shared, mut others) = (Vec::new(), Vec::new());
-    for (spans, hands) in tasks {
-        let task = (spans.clone(), part(spans));
-        if hands == Hands::All { shared.push(task) } else { others.push(task) }
-    }
-    team.share(others.into_iter(), |(spans, part)| work(spans, part, Hands::One));
-    shared.into_iter().for_each(|(spans, part)| work(spans, part, Hands::All));
-}
-
-/// Parts of a slice, from front to back.
-struct Parts<'a, T> {
-    rest: &'a mut [T],
-    /// Where the rest begins.
-    position: usize,
-}
-
-impl<'a, T> Parts<'a, T> {
-    fn of(all: &'a mut [T]) -> Self {
-        Self { rest: all, position: 0 }
-    }
-
-    /// One that lies behind those before.
-    fn take(&mut self, part: Range<usize>) -> &'a mut [T] {
-        let (_, rest) = std::mem::take(&mut self.rest).split_at_mut(part.start - self.position);
-        let (elements, rest) = rest.split_at_mut(part.len());
-        (self.rest, self.position) = (rest, part.end);
-        elements
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rows_are_shared_where_that_leaves_no_thread_without_work() {
-        // Length, rows left over, threads.
-        let shared =
-            [(OWN + 1, 0, 2), (SEQUENTIAL + 1, 1, 2), (8 * TASK, 3, 4), (OWN, 7, 8), (11 << 20, 10, 16)];
-        // The last ones are too short, or there are enough of them.
-        let alone = [
-            (OWN, 0, 2),
-            (OWN + 1, 0, 1),
-            (OWN, 1, 1),
-            (SEQUENTIAL, 1, 2),
-            (100_000, 10, 16),
-            (3 * TASK, 7, 8),
-        ];
-        for (cases, expected) in [(&shared[..], true), (&alone[..], false)] {
-            for &(length, left, threads) in cases {
-                assert_eq!(is_shared(length, left, threads), expected, "{length}, {left}, {threads}");
-            }
-        }
-    }
-
-    #[test]
-    fn spans_are_cut_in_tasks_by_their_elements() {
-        let sizes = [3, 3, 3, 50, 0, 50, 10, 1, 1];
-        let tasks = cut(sizes.into_iter(), 6, |_, size| size == 50);
-        let (one, all) = (Hands::One, Hands::All);
-        assert_eq!(
-            tasks,
-            [(0..2, one), (2..3, one), (3..4, all), (4..5, one), (5..6, all), (6..7, one), (7..9, one)]
-        );
-        assert_eq!(cut(sizes.into_iter(), usize::MAX, |_, _| false), [(0..9, one)]);
-        assert_eq!(cut([].into_iter(), 6, |_, _| false), []);
     }
 }

@@ -5,9 +5,10 @@ use std::ops::Range;
 
 use super::decided::{Decided, decide, norms};
 use super::group::{ROWS, RowGroup, RowSet, members};
-use super::rows::{Hands, Rows, Storage};
+use super::rows::{Rows, Storage};
 use super::simd::{Kernel, PREFETCH_DISTANCE, prefetch, vectorised};
 use super::squares::SHORT;
+use super::tasks::Hands;
 use crate::batch::Granularity;
 use crate::clip::Status;
 use crate::norms::Norm;
@@ -31,7 +32,8 @@ impl<'a, 'b, S: Storage> ShortRows<'a, 'b, S> {
     /// The rows of the batch; `None` where they are long, or of several lengths, or one.
     pub(super) fn of(rows: &'a Rows<'b, S>) -> Option<Self> {
         let (clients, params) = (rows.layout.clients(), rows.layout.params());
-        let stride = rows.stride().filter(|_| params <= SHORT && clients > 1)?;
+        // Cut at their stride, data has a chunk for each row, as long as they have elements.
+        let stride = rows.layout.stride().filter(|_| (1..=SHORT).contains(&params) && clients > 1)?;
         Some(Self {
             rows,
             stride,

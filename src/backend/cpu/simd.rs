@@ -30,8 +30,8 @@ pub(crate) const fn prefetches_within<T>(count: usize) -> usize {
 pub(crate) fn prefetch(address: *const u8, bytes: usize) {
     #[cfg(target_arch = "x86_64")]
     {
+        use super::LINE;
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        const LINE: usize = 64;
         let mut at = 0;
         while at < bytes {
             #[allow(unsafe_code)]

@@ -160,7 +160,11 @@ fn scale_all<const N: usize>(values: &mut [f32], factor: f64, single: f32) {
 
 #[inline(always)]
 fn products<const N: usize>(chunk: &[f32; N], factor: f64, single: f32) -> [f32; N] {
-    let products = chunk.map(|value| value * single);
+    // Not `map`: a build without optimisation across units keeps its closure out of these vectors.
+    let mut products = *chunk;
+    for product in &mut products {
+        *product *= single;
+    }
     // From the least subnormal number to the smallest normal one; 0 becomes the largest of all.
     let is_open = |open: bool, product: &f32| {
         open | ((product.to_bits() & 0x7fff_ffff).wrapping_sub(1) < f32::MIN_POSITIVE.to_bits())

@@ -22,7 +22,7 @@ pub(super) const SEQUENTIAL: usize = 1 << 17;
 /// The threads that share a batch: the caller, and those of a pool besides.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Team<'a> {
-    /// `None` is rayon's global pool.
+    /// `None` is the pool that the caller is in, and else rayon's global one.
     pool: Option<&'a ThreadPool>,
     threads: usize,
 }
@@ -49,6 +49,12 @@ impl<'a> Team<'a> {
     /// Those that are worth waking for a part of the batch.
     pub(super) fn for_part(self, elements: usize) -> Self {
         Self { threads: if elements <= SEQUENTIAL { 1 } else { self.threads }, ..self }
+    }
+
+    /// Whether there are so many rows, or other tasks, that a thread with one more than the others does not tell.
+    pub(super) fn is_even_over(self, tasks: usize) -> bool {
+        const FEW: usize = 4;
+        tasks >= FEW * self.threads
     }
 
     /// How many threads work at the same time.

@@ -5,16 +5,13 @@ use std::sync::Mutex;
 use super::context::GpuContext;
 use super::geometry::{Geometry, Span};
 use super::kernels::Resource;
-use super::params::{DeviceDecision, OF_PORTIONS};
+use super::params::{DeviceDecision, OF_PORTIONS, RUN_BYTES};
 use super::rules::{Group, Rules};
 use crate::error::Result;
 use crate::norms::Norm;
 
 /// Bytes of a span's exact sum: 40 cells of 32 bits.
 pub(super) const EXACT_SUM_BYTES: u64 = 40 * 4;
-
-/// Bytes of the run before the list of what is open; RUN_LIST of common.wgsl.
-pub(super) const RUN_BYTES: u64 = 32;
 
 /// All that kernels read and write beside the batch.
 #[derive(Debug)]

@@ -1,9 +1,9 @@
-//! The check of a device before its first plan: are its fast sums as exact as their proof says?
+//! The check of a device before its first plan of a tuning: are its fast sums as exact as their proof says?
 //!
 //! The proof rests on the compiler keeping the compensation (see `opaque` in pairs.wgsl). Where a
 //! driver finds a way around that, sums would be wrong by an ulp and no error would say so. So every
-//! device sums a small batch once, against the exact sum on the host; one that fails takes exact sums
-//! only, slower and right, and the report says so.
+//! device sums a small batch, in each form that plans of the tuning may take, with a centre and without, against the exact sum
+//! on the host; one that fails takes exact sums only, slower and right, and the report says so.
 
 use std::sync::{Arc, OnceLock};
 
@@ -20,8 +20,8 @@ const ROWS: usize = 64;
 /// Elements of a row: several groups of four for every invocation of a workgroup, and a remainder.
 const PARAMS: usize = 1501;
 
-/// Elements of a tile so short that a row has too many tiles for one workgroup to sum it exactly.
-const MANY_TILES: u32 = 64;
+/// Elements of a tile that is so short that a row has too many tiles for one workgroup to sum it exactly.
+const SHORT_TILE: u32 = 64;
 
 impl GpuContext {
     /// Checks the device, once: the kernels for updates, or those around a centre.
@@ -30,8 +30,8 @@ impl GpuContext {
         if checked.get().is_some() {
             return Ok(());
         }
-        let fast = norms_are_right(self, FastSums::Allowed, centered)?;
-        if !fast && !norms_are_right(self, FastSums::Forbidden, centered)? {
+        let fast = all_forms_are_right(self, FastSums::Allowed, centered)?;
+        if !fast && !all_forms_are_right(self, FastSums::Forbidden, centered)? {
             return Err(Error::Gpu {
                 during: "checking the device's arithmetic",
                 message: "wrong norms, also from integer sums".into(),
@@ -48,11 +48,11 @@ enum FastSums {
     Forbidden,
 }
 
-fn norms_are_right(context: &GpuContext, fast: FastSums, centered: bool) -> Result<bool> {
+fn all_forms_are_right(context: &GpuContext, fast: FastSums, centered: bool) -> Result<bool> {
     // As short rows, as long ones, and fused where plans may be: the kernels differ. So do those of exact sums where rows
     // have many tiles; they matter where all sums are exact.
     let (long, own) = (PARAMS as u32, context.tuning.tile);
-    let many = (fast == FastSums::Forbidden).then_some((0, 0, MANY_TILES));
+    let many = (fast == FastSums::Forbidden).then_some((0, 0, SHORT_TILE));
     let kinds = [(0, 0, own), (long, 0, own), (0, long, own)].into_iter().chain(many);
     for (short_row, fused_row, tile) in kinds {
         if fused_row > context.tuning.fused_row {
@@ -63,14 +63,14 @@ fn norms_are_right(context: &GpuContext, fast: FastSums, centered: bool) -> Resu
         (context.tuning.fused_row, context.tuning.tile) = (fused_row, tile);
         let allowed = || OnceLock::from(fast == FastSums::Allowed);
         context.fast_sums = Arc::new([allowed(), allowed()]);
-        if !sums_are_right(&context, centered)? {
+        if !form_is_right(&context, centered)? {
             return Ok(false);
         }
     }
     Ok(true)
 }
 
-fn sums_are_right(context: &GpuContext, centered: bool) -> Result<bool> {
+fn form_is_right(context: &GpuContext, centered: bool) -> Result<bool> {
     let layout = Layout::dense(ROWS, PARAMS)?;
     let data: Vec<f32> = (0..layout.len()).map(pseudo_random).collect();
     let mut clipping = Clipping::default();
@@ -82,8 +82,8 @@ fn sums_are_right(context: &GpuContext, centered: bool) -> Result<bool> {
     }
 
     let session = Session::new(context, &layout, &clipping, Storage::Single)?;
-    session.upload(context, &data, &Scope::All)?;
-    context.submit("checking the device", |encoder| session.plan.record(encoder))?;
+    session.upload(&data, &Scope::All)?;
+    session.submit("checking the device", |encoder| session.plan.record(encoder))?;
     let norms = session.plan.norms_blocking()?;
     Ok(norms == Reference.norms(&layout, &data, &clipping)?)
 }

@@ -1,4 +1,4 @@
-//! A device with what its plans share: buffers, submissions, waiting, and what a report says of it.
+//! A device, and what all plans on it share: kernels, buffers, submissions, waiting, and what a report says of it.
 
 use std::sync::{Arc, OnceLock};
 
@@ -8,7 +8,7 @@ use super::tuning::Tuning;
 use crate::error::{Error, Result};
 use crate::report::{BackendKind, Ran};
 
-/// What plans share with the device they run on. Clones are handles.
+/// A device, and what all plans on it share. Clones are handles.
 #[derive(Debug, Clone)]
 pub(crate) struct GpuContext {
     pub device: wgpu::Device,
@@ -17,13 +17,18 @@ pub(crate) struct GpuContext {
     pub why: String,
     pub tuning: Tuning,
     pub pipelines: Arc<Pipelines>,
-    /// Whether the device passed the check of its fast sums, of updates and of differences from a centre; unset before
+    /// Whether kernels of this tuning passed the check of their fast sums, of updates and of differences from a centre; unset before
     /// the check.
     pub fast_sums: Arc<[OnceLock<bool>; 2]>,
     pub lost: LostReason,
 }
 
 impl GpuContext {
+    /// The same device with kernels of another shape.
+    pub(super) fn with_tuning(&self, tuning: Tuning) -> Self {
+        Self { tuning, pipelines: Arc::default(), fast_sums: Arc::default(), ..self.clone() }
+    }
+
     pub(crate) fn fast_sums_failed(&self, centered: bool) -> bool {
         self.fast_sums[usize::from(centered)].get() == Some(&false)
     }
@@ -40,7 +45,7 @@ impl GpuContext {
         Ran { backend: BackendKind::Gpu, adapter: Some(self.adapter.clone()), strategy: None, why }
     }
 
-    /// A buffer, where the device's limits and memory allow it.
+    /// A buffer that kernels bind as a whole, if at all, where the device's limits and memory allow it.
     pub(crate) fn buffer(
         &self,
         what: &'static str,
@@ -48,13 +53,23 @@ impl GpuContext {
         usage: wgpu::BufferUsages,
     ) -> Result<wgpu::Buffer> {
         let limits = self.device.limits();
-        // The batch is bound in windows; everything else as a whole.
-        let bound = usage.contains(wgpu::BufferUsages::STORAGE) && what != "the batch";
-        let limit = if bound {
-            limits.max_storage_buffer_binding_size.min(limits.max_buffer_size)
-        } else {
-            limits.max_buffer_size
-        };
+        let is_bound = usage.contains(wgpu::BufferUsages::STORAGE);
+        let limit = if is_bound { limits.max_storage_buffer_binding_size } else { u64::MAX };
+        self.buffer_within(limit.min(limits.max_buffer_size), what, bytes, usage)
+    }
+
+    /// A buffer for a batch, which is bound in windows.
+    pub(crate) fn batch_buffer(&self, bytes: u64, usage: wgpu::BufferUsages) -> Result<wgpu::Buffer> {
+        self.buffer_within(self.device.limits().max_buffer_size, "the batch", bytes, usage)
+    }
+
+    fn buffer_within(
+        &self,
+        limit: u64,
+        what: &'static str,
+        bytes: u64,
+        usage: wgpu::BufferUsages,
+    ) -> Result<wgpu::Buffer> {
         if bytes > limit {
             return Err(Error::BatchTooLarge { adapter: self.adapter.clone(), what, got: bytes, limit });
         }

@@ -16,7 +16,7 @@ use crate::aggregate::{Weights, check_mean, check_mean_half};
 use crate::backend::Backend;
 use crate::batch::Layout;
 use crate::clip::{Clipping, Scope};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::half::{self, Half};
 use crate::norms::Norms;
 use crate::report::{Ran, Report};
@@ -24,7 +24,9 @@ use crate::threshold::{self, Decision, Source, State, Threshold, check_decisions
 
 impl Backend for Gpu {
     fn ran(&self) -> Ran {
-        let failed = |context: &&GpuContext| [false, true].iter().any(|kind| context.fast_sums_failed(*kind));
+        // One whose fast sums failed is what a report has to tell.
+        let failed =
+            |context: &&GpuContext| [false, true].iter().any(|centered| context.fast_sums_failed(*centered));
         let contexts = self.calibrated.as_ref().map_or(std::slice::from_ref(&self.context), |c| c.contexts());
         contexts.iter().find(failed).or(contexts.first()).unwrap_or(&self.context).ran()
     }
@@ -51,7 +53,7 @@ impl Backend for Gpu {
         self.with_session(storage, layout, clipping, |session| {
             session.plan.write_norms(norms)?;
             session.plan.set_state(state)?;
-            self.context.submit("deciding bounds", |encoder| session.plan.record_threshold(encoder))?;
+            session.submit("deciding bounds", |encoder| session.plan.record_threshold(encoder))?;
             let decisions = session.plan.decisions_blocking()?;
             *state = session.plan.state_blocking()?;
             Ok(decisions)
@@ -189,15 +191,15 @@ impl Gpu {
             let same = s.storage == storage && s.layout == *layout && s.granularity == clipping.granularity;
             same && s.plan.serves(clipping, &rules)
         };
-        match slot.as_mut().filter(|session| fits(session)) {
-            Some(session) => session.plan.set_clipping(clipping)?,
-            None => {
-                // The old buffer is freed before the new one is made.
-                *slot = None;
-                *slot = Some(Session::new(context, layout, clipping, storage)?);
+        // An old buffer is freed before the new one is made.
+        let session = match slot.take().filter(fits) {
+            Some(mut session) => {
+                session.plan.set_clipping(clipping)?;
+                session
             }
-        }
-        slot.as_ref().map_or(Err(Error::NotRecorded), work)
+            None => Session::new(context, layout, clipping, storage)?,
+        };
+        work(slot.insert(session))
     }
 
     pub(super) fn norms_of<T: Pod>(
@@ -213,8 +215,8 @@ impl Gpu {
             return self.norms_in_pieces(&pieces, storage, layout, data, &stage);
         }
         self.with_session(storage, layout, &stage, |session| {
-            session.upload(&self.context, data, &clipping.scope)?;
-            self.context.submit("computing norms", |encoder| session.plan.record_norms(encoder))?;
+            session.upload(data, &clipping.scope)?;
+            session.submit("computing norms", |encoder| session.plan.record_norms(encoder))?;
             session.plan.norms_blocking()
         })
     }
@@ -233,10 +235,10 @@ impl Gpu {
             return self.clip_in_pieces(&pieces, storage, layout, data, clipping, decisions);
         }
         self.with_session(storage, layout, clipping, |session| {
-            session.upload_spans(&self.context, data, |span| decisions[span].status.is_written())?;
+            session.upload_spans(data, |span| decisions[span].status.is_written())?;
             session.plan.write_decisions(decisions)?;
-            self.context.submit("clipping", |encoder| session.plan.record_clip(encoder))?;
-            session.download(&self.context, data, decisions)
+            session.submit("clipping", |encoder| session.plan.record_clip(encoder))?;
+            session.download(data, decisions)
         })
     }
 
@@ -253,11 +255,11 @@ impl Gpu {
         }
         self.with_session(storage, layout, clipping, |session| {
             session.plan.set_state(state)?;
-            session.upload(&self.context, data, &clipping.scope)?;
-            self.context.submit("clipping", |encoder| session.plan.record(encoder))?;
+            session.upload(data, &clipping.scope)?;
+            session.submit("clipping", |encoder| session.plan.record(encoder))?;
             let (norms, decisions) = session.plan.run_blocking()?;
             let next = session.plan.state_blocking()?;
-            session.download(&self.context, data, &decisions)?;
+            session.download(data, &decisions)?;
             *state = next;
             let ran = Ran { strategy: Some(session.plan.strategy()), ..self.ran() };
             Ok(Report::of_stages(ran, layout, clipping.granularity, &norms, &decisions))
@@ -279,9 +281,9 @@ impl Gpu {
         }
         self.with_session(storage, layout, &clipping.of_decisions(), |session| {
             let mean = session.plan.mean(weights)?;
-            session.upload(&self.context, data, &Scope::All)?;
+            session.upload(data, &Scope::All)?;
             session.plan.write_decisions(decisions)?;
-            self.context.submit("averaging", |encoder| mean.record(encoder))?;
+            session.submit("averaging", |encoder| mean.record(encoder))?;
             mean.read_blocking()
         })
     }
@@ -310,8 +312,8 @@ impl Gpu {
             let mean = session.plan.mean(weights)?;
             session.plan.set_state(state)?;
             // Rows out of scope are not clipped, but they count.
-            session.upload(&self.context, data, &Scope::All)?;
-            self.context.submit("averaging", |encoder| {
+            session.upload(data, &Scope::All)?;
+            session.submit("averaging", |encoder| {
                 session.plan.record_norms(encoder);
                 session.plan.record_threshold(encoder);
                 mean.record(encoder);

@@ -1,6 +1,7 @@
 //! The kernel table: every entry point, its file, its bindings and its workgroup; and pipelines, made from it.
 //!
-//! A new kernel is a shader under `shaders/` and a row here.
+//! A new kernel is a shader under `shaders/`, a row here, its place among the steps of a stage (`steps.rs`) and, in a file of its own, what
+//! that needs beside it (`sources.rs`).
 
 use std::sync::OnceLock;
 

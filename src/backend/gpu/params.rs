@@ -1,4 +1,6 @@
-//! What host and kernels tell each other in structs of common.wgsl: the params of a run, and decisions.
+//! What host and kernels tell each other in structs of common.wgsl: the params, the words of a run, and decisions.
+
+use std::ops::Range;
 
 use bytemuck::{Pod, Zeroable};
 
@@ -10,12 +12,22 @@ use crate::numerics::power_of_two;
 use crate::report::Strategy;
 use crate::threshold::Decision;
 
-/// Which of the plan's params a dispatch reads: those of stages alone, those of the whole batch in a run of all stages,
-/// those of one whose norms decide, and from here on those of portions.
+/// Which of a plan's copies of the params a dispatch reads: that of the stages alone,
 pub(super) const OF_STAGES: usize = 0;
+/// that of a run of all stages,
 pub(super) const OF_RUN: usize = 1;
+/// that of a run whose norms decide, which has no threshold stage,
 pub(super) const OF_GIVEN: usize = 2;
+/// and from here on those of such a run of one portion each.
 pub(super) const OF_PORTIONS: usize = 3;
+
+/// Bytes of the run before the list of what is open; RUN_LIST of common.wgsl.
+pub(super) const RUN_BYTES: u64 = 32;
+
+/// Words of the run, and bytes of those that count what is open; RUN_* of common.wgsl.
+pub(super) const RUN_NORMS: usize = 1;
+pub(super) const RUN_DECISIONS: usize = 2;
+pub(super) const RUN_OPEN: Range<u64> = 12..20;
 
 /// `Params` of common.wgsl.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]

@@ -183,6 +183,7 @@ impl Gpu {
         // Before anything is written.
         clipping.check(layout, state)?;
         let source = Source::new(&clipping.threshold, layout, clipping.granularity)?;
+        // A piece has whole rows, so bounds of segments may be given as well as those of rows.
         if !matches!(source, Source::Given(_)) || clipping.non_finite == NonFinite::Error {
             let norms = self.norms_in_pieces(pieces, storage, layout, data, clipping)?;
             let decisions = threshold::decide(layout, &norms, clipping, state)?;

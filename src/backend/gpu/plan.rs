@@ -4,29 +4,26 @@ use std::ops::Range;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::buffers::{Buffers, RUN_BYTES};
+use super::buffers::Buffers;
 use super::context::GpuContext;
 use super::device::{guarded, read_mapped};
 use super::geometry::{Geometry, Placement};
 use super::kernels::Form;
 use super::mean::MeanPlan;
-use super::params::{CLIPS_ALL, DeviceDecision, OF_STAGES, Params, policy_code};
+use super::params::{
+    CLIPS_ALL, DeviceDecision, OF_STAGES, Params, RUN_BYTES, RUN_DECISIONS, RUN_NORMS, RUN_OPEN, policy_code,
+};
 use super::rules::{NO_GROUP, Rules};
 use super::sources::Storage;
 use super::steps::{Binder, CLIP, NORMS, Part, Step, THRESHOLD, is_step};
 use super::tuning::Tuning;
 use crate::aggregate::Weights;
 use crate::batch::{Granularity, Layout};
-use crate::clip::{Clipping, NonFinite};
+use crate::clip::{Clipping, NonFinite, Scope};
 use crate::error::{Error, Result};
 use crate::norms::{Norm, Norms};
 use crate::report::{Report, Strategy};
 use crate::threshold::{self, Decision, Source, State, Threshold};
-
-/// Words of the run, and bytes of those that count what is open; RUN_* of common.wgsl.
-const RUN_NORMS: usize = 1;
-const RUN_DECISIONS: usize = 2;
-const RUN_OPEN: Range<u64> = 12..20;
 
 /// What the plan does while a report is read.
 const READING: &str = "reading the report";
@@ -157,8 +154,8 @@ impl Plan {
             recorded: AtomicBool::new(false),
             context,
         };
-        plan.upload(plan.buffers.tiles.clone(), bytemuck::cast_slice(&plan.geometry.tiles))?;
-        plan.upload(plan.buffers.columns.clone(), bytemuck::cast_slice(&plan.geometry.columns))?;
+        plan.upload(&plan.buffers.tiles, bytemuck::cast_slice(&plan.geometry.tiles))?;
+        plan.upload(&plan.buffers.columns, bytemuck::cast_slice(&plan.geometry.columns))?;
         plan.set_clipping(clipping)?;
         plan.set_state(&plan.source.initial_state())?;
         Ok(plan)
@@ -197,7 +194,31 @@ impl Plan {
                 expected: "no more than the threshold that the plan was made for; make another plan",
             });
         }
-        let mask = clipping.scope.mask(self.layout.clients())?;
+        self.mark_spans(&clipping.scope, &source)?;
+        let decides = source.bounds_of_rows(clipping).is_some();
+        let params = self.params(clipping, &rules);
+        let copies = params.copies(self.geometry.strategy, decides, &self.geometry.portions);
+        let stride = self.context.tuning.offset_alignment as usize;
+        let mut bytes = vec![0; copies.len() * stride];
+        for (place, copy) in bytes.chunks_exact_mut(stride).zip(&copies) {
+            place[..size_of::<Params>()].copy_from_slice(bytemuck::bytes_of(copy));
+        }
+        self.upload(&self.buffers.params, &bytes)?;
+        self.upload(&self.buffers.spans, bytemuck::cast_slice(&self.geometry.spans))?;
+        self.upload(&self.buffers.groups, bytemuck::cast_slice(&rules.groups))?;
+        self.upload(&self.buffers.members, bytemuck::cast_slice(&rules.members))?;
+        if let Some(center) = &clipping.center {
+            self.upload_at(&self.buffers.columns, self.center_offset(), bytemuck::cast_slice(center))?;
+        }
+        let same = self.threshold == clipping.threshold;
+        (self.threshold, self.source) = (clipping.threshold.clone(), source);
+        self.decides = decides;
+        if same { Ok(()) } else { self.set_state(&self.source.initial_state()) }
+    }
+
+    /// Writes scope, and bounds or groups, into the spans of the geometry.
+    fn mark_spans(&mut self, scope: &Scope, source: &Source) -> Result<()> {
+        let mask = scope.mask(self.layout.clients())?;
         let spans = self.geometry.spans.as_mut_slice();
         let (bounded, rows) = spans.split_at_mut(self.geometry.bounded);
         for (row, &in_scope) in mask.iter().enumerate() {
@@ -208,7 +229,7 @@ impl Plan {
                 span.in_scope = u32::from(in_scope);
             }
         }
-        match &source {
+        match source {
             Source::Given(bounds) => {
                 for (span, bound) in bounded.iter_mut().zip(bounds) {
                     (span.bound, span.group) = (bound.to_bits(), NO_GROUP);
@@ -222,7 +243,12 @@ impl Plan {
                 }
             }
         }
-        let params = Params {
+        Ok(())
+    }
+
+    /// The params of the stages alone.
+    fn params(&self, clipping: &Clipping, rules: &Rules) -> Params {
+        Params {
             zero: self.context.tuning.zero,
             spans: self.geometry.spans.len() as u32,
             bounded: self.geometry.bounded as u32,
@@ -237,27 +263,7 @@ impl Plan {
             end: self.geometry.spans.len() as u32,
             clips: CLIPS_ALL,
             decides: 0,
-        };
-        let decides = matches!(source, Source::Given(_))
-            && clipping.non_finite != NonFinite::Error
-            && self.granularity != Granularity::Segment;
-        let copies = params.copies(self.geometry.strategy, decides, &self.geometry.portions);
-        let stride = self.context.tuning.offset_alignment as usize;
-        let mut bytes = vec![0; copies.len() * stride];
-        for (place, copy) in bytes.chunks_exact_mut(stride).zip(&copies) {
-            place[..size_of::<Params>()].copy_from_slice(bytemuck::bytes_of(copy));
         }
-        self.upload(self.buffers.params.clone(), &bytes)?;
-        self.upload(self.buffers.spans.clone(), bytemuck::cast_slice(&self.geometry.spans))?;
-        self.upload(self.buffers.groups.clone(), bytemuck::cast_slice(&rules.groups))?;
-        self.upload(self.buffers.members.clone(), bytemuck::cast_slice(&rules.members))?;
-        if let Some(center) = &clipping.center {
-            self.upload_at(&self.buffers.columns, self.center_offset(), bytemuck::cast_slice(center))?;
-        }
-        let same = self.threshold == clipping.threshold;
-        (self.threshold, self.source) = (clipping.threshold.clone(), source);
-        self.decides = decides;
-        if same { Ok(()) } else { self.set_state(&self.source.initial_state()) }
     }
 
     pub(super) fn geometry(&self) -> &Geometry {
@@ -284,7 +290,7 @@ impl Plan {
     pub fn set_state(&self, state: &State) -> Result<()> {
         let mut state = state.clone();
         self.source.prepare(&mut state)?;
-        self.upload(self.buffers.state.clone(), bytemuck::cast_slice(state.words()))
+        self.upload(&self.buffers.state, bytemuck::cast_slice(state.words()))
     }
 
     /// Reads the state of an adaptive or history threshold back, to be saved; waits for the device.
@@ -466,7 +472,7 @@ impl Plan {
     }
 
     /// The norms and decisions of the last submitted run.
-    pub(crate) fn run_blocking(&self) -> Result<(Norms, Vec<Decision>)> {
+    pub(super) fn run_blocking(&self) -> Result<(Norms, Vec<Decision>)> {
         let run = self.read_blocking()?;
         self.check_norms(&run)?;
         self.check_decisions(&run)?;
@@ -542,15 +548,15 @@ impl Plan {
             all.extend(&norms.rows);
         }
         let non_finite = norms.rows.iter().any(|n| n.class() == crate::NormClass::NonFinite);
-        self.upload(self.buffers.run.clone(), bytemuck::cast_slice(&[u32::from(non_finite), 1, 0]))?;
-        self.upload(self.buffers.norms.clone(), bytemuck::cast_slice(&all))
+        self.upload(&self.buffers.run, bytemuck::cast_slice(&[u32::from(non_finite), 1, 0]))?;
+        self.upload(&self.buffers.norms, bytemuck::cast_slice(&all))
     }
 
     /// Replaces the decisions in the plan, for the clip stage alone.
     pub(super) fn write_decisions(&self, decisions: &[Decision]) -> Result<()> {
         let all: Vec<_> =
             decisions.iter().map(|decision| DeviceDecision::from_host(decision, self.granularity)).collect();
-        self.upload(self.buffers.decisions.clone(), bytemuck::cast_slice(&all))?;
+        self.upload(&self.buffers.decisions, bytemuck::cast_slice(&all))?;
         // As if a run had made them; what is refused was so before they came.
         self.upload_at(&self.buffers.run, 0, bytemuck::cast_slice(&[0, 0, 1 + policy_code(NonFinite::Zero)]))
     }
@@ -560,8 +566,8 @@ impl Plan {
         (self.geometry.columns.len() * 4) as u64
     }
 
-    fn upload(&self, buffer: wgpu::Buffer, bytes: &[u8]) -> Result<()> {
-        self.upload_at(&buffer, 0, bytes)
+    fn upload(&self, buffer: &wgpu::Buffer, bytes: &[u8]) -> Result<()> {
+        self.upload_at(buffer, 0, bytes)
     }
 
     fn upload_at(&self, buffer: &wgpu::Buffer, offset: u64, bytes: &[u8]) -> Result<()> {
@@ -624,7 +630,7 @@ impl Plan {
             &self.buffers.bounds,
         ];
         for buffer in scratch {
-            self.upload(buffer.clone(), &vec![0xa5; buffer.size() as usize])?;
+            self.upload(buffer, &vec![0xa5; buffer.size() as usize])?;
         }
         Ok(())
     }

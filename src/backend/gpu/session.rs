@@ -1,4 +1,4 @@
-//! The plan and buffer of a batch in host memory, and the way there and back.
+//! A plan over a buffer of its own, for a batch in host memory.
 
 use bytemuck::Pod;
 
@@ -12,9 +12,10 @@ use crate::clip::{Clipping, Scope};
 use crate::error::Result;
 use crate::threshold::Decision;
 
-/// A plan over a buffer of its own, whose rows lie where kernels read them fastest.
+/// A plan, and its buffer, in which rows lie where kernels read them fastest.
 #[derive(Debug)]
 pub(super) struct Session {
+    context: GpuContext,
     pub(super) layout: Layout,
     pub(super) granularity: Granularity,
     pub(super) storage: Storage,
@@ -32,46 +33,44 @@ impl Session {
     ) -> Result<Self> {
         let placement = Placement::packed(layout, clipping.granularity);
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC;
-        let buffer = context.buffer("the batch", (placement.length * storage.bytes()).max(16), usage)?;
+        let buffer = context.batch_buffer((placement.length * storage.bytes()).max(16), usage)?;
         let plan = Plan::new(context, layout, clipping, &placement, storage, &buffer)?;
-        let granularity = clipping.granularity;
-        Ok(Self { layout: layout.clone(), granularity, storage, placement, buffer, plan })
+        let (context, layout, granularity) = (context.clone(), layout.clone(), clipping.granularity);
+        Ok(Self { context, layout, granularity, storage, placement, buffer, plan })
+    }
+
+    /// Records and submits.
+    pub(super) fn submit(
+        &self,
+        during: &'static str,
+        record: impl FnOnce(&mut wgpu::CommandEncoder),
+    ) -> Result<()> {
+        self.context.submit(during, record)
     }
 
     /// Writes the rows in scope to the device.
-    pub(super) fn upload<T: Pod>(&self, context: &GpuContext, data: &[T], scope: &Scope) -> Result<()> {
+    pub(super) fn upload<T: Pod>(&self, data: &[T], scope: &Scope) -> Result<()> {
         let mask = scope.mask(self.layout.clients())?;
         let mut in_scope = vec![false; self.placement.spans.len()];
         for (row, &chosen) in mask.iter().enumerate() {
             in_scope[self.layout.spans_of(self.granularity, row)].fill(chosen);
         }
-        self.upload_spans(context, data, |span| in_scope[span])
+        self.upload_spans(data, |span| in_scope[span])
     }
 
-    pub(super) fn upload_spans<T: Pod>(
-        &self,
-        context: &GpuContext,
-        data: &[T],
-        chosen: impl Fn(usize) -> bool,
-    ) -> Result<()> {
-        self.transfer(context, &|span| self.layout.span(self.granularity, span)).upload(data, chosen)
+    /// Writes the spans that are chosen to the device.
+    pub(super) fn upload_spans<T: Pod>(&self, data: &[T], chosen: impl Fn(usize) -> bool) -> Result<()> {
+        self.with_transfer(|transfer| transfer.upload(data, chosen))
     }
 
-    pub(super) fn download<T: Pod>(
-        &self,
-        context: &GpuContext,
-        data: &mut [T],
-        decisions: &[Decision],
-    ) -> Result<()> {
-        self.transfer(context, &|span| self.layout.span(self.granularity, span))
-            .download(data, |span| decisions[span].status.is_written())
+    /// Reads the spans back that were written.
+    pub(super) fn download<T: Pod>(&self, data: &mut [T], decisions: &[Decision]) -> Result<()> {
+        self.with_transfer(|transfer| transfer.download(data, |span| decisions[span].status.is_written()))
     }
 
-    fn transfer<'a>(
-        &'a self,
-        context: &'a GpuContext,
-        host: &'a dyn Fn(usize) -> std::ops::Range<usize>,
-    ) -> Transfer<'a> {
-        Transfer { context, placement: &self.placement, buffer: &self.buffer, host }
+    fn with_transfer<T>(&self, work: impl FnOnce(Transfer<'_>) -> Result<T>) -> Result<T> {
+        let host = |span| self.layout.span(self.granularity, span);
+        let Self { context, placement, buffer, .. } = self;
+        work(Transfer { context, placement, buffer, host: &host })
     }
 }

@@ -24,7 +24,7 @@ impl Memory {
     pub(super) fn new(context: &GpuContext, shape: Shape, dtype: Dtype) -> Result<Self> {
         let transfer = wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC;
         let bytes = shape.elements() as u64 * dtype.bytes();
-        let buffer = |usage| context.buffer("the batch", bytes, usage);
+        let buffer = |usage| context.batch_buffer(bytes, usage);
         let work = buffer(wgpu::BufferUsages::STORAGE | transfer)?;
         Ok(Self { work, original: buffer(transfer)?, bytes, dtype })
     }

@@ -9,7 +9,6 @@ mod trial;
 
 use std::fmt;
 use std::str::FromStr;
-use std::sync::Arc;
 
 pub use self::trial::Trial;
 
@@ -351,13 +350,6 @@ impl Gpu {
             Some(calibrated) => &calibrated.contexts[ShapeClass::of_batch(layout, granularity) as usize],
             None => &self.context,
         }
-    }
-}
-
-impl GpuContext {
-    /// The same device with kernels of another shape.
-    pub(super) fn with_tuning(&self, tuning: Tuning) -> Self {
-        Self { tuning, pipelines: Arc::default(), fast_sums: Arc::default(), ..self.clone() }
     }
 }
 

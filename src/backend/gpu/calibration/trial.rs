@@ -113,7 +113,7 @@ impl Bed {
         let mut clipped = data.clone();
         let rows = Cpu::new()?.run(&layout, &mut clipped, &clipping)?.rows;
         let usage = wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
-        let original = context.buffer("the batch", layout.len() as u64 * 4, usage)?;
+        let original = context.batch_buffer(layout.len() as u64 * 4, usage)?;
         Ok(Self { class, layout, clipping, data, clipped, rows, original })
     }
 
@@ -121,7 +121,7 @@ impl Bed {
     fn best(&self, context: &GpuContext, tell: &mut impl FnMut(&Trial)) -> Result<Tuning> {
         let mut best = self.session(context)?;
         let mut tuning = context.tuning.clone();
-        best.upload(context, &self.data, &Scope::All)?;
+        best.upload(&self.data, &Scope::All)?;
         context.submit("copying the batch", |encoder| {
             encoder.copy_buffer_to_buffer(&best.buffer, 0, &self.original, 0, self.original.size());
         })?;
@@ -167,7 +167,7 @@ impl Bed {
         context.submit("clipping", |encoder| session.plan.record(encoder))?;
         let (norms, decisions) = session.plan.run_blocking()?;
         let mut data = self.data.clone();
-        session.download(context, &mut data, &decisions)?;
+        session.download(&mut data, &decisions)?;
         let report =
             Report::of_stages(context.ran(), &self.layout, self.clipping.granularity, &norms, &decisions);
         self.check(&report, &data)?;
