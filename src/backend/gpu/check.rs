@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::context::GpuContext;
 use super::session::Session;
-use super::sources::Storage;
+use super::storage::Storage;
 use crate::backend::{Backend, Reference};
 use crate::batch::Layout;
 use crate::clip::{Clipping, Scope};

@@ -9,7 +9,7 @@ use super::Gpu;
 use super::buffers::EXACT_SUM_BYTES;
 use super::context::GpuContext;
 use super::mean::{LONGEST_STRIP, SUM_BYTES};
-use super::sources::Storage;
+use super::storage::Storage;
 use crate::aggregate::{Weights, counts};
 use crate::batch::{Granularity, Layout};
 use crate::clip::{Clipping, Status};

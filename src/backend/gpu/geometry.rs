@@ -5,7 +5,7 @@ use std::ops::Range;
 use bytemuck::{Pod, Zeroable};
 
 use super::Tuning;
-use super::sources::{Fours, Storage};
+use super::storage::{Fours, Storage};
 use crate::batch::{Granularity, Layout};
 use crate::error::{Error, Result};
 use crate::report::Strategy;

@@ -11,7 +11,7 @@ use super::context::GpuContext;
 use super::pieces::Pieces;
 use super::rules::Rules;
 use super::session::Session;
-use super::sources::Storage;
+use super::storage::Storage;
 use crate::aggregate::{Weights, check_mean, check_mean_half};
 use crate::backend::Backend;
 use crate::batch::Layout;

@@ -7,7 +7,8 @@ use std::sync::OnceLock;
 
 use super::Tuning;
 use super::device::guarded;
-use super::sources::{Fours, Storage, Variant, source};
+use super::sources::{Variant, source};
+use super::storage::{Fours, Storage};
 use crate::error::Result;
 use crate::half::Half;
 

@@ -8,6 +8,18 @@
 //!
 //! wgpu is re-exported as [`byzclip::wgpu`](wgpu).
 
+// From the device up:
+//
+// - `device.rs` adapters, wgpu's errors as values, maps; `context.rs` a device, and what all plans on it share; `check.rs` whether its
+//   fast sums are right.
+// - `storage.rs` how elements lie in a buffer; `geometry.rs` a batch in tiles and windows; `tuning.rs` shapes of kernels.
+// - `kernels.rs` the table; `sources.rs` what a kernel is compiled from; `params.rs`, `rules.rs` what it is told, in its own structs.
+// - `plan.rs` recording and readback; `buffers.rs` what its kernels read and write; `steps.rs` which of them a run takes; `mean.rs`
+//   the same for the mean.
+// - `host.rs` the stages on batches in host memory; `session.rs` a plan over a buffer of its own; `transfer.rs` the way there and back;
+//   `pieces.rs` batches that no buffer holds, `columns.rs` their mean.
+// - `calibration/` tunings by measurement.
+
 mod buffers;
 mod calibration;
 mod check;
@@ -25,6 +37,7 @@ mod rules;
 mod session;
 mod sources;
 mod steps;
+mod storage;
 mod transfer;
 mod tuning;
 
@@ -52,7 +65,7 @@ use self::context::GpuContext;
 use self::device::LostReason;
 use self::geometry::Placement;
 use self::session::Session;
-use self::sources::Storage;
+use self::storage::Storage;
 use crate::batch::Layout;
 use crate::clip::Clipping;
 use crate::error::{Error, Result};

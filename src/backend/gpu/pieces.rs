@@ -11,7 +11,7 @@ use bytemuck::Pod;
 use super::Gpu;
 use super::buffers::EXACT_SUM_BYTES;
 use super::context::GpuContext;
-use super::sources::Storage;
+use super::storage::Storage;
 use crate::backend::Backend;
 use crate::batch::{Granularity, Layout};
 use crate::clip::{Clipping, NonFinite};

@@ -14,8 +14,8 @@ use super::params::{
     CLIPS_ALL, DeviceDecision, OF_STAGES, Params, RUN_BYTES, RUN_DECISIONS, RUN_NORMS, RUN_OPEN, policy_code,
 };
 use super::rules::{NO_GROUP, Rules};
-use super::sources::Storage;
 use super::steps::{Binder, CLIP, NORMS, Part, Step, THRESHOLD, is_step};
+use super::storage::Storage;
 use super::tuning::Tuning;
 use crate::aggregate::Weights;
 use crate::batch::{Granularity, Layout};

@@ -5,7 +5,7 @@ use bytemuck::Pod;
 use super::Plan;
 use super::context::GpuContext;
 use super::geometry::Placement;
-use super::sources::Storage;
+use super::storage::Storage;
 use super::transfer::Transfer;
 use crate::batch::{Granularity, Layout};
 use crate::clip::{Clipping, Scope};

@@ -1,5 +1,6 @@
 //! The sources of a shader module: which files of `shaders/` a kernel's file needs beside it, for elements of any storage.
 
+use super::storage::{Fours, Storage};
 use crate::half::Half;
 
 /// The variants of the shaders that a device takes.
@@ -12,34 +13,7 @@ pub(crate) struct Variant {
     pub storage: Storage,
 }
 
-/// How kernels reach the elements of a tile.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Fours {
-    /// One at a time, of halves two: for tiles that begin anywhere.
-    None,
-    /// Four at a time, but for those before the first multiple of four and behind the last: for tiles that begin
-    /// anywhere, on devices that write one element of a vector alone.
-    Loose,
-    /// Four at a time: for tiles that begin at multiples of four elements, and end before the next begins.
-    Aligned,
-}
-
-/// How elements are stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Storage {
-    Single,
-    Half(Half),
-}
-
 impl Storage {
-    /// Bytes of an element.
-    pub(crate) const fn bytes(self) -> u64 {
-        match self {
-            Self::Single => 4,
-            Self::Half(_) => 2,
-        }
-    }
-
     /// Sources of `load4`, `load1` and `groups`, of `store4`, and of `scaled` and `cut`.
     fn sources(self, fours: Fours) -> [String; 3] {
         let by_count = include_str!("../../../shaders/groups.wgsl");

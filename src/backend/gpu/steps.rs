@@ -7,7 +7,7 @@ use super::context::GpuContext;
 use super::geometry::{Geometry, Window};
 use super::kernels::{Access, Grid, Kernel, Pipeline, Resource};
 use super::params::{OF_GIVEN, OF_PORTIONS, OF_RUN, Params};
-use super::sources::Storage;
+use super::storage::Storage;
 use crate::batch::Granularity;
 use crate::report::Strategy;
 

@@ -6,7 +6,7 @@ use super::super::check::pseudo_random;
 use super::super::context::GpuContext;
 use super::super::device::wait;
 use super::super::session::Session;
-use super::super::sources::Storage;
+use super::super::storage::Storage;
 use super::super::{Gpu, Tuning, is_software};
 use super::knobs::KNOBS;
 use super::{Calibration, Choice, ShapeClass};
