@@ -142,6 +142,19 @@ def compared(joined):
     return found
 
 
+def elsewhere(joined):
+    """What has nothing of ours to be compared with, because that ran on another processor or adapter, as lines of a list."""
+    ours_on = {}
+    for (*_, method, machine), (ours, _) in joined.items():
+        if ours:
+            ours_on.setdefault(method, {})[machine] = None
+    found = {}
+    for (*_, method, machine), (ours, peers) in joined.items():
+        if not ours and method in ours_on:
+            found |= {f"- not compared: `{name(peer)}` ran on {machine}, ours on {', '.join(ours_on[method])}": None for peer in peers}
+    return list(found)
+
+
 def means(pairs):
     """The geometric mean of all best peers for each stage and place of the data, and that of each peer, as markdown."""
     ratios, by_peer = {}, {}
@@ -166,10 +179,12 @@ def commit(header):
 
 def brief(headers, records):
     """The means alone, with what they were measured on and when."""
-    pairs = compared(join(records))
+    joined = join(records)
+    pairs = compared(joined)
     devices = dict.fromkeys(ours["device"] for ours, _ in pairs.values())
+    notes = elsewhere(joined)
     when = [f"{header['date']}, commit {commit(header)}" for header in headers if "commit" in header]
-    return "\n".join(["; ".join([*devices, *when]), "", *means(pairs)])
+    return "\n".join(["; ".join([*devices, *when]), "", *means(pairs), *([""] if notes else []), *notes])
 
 
 def report(headers, records):
@@ -189,6 +204,7 @@ def report(headers, records):
         for peer in peers
         if not peer["verified"]
     ]
+    notes += elsewhere(joined)
     for header in headers:
         notes += [f"- skipped: {what}: {why}" for what, why in header.get("skipped", {}).items()]
     for header in headers:

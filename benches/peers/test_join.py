@@ -49,6 +49,15 @@ class Join(unittest.TestCase):
         page = join.report([], [record("byzclip", 30.0), record("peer", 20.0)])
         self.assertIn("| `peer` | `peer` 20.0 | 30.0 | 20.0 | 1.50 |", page)
 
+    def test_what_ran_on_another_adapter_is_named_and_not_compared(self):
+        on = lambda library, device: record(library, 10.0, method="device", backend="gpu", device=device)
+        records = [record("byzclip", 30.0), record("peer", 20.0), on("byzclip", "a GPU"), on("other", "a software adapter")]
+        for page in (join.report([], records), join.brief([], records)):
+            self.assertIn("- not compared: `other (gpu)` ran on a software adapter, ours on a GPU", page)
+        records[3] = on("other", "a GPU")
+        for page in (join.report([], records), join.brief([], records)):
+            self.assertNotIn("not compared", page)
+
     def test_a_wrong_result_is_never_the_best_and_is_listed(self):
         page = join.report([], [record("byzclip", 10.0), wrong("broken"), record("peer", 5.0)])
         self.assertIn("| `peer` | `peer` 5.0, `broken` WRONG | 10.0 | 5.0 | 2.00 |", page)
