@@ -16,6 +16,9 @@ use crate::threshold::Decision;
 /// Coordinates that one task averages: their sums stay in a core's cache while the rows pass.
 const STRIP: usize = 1024;
 
+/// What a term of the mean takes, as a number of elements of a norm.
+const TERM: usize = 16;
+
 /// The elements of the rows.
 #[derive(Clone, Copy)]
 pub(super) enum Elements<'a> {
@@ -72,7 +75,7 @@ impl<'a> MeanBatch<'a> {
             .filter(|&row| weights[row] > 0.0 && counts(layout, granularity, decisions, row))
             .map(|row| MeanRow { weight: weights[row], spans: layout.spans_of(granularity, row) });
         let divisor = Divisor::new(layout, granularity, decisions, weights);
-        let team = Team::new(cpu, layout.elements())?;
+        let team = Team::new(cpu, TERM * layout.elements())?;
         let (rows, force_exact) = (rows.collect(), cpu.force_exact);
         Ok(Self { layout, data, clipping, decisions, rows, divisor, team, force_exact })
     }

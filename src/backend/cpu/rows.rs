@@ -7,7 +7,7 @@ use super::short::ShortRows;
 use super::simd::prefetches_within;
 use super::sum::FastSum;
 use super::tasks::{Cursor, Hands, cut, each, elements_of_task};
-use super::threads::{SEQUENTIAL, Team};
+use super::threads::{Team, WORTH_SHARING};
 use super::{Cpu, LINE, TASK};
 use crate::batch::{Granularity, Layout};
 use crate::clip::{Clipping, Scope};
@@ -205,7 +205,7 @@ impl<'a, S: Storage> Rows<'a, S> {
         if hands == Hands::One {
             return self.apply(elements, 0, decision);
         }
-        let team = self.team.for_part(elements.len());
+        let team = self.team.for_row(elements.len());
         team.share(elements.chunks_mut(TASK).enumerate(), |(part, elements)| {
             self.apply(elements, part * TASK, decision);
         });
@@ -253,8 +253,8 @@ impl<'a, S: Storage> Rows<'a, S> {
         let of_segments = match hands {
             Hands::One => segments.map(|segment| of_segment(segment, Hands::One)).collect(),
             Hands::All => {
-                let team = self.team.for_part(elements.len());
-                let share = (elements.len() / team.threads()).max(SEQUENTIAL);
+                let team = self.team.for_row(elements.len());
+                let share = (elements.len() / team.threads()).max(WORTH_SHARING);
                 let hands = |length| if length > share { Hands::All } else { Hands::One };
                 let sizes = segments.clone().map(|segment| (ROW + segment.len(), hands(segment.len())));
                 let tasks = cut(sizes, elements_of_task(elements.len(), team));
@@ -355,7 +355,7 @@ impl<'a, S: Storage> Rows<'a, S> {
         work: impl Fn(usize, &[S::Element]) -> T + Sync,
     ) -> Vec<T> {
         let parts = elements.chunks(TASK).enumerate();
-        self.team.for_part(elements.len()).collect(parts, |(part, elements)| work(part * TASK, elements))
+        self.team.for_row(elements.len()).collect(parts, |(part, elements)| work(part * TASK, elements))
     }
 
     /// How many rows of one length are worth a task: all of them where one thread takes the batch.

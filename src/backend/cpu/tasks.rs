@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::threads::{SEQUENTIAL, Team};
+use super::threads::{Team, WORTH_SHARING};
 use super::{OWN, TASK};
 
 /// In how many tasks a thread's share of a batch is cut, so that no thread is left with much at the end.
@@ -24,7 +24,7 @@ impl Hands {
     /// All threads for a row that fits no cache, and for a long one of so many that are left over, where more threads find a part of
     /// it than would have one of those rows each.
     pub(super) fn for_row(length: usize, left_over: usize, threads: usize) -> Self {
-        let is_long = length > SEQUENTIAL && length.div_ceil(TASK).min(threads) > left_over;
+        let is_long = length > WORTH_SHARING && length.div_ceil(TASK).min(threads) > left_over;
         let is_shared = threads > 1 && (length > OWN || left_over > 0 && is_long);
         if is_shared { Self::All } else { Self::One }
     }
@@ -111,13 +111,13 @@ mod tests {
     fn rows_are_shared_where_that_leaves_no_thread_without_work() {
         // Length, rows left over, threads.
         let shared =
-            [(OWN + 1, 0, 2), (SEQUENTIAL + 1, 1, 2), (8 * TASK, 3, 4), (OWN, 7, 8), (11 << 20, 10, 16)];
+            [(OWN + 1, 0, 2), (WORTH_SHARING + 1, 1, 2), (8 * TASK, 3, 4), (OWN, 7, 8), (11 << 20, 10, 16)];
         // The last ones are too short, or there are enough of them.
         let alone = [
             (OWN, 0, 2),
             (OWN + 1, 0, 1),
             (OWN, 1, 1),
-            (SEQUENTIAL, 1, 2),
+            (WORTH_SHARING, 1, 2),
             (100_000, 10, 16),
             (3 * TASK, 7, 8),
         ];

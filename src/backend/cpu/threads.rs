@@ -16,8 +16,11 @@ use super::Cpu;
 use crate::error::Result;
 use crate::pool;
 
-/// Elements up to which one thread is faster than waking others: a dozen microseconds of work.
-pub(super) const SEQUENTIAL: usize = 1 << 17;
+/// Elements up to which a caller alone has done before others, who are asleep, have woken: some tens of microseconds of work.
+pub(super) const WORTH_WAKING: usize = 1 << 19;
+
+/// Elements up to which one thread is faster than several that are awake.
+pub(super) const WORTH_SHARING: usize = 1 << 17;
 
 /// The threads that share a batch: the caller, and those of a pool besides.
 #[derive(Debug, Clone, Copy)]
@@ -32,7 +35,7 @@ impl<'a> Team<'a> {
     pub(super) fn new(cpu: &'a Cpu, elements: usize) -> Result<Self> {
         let pool = cpu.pool.as_ref();
         let threads = match pool {
-            _ if elements <= SEQUENTIAL => 1,
+            _ if elements <= WORTH_WAKING => 1,
             Some(pool) => pool.current_num_threads(),
             None => pool::threads()?,
         };
@@ -42,13 +45,18 @@ impl<'a> Team<'a> {
     /// For benchmarks: the same of rayon's global pool, and the caller alone where that cannot be started.
     #[cfg(feature = "cli")]
     pub(crate) fn global(elements: usize) -> Self {
-        let threads = if elements <= SEQUENTIAL { 1 } else { pool::threads().unwrap_or(1) };
+        let threads = if elements <= WORTH_WAKING { 1 } else { pool::threads().unwrap_or(1) };
         Self { pool: None, threads }
     }
 
     /// Those that are worth waking for a part of the batch.
     pub(super) fn for_part(self, elements: usize) -> Self {
-        Self { threads: if elements <= SEQUENTIAL { 1 } else { self.threads }, ..self }
+        Self { threads: if elements <= WORTH_WAKING { 1 } else { self.threads }, ..self }
+    }
+
+    /// Those that are worth sharing a row with, in the midst of a batch.
+    pub(super) fn for_row(self, elements: usize) -> Self {
+        Self { threads: if elements <= WORTH_SHARING { 1 } else { self.threads }, ..self }
     }
 
     /// Whether there are so many rows, or other tasks, that a thread with one more than the others does not tell.
@@ -148,7 +156,7 @@ mod tests {
     fn every_task_is_done_once() {
         for threads in [1, 2, 3, 7] {
             let cpu = Cpu::with_threads(threads).unwrap();
-            let team = Team::new(&cpu, SEQUENTIAL + 1).unwrap();
+            let team = Team::new(&cpu, WORTH_WAKING + 1).unwrap();
             for tasks in [0, 1, 2, 3, 10, 100] {
                 let done: Vec<_> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
                 let work = |task: usize| {
@@ -173,7 +181,7 @@ mod tests {
     #[test]
     fn no_more_threads_work_than_there_are() {
         let cpu = Cpu::with_threads(2).unwrap();
-        let team = Team::new(&cpu, SEQUENTIAL + 1).unwrap();
+        let team = Team::new(&cpu, WORTH_WAKING + 1).unwrap();
         let (working, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
         for _ in 0..20 {
             team.share(0..40, |_| {
@@ -189,6 +197,8 @@ mod tests {
     #[should_panic(expected = "a task of thread")]
     fn a_panic_reaches_the_caller() {
         let cpu = Cpu::with_threads(2).unwrap();
-        Team::new(&cpu, SEQUENTIAL + 1).unwrap().share(0..40, |task| assert!(task != 39, "a task of thread"));
+        Team::new(&cpu, WORTH_WAKING + 1)
+            .unwrap()
+            .share(0..40, |task| assert!(task != 39, "a task of thread"));
     }
 }
