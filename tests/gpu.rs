@@ -619,6 +619,22 @@ fn more_workgroups_than_one_dimension_holds_are_folded() {
     assert_same_as_reference(&gpu, &layout, &Clipping::fixed(0.9), "70,000 rows");
 }
 
+/// The plan of the last shape is kept, but not under another tuning.
+#[test]
+fn a_new_tuning_is_taken_for_the_shape_that_was_there_before() {
+    let Some(gpu) = gpu() else { return };
+    let layout = Layout::dense(12, 101).unwrap();
+    let strategy = |gpu: &Gpu| {
+        let report = gpu.run(&layout, &mut updates(&layout), &Clipping::fixed(0.7)).unwrap();
+        report.ran.strategy
+    };
+    let rows = Tuning { short_row: 128, short_rows: 1, fused_row: 0, group_bytes: 0, ..gpu.tuning().clone() };
+    let gpu = gpu.with_tuning(rows.clone()).unwrap();
+    assert_eq!(strategy(&gpu), Some(Strategy::Rows));
+    let gpu = gpu.with_tuning(Tuning { short_row: 0, ..rows }).unwrap();
+    assert_eq!(strategy(&gpu), Some(Strategy::Tiled));
+}
+
 #[test]
 fn stages_called_one_by_one_give_what_one_call_gives() {
     let Some(gpu) = gpu() else { return };

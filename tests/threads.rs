@@ -36,14 +36,15 @@ fn ragged(lengths: &[usize]) -> Layout {
     Layout::ragged(&std::iter::once(0).chain(ends).collect::<Vec<_>>()).unwrap()
 }
 
-/// Batches that are shared in different ways: each has more than the 2^19 elements from which on others are woken, with 32 for every row.
+/// Batches that are shared in different ways: each has more than the 2^19 elements from which on others are woken, with 32 for every row,
+/// also where two rows in three are in scope.
 fn layouts() -> Vec<(&'static str, Layout)> {
     let many: Vec<usize> = (0..60).map(|i| 9_000 + i * 7).collect();
     vec![
         ("short rows", Layout::dense(12_000, 60).unwrap()),
-        ("rows of a cache", Layout::strided(500, 1500, 1503).unwrap()),
-        ("long rows, one too many", Layout::dense(5, 140_001).unwrap()),
-        ("rows that are too few, and too short to share", Layout::dense(7, 100_000).unwrap()),
+        ("rows of a cache", Layout::strided(600, 1500, 1503).unwrap()),
+        ("long rows, one too many", Layout::dense(5, 180_001).unwrap()),
+        ("rows that are too few, and too short to share", Layout::dense(7, 110_000).unwrap()),
         ("one row", Layout::dense(1, 600_007).unwrap()),
         ("rows of all lengths", ragged(&[3, 70_000, OWN + 5, 0, 4, OWN - 80_000])),
         ("very many rows of all lengths", ragged(&(0..20_000).map(|row| row % 23).collect::<Vec<_>>())),

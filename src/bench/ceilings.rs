@@ -39,7 +39,7 @@ impl Ceilings {
     }
 }
 
-/// Measures the ceilings of host memory with all threads; the batch is as before afterwards.
+/// Measures the ceilings of host memory with as many threads as a batch of this size gets; it is as before afterwards.
 ///
 /// The caches are as cases find them: what is only read was read by the run before, and what is scaled was restored.
 ///

@@ -34,7 +34,8 @@ pub fn run<E: Element>(shape: Shape, case: &Case, data: &mut [E]) -> Vec<f32> {
         norm
     };
     let mut norms = vec![0.0; shape.clients];
-    let (rows, team) = (rows_of_task(shape), Team::global(shape.elements()));
+    let team = Team::global((shape.elements() as f64 * case.scope) as usize);
+    let rows = rows_of_task(shape, team);
     if shape.params > OWN {
         let rows = data.chunks_mut(shape.params).zip(&mut norms).enumerate();
         rows.for_each(|(row, (values, norm))| *norm = norm_of(row, values, Some(team)));
@@ -56,8 +57,8 @@ pub fn error(shape: Shape) -> f32 {
     (additions + 4) as f32 * f32::EPSILON
 }
 
-fn rows_of_task(shape: Shape) -> usize {
-    let share = shape.elements() / (TASKS * Team::global(shape.elements()).threads());
+fn rows_of_task(shape: Shape, team: Team<'_>) -> usize {
+    let share = shape.elements() / (TASKS * team.threads());
     (AT_LEAST.max(share) / shape.params).max(1)
 }
 

@@ -2,8 +2,8 @@
 //!
 //! The proof rests on the compiler keeping the compensation (see `opaque` in pairs.wgsl). Where a
 //! driver finds a way around that, sums would be wrong by an ulp and no error would say so. So every
-//! device sums a small batch, in each form that plans of the tuning may take, with a centre and without, against the exact sum
-//! on the host; one that fails takes exact sums only, slower and right, and the report says so.
+//! device sums a small batch of `f32`, as short rows, as long ones, and fused where plans of the tuning may be, with a centre where plans
+//! have one, against the exact sum on the host; one that fails takes exact sums only, slower and right, and the report says so.
 
 use std::sync::{Arc, OnceLock};
 
@@ -30,8 +30,8 @@ impl GpuContext {
         if checked.get().is_some() {
             return Ok(());
         }
-        let fast = all_forms_are_right(self, FastSums::Allowed, centered)?;
-        if !fast && !all_forms_are_right(self, FastSums::Forbidden, centered)? {
+        let fast = all_kinds_are_right(self, FastSums::Allowed, centered)?;
+        if !fast && !all_kinds_are_right(self, FastSums::Forbidden, centered)? {
             return Err(Error::Gpu {
                 during: "checking the device's arithmetic",
                 message: "wrong norms, also from integer sums".into(),
@@ -48,7 +48,7 @@ enum FastSums {
     Forbidden,
 }
 
-fn all_forms_are_right(context: &GpuContext, fast: FastSums, centered: bool) -> Result<bool> {
+fn all_kinds_are_right(context: &GpuContext, fast: FastSums, centered: bool) -> Result<bool> {
     // As short rows, as long ones, and fused where plans may be: the kernels differ. So do those of exact sums where rows
     // have many tiles; they matter where all sums are exact.
     let (long, own) = (PARAMS as u32, context.tuning.tile);
@@ -63,14 +63,14 @@ fn all_forms_are_right(context: &GpuContext, fast: FastSums, centered: bool) -> 
         (context.tuning.fused_row, context.tuning.tile) = (fused_row, tile);
         let allowed = || OnceLock::from(fast == FastSums::Allowed);
         context.fast_sums = Arc::new([allowed(), allowed()]);
-        if !form_is_right(&context, centered)? {
+        if !kind_is_right(&context, centered)? {
             return Ok(false);
         }
     }
     Ok(true)
 }
 
-fn form_is_right(context: &GpuContext, centered: bool) -> Result<bool> {
+fn kind_is_right(context: &GpuContext, centered: bool) -> Result<bool> {
     let layout = Layout::dense(ROWS, PARAMS)?;
     let data: Vec<f32> = (0..layout.len()).map(pseudo_random).collect();
     let mut clipping = Clipping::default();

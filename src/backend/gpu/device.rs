@@ -89,8 +89,9 @@ pub fn open(adapter: &wgpu::Adapter) -> Result<(wgpu::Device, wgpu::Queue)> {
         required_limits: adapter.limits(),
         ..Default::default()
     };
-    let (device, queue) = pollster::block_on(adapter.request_device(&descriptor))
-        .map_err(|e| Error::NoDevice { adapter: adapter.get_info().name, message: e.to_string() })?;
+    let (device, queue) = pollster::block_on(adapter.request_device(&descriptor)).map_err(|e| {
+        Error::NoDevice { adapter: adapter.get_info().name, message: one_line(&e.to_string()) }
+    })?;
     // Errors are caught in scopes and returned; the default handler for any other panics.
     device.on_uncaptured_error(Arc::new(|_| {}));
     Ok((device, queue))

@@ -189,7 +189,7 @@ impl Gpu {
         let rules = Rules::new(&Source::new(&clipping.threshold, layout, clipping.granularity)?)?;
         let fits = |s: &Session| {
             let same = s.storage == storage && s.layout == *layout && s.granularity == clipping.granularity;
-            same && s.plan.serves(clipping, &rules)
+            same && s.plan.tuning() == &context.tuning && s.plan.serves(clipping, &rules)
         };
         // An old buffer is freed before the new one is made.
         let session = match slot.take().filter(fits) {

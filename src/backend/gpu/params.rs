@@ -18,7 +18,7 @@ pub(super) const OF_STAGES: usize = 0;
 pub(super) const OF_RUN: usize = 1;
 /// that of a run whose norms decide, which has no threshold stage,
 pub(super) const OF_GIVEN: usize = 2;
-/// and from here on those of such a run of one portion each.
+/// and from here on those of one portion each, in both kinds of run.
 pub(super) const OF_PORTIONS: usize = 3;
 
 /// Bytes of the run before the list of what is open; RUN_LIST of common.wgsl.
@@ -55,8 +55,9 @@ const CLIPS_NONE: u32 = 2;
 impl Params {
     /// A plan's copies, in the order of [`OF_STAGES`] and those behind it, from that of the stages alone.
     ///
-    /// What the norms decide is clipped by the kernels that find them, and only what these leave is clipped behind them. A recording
-    /// without the threshold stage clips nothing once bounds come from the batch, or a row may refuse it.
+    /// What norms decide is clipped in the fused kernel, or by the clips of portions, and what is behind them clips only what these leave;
+    /// tiles and rows are clipped by the clip stage. A recording without the threshold stage clips nothing once bounds come from the
+    /// batch, or a row may refuse it.
     pub(super) fn copies(self, strategy: Strategy, decides: bool, portions: &[Portion]) -> Vec<Self> {
         let of_run = match strategy {
             Strategy::Fused if decides => Self { clips: CLIPS_OPEN, decides: 1, ..self },
