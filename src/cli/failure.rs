@@ -51,8 +51,8 @@ impl Failure {
     pub(super) fn print(&self) {
         match self {
             Self::Usage(message) | Self::Failed(message) => {
-                // Without stderr nobody is left to tell.
-                drop(writeln!(std::io::stderr(), "byzclip: {}", one_line(message)));
+                // In one go, so that what another thread has to say does not come between. Without stderr nobody is left to tell.
+                drop(std::io::stderr().write_all(format!("byzclip: {}\n", one_line(message)).as_bytes()));
             }
             Self::ClosedPipe => {}
         }
