@@ -75,7 +75,7 @@ impl<'a> MeanBatch<'a> {
             .filter(|&row| weights[row] > 0.0 && counts(layout, granularity, decisions, row))
             .map(|row| MeanRow { weight: weights[row], spans: layout.spans_of(granularity, row) });
         let divisor = Divisor::new(layout, granularity, decisions, weights);
-        let team = Team::new(cpu, layout.elements().saturating_mul(TERM))?;
+        let team = Team::new(cpu.pool(), layout.elements().saturating_mul(TERM))?;
         let (rows, force_exact) = (rows.collect(), cpu.force_exact);
         Ok(Self { layout, data, clipping, decisions, rows, divisor, team, force_exact })
     }

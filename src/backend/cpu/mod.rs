@@ -7,7 +7,7 @@
 //!   their error is bounded, and a row whose rounding they leave open is summed exactly.
 //! - `squares.rs`, `squares_512.rs`, `decided_512.rs`, `simd.rs`, `half_simd.rs`: the vectors of this processor.
 //! - `mean.rs`: the mean of clipped rows.
-//! - `tasks.rs`: rows cut in tasks; `threads.rs`: tasks that the caller and the threads of a pool share.
+//! - `tasks.rs`: rows cut in tasks; `threads.rs`: tasks that the caller and the threads of a pool share; `lent.rs`: how it lends them.
 
 mod decided;
 #[cfg(target_arch = "x86_64")]
@@ -15,6 +15,7 @@ mod decided_512;
 mod group;
 mod half;
 pub(crate) mod half_simd;
+mod lent;
 mod mean;
 mod rows;
 mod short;
@@ -28,6 +29,7 @@ mod tasks;
 mod threads;
 
 use self::half::Halves;
+use self::lent::Pool;
 use self::mean::{Elements, MeanBatch};
 use self::rows::Rows;
 use self::single::Singles;
@@ -56,8 +58,8 @@ pub(crate) const LINE: usize = 64;
 /// The CPU backend: the default where no GPU is.
 #[derive(Debug)]
 pub struct Cpu {
-    /// `None` is the pool that the caller is in, and else rayon's global one.
-    pool: Option<rayon::ThreadPool>,
+    /// `None` is the one that all share.
+    own_pool: Option<Pool>,
     force_exact: bool,
     why: String,
 }
@@ -66,13 +68,12 @@ impl Cpu {
     /// As many threads as rayon's global pool has, or the pool that the caller is in, the caller among them. The global one is started by
     /// the first batch that is worth sharing, if nobody has; where it cannot be, that batch is [`Error::Threads`].
     ///
-    /// A call returns when threads of the pool are free for what it has asked of them, if only to find nothing left: they must not
-    /// wait for something that the caller holds.
+    /// A call waits for no thread that has not begun: where those of the pool are busy with something else, the caller does it alone.
     ///
     /// # Errors
     /// None at present; see [`Cpu::with_threads`].
     pub fn new() -> Result<Self> {
-        Ok(Self { pool: None, force_exact: false, why: "asked for by name".into() })
+        Ok(Self { own_pool: None, force_exact: false, why: "asked for by name".into() })
     }
 
     /// At most this many threads at a time for each call, the caller among them, with a pool of its own; 0 is what rayon chooses.
@@ -84,7 +85,7 @@ impl Cpu {
             .num_threads(threads)
             .build()
             .map_err(|e| Error::Threads { threads, message: e.to_string() })?;
-        Ok(Self { pool: Some(pool), ..Self::new()? })
+        Ok(Self { own_pool: Some(Pool::new(Some(pool))), ..Self::new()? })
     }
 
     /// Sums every row exactly, as if no fast sum could ever be certified: slower, same bits.
@@ -92,6 +93,10 @@ impl Cpu {
     pub fn force_exact(mut self, force: bool) -> Self {
         self.force_exact = force;
         self
+    }
+
+    fn pool(&self) -> &Pool {
+        self.own_pool.as_ref().unwrap_or_else(|| Pool::shared())
     }
 
     pub(crate) fn because(mut self, why: String) -> Self {

@@ -87,7 +87,7 @@ impl<'a, S: Storage> Rows<'a, S> {
             }
         };
         let work = elements + ROW * rows_in_scope + ROW_OUT_OF_SCOPE * (clients - rows_in_scope);
-        let team = Team::new(cpu, work)?;
+        let team = Team::new(cpu.pool(), work)?;
         Ok(Self { layout, clipping, storage, force_exact: cpu.force_exact, mask, rows_in_scope, work, team })
     }
 

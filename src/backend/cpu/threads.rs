@@ -10,14 +10,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::vec;
 
-use rayon::{Scope, ThreadPool};
-
-use super::Cpu;
+use super::lent::Pool;
 use crate::error::Result;
-use crate::pool;
 
 /// Elements up to which a caller alone has done before others, who are asleep, have woken: some tens of microseconds of work.
-pub(super) const WORTH_WAKING: usize = 1 << 19;
+pub(super) const WORTH_WAKING: usize = 3 << 18;
 
 /// Elements up to which one thread is faster than several that are awake.
 pub(super) const WORTH_SHARING: usize = 1 << 17;
@@ -25,28 +22,22 @@ pub(super) const WORTH_SHARING: usize = 1 << 17;
 /// The threads that share a batch: the caller, and those of a pool besides.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Team<'a> {
-    /// `None` is the pool that the caller is in, and else rayon's global one.
-    pool: Option<&'a ThreadPool>,
+    pool: &'a Pool,
     threads: usize,
 }
 
 impl<'a> Team<'a> {
     /// Those that are worth waking for so many elements: the caller alone where they are few.
-    pub(super) fn new(cpu: &'a Cpu, elements: usize) -> Result<Self> {
-        let pool = cpu.pool.as_ref();
-        let threads = match pool {
-            _ if elements <= WORTH_WAKING => 1,
-            Some(pool) => pool.current_num_threads(),
-            None => pool::threads()?,
-        };
+    pub(super) fn new(pool: &'a Pool, elements: usize) -> Result<Self> {
+        let threads = if elements <= WORTH_WAKING { 1 } else { pool.threads()? };
         Ok(Self { pool, threads })
     }
 
     /// For benchmarks: the same of rayon's global pool, and the caller alone where that cannot be started.
     #[cfg(feature = "cli")]
     pub(crate) fn global(elements: usize) -> Self {
-        let threads = if elements <= WORTH_WAKING { 1 } else { pool::threads().unwrap_or(1) };
-        Self { pool: None, threads }
+        let pool = Pool::shared();
+        Self::new(pool, elements).unwrap_or(Self { pool, threads: 1 })
     }
 
     /// Those that are worth waking for a part of the batch.
@@ -86,12 +77,9 @@ impl<'a> Team<'a> {
         };
         let begun = AtomicUsize::new(1);
         let begin = || take(begun.fetch_add(1, Ordering::Relaxed));
-        // One more is woken than may work: those begin that are first, and systems wake some on the processor that the caller is
+        // One more is called than may work: those begin that are first, and systems wake some on the processor that the caller is
         // on, where they would wait for it.
-        self.scope(|scope| {
-            wake(scope, 0, threads, &begin);
-            take(0);
-        });
+        self.pool.lend(threads, &begin, || take(0));
     }
 
     /// What `work` makes of every task, shared in the same way.
@@ -103,23 +91,6 @@ impl<'a> Team<'a> {
         let mut places: Vec<Option<R>> = (0..tasks.len()).map(|_| None).collect();
         self.share(tasks.zip(&mut places), |(task, place)| *place = Some(work(task)));
         places.into_iter().flatten().collect()
-    }
-
-    fn scope<'scope>(self, work: impl FnOnce(&Scope<'scope>)) {
-        match self.pool {
-            Some(pool) => pool.in_place_scope(work),
-            None => rayon::in_place_scope(work),
-        }
-    }
-}
-
-/// Wakes threads as a tree, each two others before it begins: one that woke all would do nothing else for a while.
-fn wake<'scope>(scope: &Scope<'scope>, node: usize, last: usize, begin: &'scope (impl Fn() + Sync)) {
-    for child in (2 * node + 1..=2 * node + 2).filter(|child| *child <= last) {
-        scope.spawn(move |scope| {
-            wake(scope, child, last, begin);
-            begin();
-        });
     }
 }
 
@@ -152,11 +123,15 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
+    fn pool(threads: usize) -> Pool {
+        Pool::new(Some(rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap()))
+    }
+
     #[test]
     fn every_task_is_done_once() {
         for threads in [1, 2, 3, 7] {
-            let cpu = Cpu::with_threads(threads).unwrap();
-            let team = Team::new(&cpu, WORTH_WAKING + 1).unwrap();
+            let pool = pool(threads);
+            let team = Team::new(&pool, WORTH_WAKING + 1).unwrap();
             for tasks in [0, 1, 2, 3, 10, 100] {
                 let done: Vec<_> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
                 let work = |task: usize| {
@@ -180,8 +155,8 @@ mod tests {
 
     #[test]
     fn no_more_threads_work_than_there_are() {
-        let cpu = Cpu::with_threads(2).unwrap();
-        let team = Team::new(&cpu, WORTH_WAKING + 1).unwrap();
+        let pool = pool(2);
+        let team = Team::new(&pool, WORTH_WAKING + 1).unwrap();
         let (working, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
         for _ in 0..20 {
             team.share(0..40, |_| {
@@ -196,9 +171,8 @@ mod tests {
     #[test]
     #[should_panic(expected = "a task of thread")]
     fn a_panic_reaches_the_caller() {
-        let cpu = Cpu::with_threads(2).unwrap();
-        Team::new(&cpu, WORTH_WAKING + 1)
-            .unwrap()
-            .share(0..40, |task| assert!(task != 39, "a task of thread"));
+        let pool = pool(2);
+        let team = Team::new(&pool, WORTH_WAKING + 1).unwrap();
+        team.share(0..40, |task| assert!(task != 39, "a task of thread"));
     }
 }
