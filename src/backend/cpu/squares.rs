@@ -260,17 +260,45 @@ mod tests {
 
     #[test]
     fn halves_widened_in_registers_have_the_sum_of_widened_halves() {
+        let ordinary = |i: usize| ((i * 7919) % 1000) as f32 * 0.37 - 150.0;
+        let tiny = |power: i32| move |i: usize| ordinary(i) * 2f32.powi(power - 8);
+        let values: [&dyn Fn(usize) -> f32; 9] = [
+            &ordinary,
+            &|_| 0.0,
+            &|i| f32::from_bits((i as u32 % 128) << 16),
+            // Sums to both sides of where bf16 is taken for what it is not.
+            &tiny(-70),
+            &tiny(-80),
+            &|i| if i == 40 { 2f32.powi(-73) } else { f32::from_bits(0x007f_0000) },
+            &|i| if i == 40 { 2f32.powi(-71) } else { 0.0 },
+            &|i| if i % 3 == 0 { -3.3e38 } else { 1e-30 },
+            &|i| if i == 3 { 3e38 } else { -0.0 },
+        ];
         for half in [Half::F16, Half::Bf16] {
-            for length in [0, 1, 31, 32, 33, 100, 4096] {
-                let bits: Vec<u16> =
-                    (0..length).map(|i| half.truncate(((i * 7919) % 1000) as f32 * 0.37 - 150.0)).collect();
-                let values: Vec<f32> = bits.iter().map(|&bits| half.widen(bits)).collect();
-                let want = portable(&values, None, 0);
-                let error = (sum_of_half_squares(half, &bits, length / 2).unwrap_or(want) - want).abs();
-                assert!(
-                    error <= want * 2.0 * (roundings(length) + 4) as f64 * f64::EPSILON,
-                    "{half:?}, {length}"
-                );
+            for (kind, value) in values.iter().enumerate() {
+                for length in [0, 1, 31, 32, 33, 63, 64, 65, 100, 4096] {
+                    let bits: Vec<u16> = (0..length).map(|i| half.truncate(value(i))).collect();
+                    let values: Vec<f32> = bits.iter().map(|&bits| half.widen(bits)).collect();
+                    let want = portable(&values, None, 0);
+                    let got = sum_of_half_squares(half, &bits, length / 2).unwrap_or(want);
+                    let most = want * 2.0 * (roundings(length) + 4) as f64 * f64::EPSILON;
+                    // `want` is infinite where f16 has no such number.
+                    assert!(got == want || (got - want).abs() <= most, "{half:?}, {kind}, {length}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_half_that_is_not_finite_is_seen_wherever_it_is() {
+        for half in [Half::F16, Half::Bf16] {
+            for not_finite in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN, -f32::NAN] {
+                for place in 0..131 {
+                    let mut bits = [half.truncate(1e-3); 131];
+                    bits[place] = half.truncate(not_finite);
+                    let sum = sum_of_half_squares(half, &bits, 131);
+                    assert!(sum.is_none_or(|sum| !sum.is_finite()), "{half:?}, {place}");
+                }
             }
         }
     }
