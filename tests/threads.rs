@@ -16,6 +16,9 @@ const GRANULARITIES: [Granularity; 3] = [Granularity::Row, Granularity::Segment,
 /// Beyond these a thread never keeps a row to itself: `OWN` in src/backend/cpu/mod.rs.
 const OWN: usize = 1 << 21;
 
+/// Elements up to which a caller works alone: `WORTH_WAKING` in src/backend/cpu/threads.rs.
+const WORTH_WAKING: usize = 3 << 18;
+
 /// Backends of several threads, also more than there are processors, and with every sum open.
 fn backends() -> &'static [(String, Cpu)] {
     static ALL: OnceLock<Vec<(String, Cpu)>> = OnceLock::new();
@@ -36,24 +39,35 @@ fn ragged(lengths: &[usize]) -> Layout {
     Layout::ragged(&std::iter::once(0).chain(ends).collect::<Vec<_>>()).unwrap()
 }
 
-/// Batches that are shared in different ways: each has more than the 2^19 elements from which on others are woken, with 32 for every row,
-/// also where two rows in three are in scope.
+/// Batches that are shared in different ways, also where two rows in three are in scope.
 fn layouts() -> Vec<(&'static str, Layout)> {
-    let many: Vec<usize> = (0..60).map(|i| 9_000 + i * 7).collect();
-    vec![
-        ("short rows", Layout::dense(12_000, 60).unwrap()),
-        ("rows of a cache", Layout::strided(600, 1500, 1503).unwrap()),
-        ("long rows, one too many", Layout::dense(5, 180_001).unwrap()),
-        ("rows that are too few, and too short to share", Layout::dense(7, 110_000).unwrap()),
-        ("one row", Layout::dense(1, 600_007).unwrap()),
+    let many: Vec<usize> = (0..90).map(|i| 9_000 + i * 7).collect();
+    let layouts = vec![
+        ("short rows", Layout::dense(20_000, 60).unwrap()),
+        ("rows of a cache", Layout::strided(900, 1500, 1503).unwrap()),
+        ("long rows, one too many", Layout::dense(5, 270_001).unwrap()),
+        ("rows that are too few, and too short to share", Layout::dense(11, 125_000).unwrap()),
+        ("one row", Layout::dense(1, 900_007).unwrap()),
         ("rows of all lengths", ragged(&[3, 70_000, OWN + 5, 0, 4, OWN - 80_000])),
-        ("very many rows of all lengths", ragged(&(0..20_000).map(|row| row % 23).collect::<Vec<_>>())),
+        ("very many rows of all lengths", ragged(&(0..120_000).map(|row| row % 23).collect::<Vec<_>>())),
         (
             "segments of all lengths",
             Layout::dense(2, OWN + 300_000).unwrap().layered(&[70_000, 0, 229_995, OWN, 5]).unwrap(),
         ),
         ("many segments", Layout::dense(2, many.iter().sum()).unwrap().layered(&many).unwrap()),
-    ]
+    ];
+    for (name, layout) in &layouts {
+        let in_scope = two_in_three(layout).mask(layout.clients()).unwrap();
+        let work: usize =
+            (0..layout.clients()).filter(|&row| in_scope[row]).map(|row| layout.row(row).len()).sum();
+        assert!(work > WORTH_WAKING, "{name}: {work} elements are not shared");
+    }
+    layouts
+}
+
+/// Two rows in three.
+fn two_in_three(layout: &Layout) -> Scope {
+    Scope::Mask((0..layout.clients()).map(|row| row % 3 != 1).collect())
 }
 
 /// Rows of several classes, of the kind for which no fast sum is certain among them.
@@ -80,9 +94,8 @@ fn rows_and_segments_that_threads_share_have_the_bits_of_the_reference() {
     let mut rng = Rng::new(70);
     for (name, layout) in layouts() {
         let data = data(&layout, &mut rng);
-        let every_third = Scope::Mask((0..layout.clients()).map(|row| row % 3 != 1).collect());
         for granularity in GRANULARITIES {
-            for scope in [Scope::All, every_third.clone()] {
+            for scope in [Scope::All, two_in_three(&layout)] {
                 let clipping = Clipping::fixed(0.7).granularity(granularity).scope(scope);
                 let norms = Reference.norms(&layout, &data, &clipping).unwrap();
                 let mut values = data.clone();

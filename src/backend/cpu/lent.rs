@@ -1,65 +1,74 @@
 //! Work that is lent to the threads of a pool for as long as its owner works too.
 //!
-//! rayon's scopes end when every thread that was called has come, if only to find nothing left: for tens of microseconds where they
-//! sleep, and for as long as it takes where they are busy with something else. Here an owner that has done takes the work back: it waits
-//! for those that have begun, and who comes later finds nothing.
+//! rayon's scopes end only when every thread that was called has come, if only to find nothing left. That takes tens of microseconds
+//! where they sleep, and as long as they are busy otherwise. Here an owner that has done takes the work back: it waits for those that
+//! have begun, and who comes later finds nothing.
 
 use std::any::Any;
 use std::hint::spin_loop;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use rayon::ThreadPool;
 
 use crate::error::Result;
 use crate::pool;
 
-/// Calls that may wait for a pool whose threads are busy: each takes some memory until one of them has come, and owners work alone meanwhile.
+/// Calls that may wait for a pool whose threads are busy, and for a few more: each takes some memory until a thread has come, and owners
+/// work alone meanwhile.
 const MOST_CALLS: usize = 1 << 10;
 
-/// How long an owner looks for the others' end before it sleeps: about as long as it would take to wake it.
-const PATIENCE: Duration = Duration::from_micros(50);
+/// How many times an owner looks for the others' end before it sleeps: for some tens of microseconds, about what it takes to wake it.
+/// No clock, which may panic where the owner must not.
+const LOOKS: usize = 1 << 12;
 
-/// Threads to lend to.
+/// Threads to lend to: those of an own pool, or else of the pool that the caller is in, or else of rayon's global one.
 #[derive(Debug)]
-pub(super) struct Pool {
-    /// `None` is the pool that the caller is in, and else rayon's global one.
-    own: Option<ThreadPool>,
-    /// Calls that no thread has answered yet.
+pub(super) struct Pool(Option<OwnPool>);
+
+#[derive(Debug)]
+struct OwnPool {
+    threads: ThreadPool,
+    /// Calls that none of them has answered yet.
     calls: Arc<AtomicUsize>,
 }
 
 impl Pool {
-    pub(super) fn new(own: Option<ThreadPool>) -> Self {
-        Self { own, calls: Arc::default() }
+    /// What has no threads of its own.
+    pub(super) const SHARED: &Self = &Self(None);
+
+    pub(super) fn new(threads: ThreadPool) -> Self {
+        Self(Some(OwnPool { threads, calls: Arc::default() }))
     }
 
-    /// The pool that the caller is in, and else rayon's global one.
-    pub(super) fn shared() -> &'static Self {
-        static SHARED: LazyLock<Pool> = LazyLock::new(|| Pool::new(None));
-        &SHARED
+    /// Calls that nobody has answered yet; of shared threads those of this caller, because nobody knows all pools.
+    fn calls(&self) -> Arc<AtomicUsize> {
+        thread_local! {
+            static OF_CALLER: Arc<AtomicUsize> = Arc::default();
+        }
+        self.0.as_ref().map_or_else(|| OF_CALLER.with(Arc::clone), |own| Arc::clone(&own.calls))
     }
 
     /// How many threads it has; one that is shared is started where it was not.
     pub(super) fn threads(&self) -> Result<usize> {
-        self.own.as_ref().map_or_else(pool::threads, |own| Ok(own.current_num_threads()))
+        self.0.as_ref().map_or_else(pool::threads, |own| Ok(own.threads.current_num_threads()))
     }
 
     /// Runs `own` here, and `others` on those of so many threads that come before it has ended: returns when all of them have done, or
     /// panics as one did.
     pub(super) fn lend(&self, threads: usize, others: &(dyn Fn() + Sync), own: impl FnOnce()) {
-        if self.calls.load(Ordering::Relaxed) + threads > MOST_CALLS {
+        let calls = self.calls();
+        if calls.load(Ordering::Relaxed) >= MOST_CALLS {
             return own();
         }
         let lent = Arc::new(Lent::new(others));
         let taken_back = TakenBack(&lent);
-        let call = Call { lent: Arc::clone(&lent), calls: Arc::clone(&self.calls), place: 0, threads };
-        call.call_next(|call| match &self.own {
-            Some(own) => own.spawn(call),
-            None => rayon::spawn(call),
+        let root = Call { lent: Arc::clone(&lent), calls, place: 0, last: threads };
+        root.next(|job| match &self.0 {
+            Some(own) => own.threads.spawn(job),
+            None => rayon::spawn(job),
         });
         own();
         drop(taken_back);
@@ -76,22 +85,24 @@ struct Call {
     calls: Arc<AtomicUsize>,
     /// Of the thread that is called in the tree; the owner has 0.
     place: usize,
-    /// The last place.
-    threads: usize,
+    /// The last place of the tree.
+    last: usize,
 }
 
 impl Call {
     fn answer(self) {
-        self.calls.fetch_sub(1, Ordering::Relaxed);
-        if let Some(begun) = self.lent.begin() {
-            self.call_next(rayon::spawn);
-            begun.work();
+        if !self.lent.is_taken_back() {
+            self.next(rayon::spawn);
+            self.lent.work();
         }
+        self.calls.fetch_sub(1, Ordering::Release);
     }
 
-    fn call_next(&self, mut spawn: impl FnMut(Box<dyn FnOnce() + Send>)) {
-        for place in (2 * self.place + 1..=2 * self.place + 2).filter(|place| *place <= self.threads) {
-            let call = Self { lent: Arc::clone(&self.lent), calls: Arc::clone(&self.calls), place, ..*self };
+    /// Calls those below in the tree.
+    fn next(&self, mut spawn: impl FnMut(Box<dyn FnOnce() + Send>)) {
+        for place in (2 * self.place + 1..=2 * self.place + 2).filter(|place| *place <= self.last) {
+            let (lent, calls) = (Arc::clone(&self.lent), Arc::clone(&self.calls));
+            let call = Self { lent, calls, place, last: self.last };
             self.calls.fetch_add(1, Ordering::Relaxed);
             spawn(Box::new(move || call.answer()));
         }
@@ -100,14 +111,14 @@ impl Call {
 
 /// The work, and who is at it.
 struct Lent {
-    /// There until it is taken back.
+    /// There as long as it was not taken back, or somebody is at it.
     work: NonNull<dyn Fn() + Sync>,
     /// How many are at it; [`TAKEN_BACK`] besides, once nobody may begin any more.
     workers: AtomicUsize,
     /// For an owner that sleeps until the last of them has done.
     sleeping: Mutex<()>,
     done: Condvar,
-    /// The first of theirs.
+    /// The first panic of those that were at it.
     panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
@@ -115,7 +126,7 @@ struct Lent {
 const TAKEN_BACK: usize = 1 << (usize::BITS - 1);
 
 #[allow(unsafe_code)]
-// SAFETY: `work` points to what may be called by several threads, and is read where it is there (`Begun::work`); the rest is `Send`.
+// SAFETY: `work` points to what may be called by several threads, and is read where it is there (`Lent::work`); the rest is `Send`.
 unsafe impl Send for Lent {}
 
 #[allow(unsafe_code)]
@@ -126,7 +137,7 @@ impl Lent {
     fn new<'work>(work: &'work (dyn Fn() + Sync + 'work)) -> Self {
         let work = NonNull::from(work);
         #[allow(unsafe_code)]
-        // SAFETY: the types differ in how long the work is there, which `work` of `Begun` answers for.
+        // SAFETY: the types differ in how long the work is there: see `Lent::work`.
         let work = unsafe {
             std::mem::transmute::<NonNull<dyn Fn() + Sync + 'work>, NonNull<dyn Fn() + Sync>>(work)
         };
@@ -134,18 +145,45 @@ impl Lent {
         Self { work, workers, sleeping, done, panic }
     }
 
-    /// Who begins, if it was not taken back.
-    fn begin(&self) -> Option<Begun<'_>> {
-        let one_more = |workers| (workers < TAKEN_BACK).then_some(workers + 1);
-        let begun = self.workers.fetch_update(Ordering::AcqRel, Ordering::Relaxed, one_more);
-        begun.ok().map(|_| Begun(self))
+    fn is_taken_back(&self) -> bool {
+        self.workers.load(Ordering::Relaxed) >= TAKEN_BACK
     }
 
+    /// Works, if it was not taken back.
+    fn work(&self) {
+        let Some(_begun) = self.begin() else { return };
+        #[allow(unsafe_code)]
+        // SAFETY: `lend` borrows the work and does not return before it was taken back, for which it waits until `_begun` is dropped:
+        // `begin` has counted it before.
+        let work = unsafe { self.work.as_ref() };
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(work)) {
+            let mut first = locked(&self.panic);
+            if first.is_none() {
+                *first = Some(panic);
+            }
+        }
+    }
+
+    fn begin(&self) -> Option<Begun<'_>> {
+        let mut workers = self.workers.load(Ordering::Relaxed);
+        while workers < TAKEN_BACK {
+            let (with_one_more, failed) = (Ordering::AcqRel, Ordering::Relaxed);
+            match self.workers.compare_exchange_weak(workers, workers + 1, with_one_more, failed) {
+                Ok(_) => return Some(Begun(self)),
+                Err(changed) => workers = changed,
+            }
+        }
+        None
+    }
+
+    /// Nothing here panics: who is at it works on what the owner would leave.
     fn take_back(&self) {
         self.workers.fetch_or(TAKEN_BACK, Ordering::AcqRel);
         let is_done = || self.workers.load(Ordering::Acquire) == TAKEN_BACK;
-        let start = Instant::now();
-        while !is_done() && start.elapsed() < PATIENCE {
+        for _ in 0..LOOKS {
+            if is_done() {
+                return;
+            }
             spin_loop();
         }
         let mut sleeping = locked(&self.sleeping);
@@ -164,20 +202,8 @@ impl Drop for TakenBack<'_> {
     }
 }
 
-/// A thread that has begun: the owner waits until it is dropped.
+/// Somebody is at it: the owner waits until this is dropped.
 struct Begun<'a>(&'a Lent);
-
-impl Begun<'_> {
-    fn work(self) {
-        #[allow(unsafe_code)]
-        // SAFETY: `lend` borrows the work and does not return before it was taken back. That takes until this is dropped, because
-        // `begin` has counted it before.
-        let work = unsafe { self.0.work.as_ref() };
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(work)) {
-            locked(&self.0.panic).get_or_insert(panic);
-        }
-    }
-}
 
 impl Drop for Begun<'_> {
     fn drop(&mut self) {
@@ -198,71 +224,73 @@ fn locked<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::panic)]
     use super::*;
-    use std::sync::Barrier;
     use std::sync::atomic::AtomicBool;
     use std::thread;
+    use std::time::{Duration, Instant};
 
     fn pool(threads: usize) -> Pool {
-        Pool::new(Some(rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap()))
+        Pool::new(rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap())
     }
 
     fn until(is_so: impl Fn() -> bool) {
+        let start = Instant::now();
         while !is_so() {
+            assert!(start.elapsed() < Duration::from_secs(20), "waits for nothing");
             thread::yield_now();
         }
     }
 
+    fn count(counter: &AtomicUsize) {
+        counter.fetch_add(1, Ordering::AcqRel);
+    }
+
     impl Pool {
-        /// Until every thread that was called has come.
+        /// Until every thread that was called has answered.
         fn settle(&self) {
-            until(|| self.calls.load(Ordering::Acquire) == 0);
+            until(|| self.calls().load(Ordering::Acquire) == 0);
         }
 
         /// Keeps all threads from coming as long as `meanwhile` runs.
         fn busy(&self, meanwhile: impl FnOnce()) {
             let threads = self.threads().unwrap();
-            let (busy, free) = (Arc::new(Barrier::new(threads + 1)), Arc::new(Barrier::new(threads + 1)));
+            let (busy, free) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
             for _ in 0..threads {
                 let (busy, free) = (Arc::clone(&busy), Arc::clone(&free));
-                self.own.as_ref().unwrap().spawn(move || {
-                    busy.wait();
-                    free.wait();
+                self.0.as_ref().unwrap().threads.spawn(move || {
+                    count(&busy);
+                    until(|| free.load(Ordering::Acquire));
                 });
             }
-            busy.wait();
+            until(|| busy.load(Ordering::Acquire) == threads);
             meanwhile();
-            free.wait();
+            free.store(true, Ordering::Release);
         }
     }
 
     #[test]
     fn an_owner_waits_for_none_that_has_not_begun() {
         let pool = pool(2);
-        let came = Arc::new(AtomicUsize::new(0));
-        let others = {
-            let came = Arc::clone(&came);
-            move || _ = came.fetch_add(1, Ordering::Relaxed)
-        };
-        let mut worked = 0;
-        pool.busy(|| pool.lend(2, &others, || worked += 1));
+        let (worked, came, is_back) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicBool::new(false));
+        pool.busy(|| {
+            pool.lend(2, &|| count(&came), || count(&worked));
+            is_back.store(true, Ordering::Relaxed);
+            assert_eq!(pool.calls().load(Ordering::Relaxed), 2);
+        });
         pool.settle();
-        assert_eq!((worked, came.load(Ordering::Relaxed)), (1, 0));
-        // Nobody keeps what was lent.
-        drop(others);
-        assert_eq!(Arc::strong_count(&came), 1);
+        assert_eq!((worked.into_inner(), came.into_inner(), is_back.into_inner()), (1, 0, true));
     }
 
     #[test]
     fn an_owner_waits_for_all_that_have_begun() {
         let pool = pool(3);
-        for pause in [Duration::ZERO, PATIENCE, Duration::from_millis(5)] {
+        for pause in [0, 1, 100, 5_000].map(Duration::from_micros) {
             let (begun, ended) = (AtomicUsize::new(0), AtomicUsize::new(0));
             let others = || {
-                begun.fetch_add(1, Ordering::Relaxed);
+                count(&begun);
                 thread::sleep(pause);
-                ended.fetch_add(1, Ordering::Relaxed);
+                count(&ended);
             };
-            pool.lend(3, &others, || until(|| begun.load(Ordering::Relaxed) > 0));
+            pool.lend(3, &others, || until(|| begun.load(Ordering::Acquire) > 0));
             assert_eq!(begun.into_inner(), ended.into_inner(), "{pause:?}");
         }
     }
@@ -271,11 +299,13 @@ mod tests {
     fn every_thread_is_called_once() {
         // One thread answers all calls, one after the other, so that none is left out by chance.
         let pool = pool(1);
-        for threads in [1, 2, 3, 6, 13] {
+        for threads in [1, 2, 3, 6, 13, MOST_CALLS + 1] {
             let came = AtomicUsize::new(0);
-            let others = || _ = came.fetch_add(1, Ordering::Relaxed);
-            pool.lend(threads, &others, || until(|| came.load(Ordering::Relaxed) == threads));
-            pool.settle();
+            let own = || {
+                until(|| came.load(Ordering::Acquire) >= threads);
+                pool.settle();
+            };
+            pool.lend(threads, &|| count(&came), own);
             assert_eq!(came.into_inner(), threads);
         }
     }
@@ -287,38 +317,46 @@ mod tests {
         pool.busy(|| {
             for _ in 0..2 * MOST_CALLS {
                 pool.lend(2, &|| (), || ());
-                most = most.max(pool.calls.load(Ordering::Relaxed));
+                most = most.max(pool.calls().load(Ordering::Relaxed));
             }
         });
         assert_eq!(most, MOST_CALLS);
         pool.settle();
-        let begun = Barrier::new(2);
-        pool.lend(1, &|| _ = begun.wait(), || _ = begun.wait());
+        let came = AtomicUsize::new(0);
+        pool.lend(1, &|| count(&came), || until(|| came.load(Ordering::Acquire) == 1));
+    }
+
+    #[test]
+    fn callers_of_a_shared_pool_count_their_own_calls() {
+        let calls = || Pool::SHARED.calls();
+        assert!(Arc::ptr_eq(&calls(), &calls()));
+        assert!(!Arc::ptr_eq(&calls(), &thread::spawn(calls).join().unwrap()));
     }
 
     #[test]
     fn a_panic_waits_for_the_others_and_reaches_the_owner() {
         let pool = pool(1);
         let message = |panic: Box<dyn Any + Send>| *panic.downcast::<&str>().unwrap();
-        let (begun, ended) = (Barrier::new(2), AtomicBool::new(false));
+        let (begun, ended) = (AtomicBool::new(false), AtomicBool::new(false));
+        let begin = || begun.store(true, Ordering::Release);
+        let until_begun = || until(|| begun.swap(false, Ordering::AcqRel));
         let others = || {
-            begun.wait();
+            begin();
             thread::sleep(Duration::from_millis(5));
             ended.store(true, Ordering::Relaxed);
         };
         let own = || {
-            begun.wait();
+            until_begun();
             panic!("the owner's")
         };
         let panic = catch_unwind(AssertUnwindSafe(|| pool.lend(1, &others, own))).unwrap_err();
-        assert_eq!((message(panic), ended.into_inner()), ("the owner's", true));
+        assert_eq!((message(panic), ended.load(Ordering::Relaxed)), ("the owner's", true));
 
         let others = || {
-            begun.wait();
+            begin();
             panic!("another's")
         };
-        let panic =
-            catch_unwind(AssertUnwindSafe(|| pool.lend(1, &others, || _ = begun.wait()))).unwrap_err();
+        let panic = catch_unwind(AssertUnwindSafe(|| pool.lend(1, &others, until_begun))).unwrap_err();
         assert_eq!(message(panic), "another's");
     }
 }

@@ -68,7 +68,8 @@ impl Cpu {
     /// As many threads as rayon's global pool has, or the pool that the caller is in, the caller among them. The global one is started by
     /// the first batch that is worth sharing, if nobody has; where it cannot be, that batch is [`Error::Threads`].
     ///
-    /// A call waits for no thread that has not begun: where those of the pool are busy with something else, the caller does it alone.
+    /// A call waits for threads that work on it, and for none that has not begun: where those of the pool are busy with something else,
+    /// the caller does it alone.
     ///
     /// # Errors
     /// None at present; see [`Cpu::with_threads`].
@@ -85,7 +86,7 @@ impl Cpu {
             .num_threads(threads)
             .build()
             .map_err(|e| Error::Threads { threads, message: e.to_string() })?;
-        Ok(Self { own_pool: Some(Pool::new(Some(pool))), ..Self::new()? })
+        Ok(Self { own_pool: Some(Pool::new(pool)), ..Self::new()? })
     }
 
     /// Sums every row exactly, as if no fast sum could ever be certified: slower, same bits.
@@ -96,7 +97,7 @@ impl Cpu {
     }
 
     fn pool(&self) -> &Pool {
-        self.own_pool.as_ref().unwrap_or_else(|| Pool::shared())
+        self.own_pool.as_ref().unwrap_or(Pool::SHARED)
     }
 
     pub(crate) fn because(mut self, why: String) -> Self {

@@ -36,7 +36,7 @@ impl<'a> Team<'a> {
     /// For benchmarks: the same of rayon's global pool, and the caller alone where that cannot be started.
     #[cfg(feature = "cli")]
     pub(crate) fn global(elements: usize) -> Self {
-        let pool = Pool::shared();
+        let pool = Pool::SHARED;
         Self::new(pool, elements).unwrap_or(Self { pool, threads: 1 })
     }
 
@@ -124,7 +124,7 @@ mod tests {
     use super::*;
 
     fn pool(threads: usize) -> Pool {
-        Pool::new(Some(rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap()))
+        Pool::new(rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap())
     }
 
     #[test]
