@@ -39,6 +39,7 @@
 //! - `gpu` (default): the wgpu backend, `backend::gpu`.
 //! - `train`: the federated training loop under attack.
 //! - `cli` (default): the `byzclip` command; brings `train`.
+//! - `trusted`: shaders without wgpu's own checks, which calibrations may choose; takes `unsafe` code.
 
 pub mod aggregate;
 pub mod attack;

@@ -8,8 +8,8 @@ use rayon::ThreadPoolBuilder;
 
 use crate::error::{Error, Result};
 
-/// How many threads rayon has where this is called. Its global pool is started where that is asked for and nobody has: rayon itself would
-/// panic where threads cannot be had, as it does after another one's failed start.
+/// The number of threads of the rayon pool that the caller is in, and else of the global one, which is started here if nobody has: rayon's
+/// own start panics where the system gives no threads.
 pub(crate) fn threads() -> Result<usize> {
     static STARTED: OnceLock<Result<()>> = OnceLock::new();
     if rayon::current_thread_index().is_none() {
@@ -27,7 +27,7 @@ fn start() -> Result<()> {
             let threads = threads.or(std::thread::available_parallelism().ok().map(usize::from)).unwrap_or(1);
             Err(Error::Threads { threads, message: refused.to_string() })
         }
-        // It was there already.
+        // It was there already, or somebody else's start has failed: then rayon panics.
         None => Ok(()),
     }
 }

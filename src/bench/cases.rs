@@ -6,7 +6,7 @@ use std::str::FromStr;
 use rayon::prelude::*;
 
 use super::element::{Dtype, Element};
-use crate::backend::cpu::{OWN, TASK, Team};
+use crate::backend::cpu::{OWN, PART, Team};
 use crate::batch::Layout;
 use crate::clip::{Clipping, Scope};
 use crate::error::{Error, Result};
@@ -223,7 +223,7 @@ impl<E: Element> Batch<E> {
     pub fn fill(&mut self, case: &Case) {
         let (params, scale) = (self.shape.params, (3.0 / self.shape.params as f32).sqrt());
         let fill = |(task, values): (usize, &mut [E])| {
-            let first = task * TASK;
+            let first = task * PART;
             let (mut row, mut left) = (first / params, params - first % params);
             let mut size = if case.is_large(row) { scale * LARGE } else { scale };
             for (i, value) in values.iter_mut().enumerate() {
@@ -235,7 +235,7 @@ impl<E: Element> Batch<E> {
                 left -= 1;
             }
         };
-        self.original.par_chunks_mut(TASK).enumerate().for_each(fill);
+        self.original.par_chunks_mut(PART).enumerate().for_each(fill);
         self.restore_all();
     }
 
@@ -267,7 +267,7 @@ impl<E: Element> Batch<E> {
             rows.filter(|(row, _)| case.writes(*row)).for_each(|(_, (from, to))| copy(from, to));
             return;
         }
-        let rows = (TASK / params).max(1);
+        let rows = (PART / params).max(1);
         let tasks = self.original.chunks(params * rows).zip(self.work.chunks_mut(params * rows)).enumerate();
         Team::global(self.shape.elements()).share(tasks, |(task, (from, to))| {
             let of_rows = from.chunks(params).zip(to.chunks_mut(params)).enumerate();
@@ -277,9 +277,9 @@ impl<E: Element> Batch<E> {
     }
 }
 
-/// A copy by all threads.
+/// A copy by as many threads as it is worth.
 pub(crate) fn copy<E: Element>(from: &[E], to: &mut [E]) {
-    let tasks = from.chunks(TASK).zip(to.chunks_mut(TASK));
+    let tasks = from.chunks(PART).zip(to.chunks_mut(PART));
     Team::global(from.len()).share(tasks, |(from, to)| to.copy_from_slice(from));
 }
 

@@ -6,7 +6,7 @@ use super::cases::{Batch, Case, Shape, copy};
 use super::element::{Dtype, Element};
 use super::measure::{Place, Record, Times, timed};
 use crate::backend::cpu::simd::{Kernel, prefetch_ahead, vectorised};
-use crate::backend::cpu::{LINE, TASK, Team};
+use crate::backend::cpu::{LINE, PART, Team};
 use crate::error::{Error, Result};
 
 /// What the loops of this file are called in errors.
@@ -75,7 +75,7 @@ pub fn measure<E: Element>(batch: &mut Batch<E>, runs: usize) -> Result<Ceilings
 
 /// The sum of all bits: integers, so that no order of additions holds the loop up.
 fn sum_of_bits<E: Element>(values: &[E]) -> u32 {
-    let sums = Team::global(values.len()).collect(values.chunks(TASK), |part| vectorised(Sum(part)));
+    let sums = Team::global(values.len()).collect(values.chunks(PART), |part| vectorised(Sum(part)));
     sums.into_iter().fold(0, u32::wrapping_add)
 }
 
@@ -113,7 +113,7 @@ impl<E: Element> Kernel for Sum<'_, E> {
 
 /// Multiplies in place by what no format has to round.
 fn rescale<E: Element>(values: &mut [E]) {
-    Team::global(values.len()).share(values.chunks_mut(TASK), |part| vectorised(Rescaled(part)));
+    Team::global(values.len()).share(values.chunks_mut(PART), |part| vectorised(Rescaled(part)));
 }
 
 pub(super) struct Rescaled<'a, E>(pub(super) &'a mut [E]);

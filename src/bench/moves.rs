@@ -7,7 +7,7 @@ use super::cases::{Batch, Case};
 use super::ceilings::{Rescaled, Sum, check};
 use super::element::Element;
 use crate::backend::cpu::simd::vectorised;
-use crate::backend::cpu::{TASK, Team};
+use crate::backend::cpu::{PART, Team};
 use crate::error::Result;
 
 /// What happens to elements that lie side by side.
@@ -22,6 +22,8 @@ enum Move {
 pub(super) struct Moves {
     /// For each pass over the batch what each task does, and to how many elements.
     passes: Vec<Vec<Vec<(Move, usize)>>>,
+    /// How many are moved by the first: those in scope.
+    elements: usize,
 }
 
 impl Moves {
@@ -31,13 +33,13 @@ impl Moves {
         let is_read_before = row_bytes > cache && (0..batch.shape.clients).any(|row| case.writes(row));
         let (params, elements) = (batch.shape.params, batch.shape.elements());
         let pass = |of_row: &dyn Fn(usize) -> Move| {
-            let mut tasks: Vec<Vec<(Move, usize)>> = vec![Vec::new(); elements.div_ceil(TASK)];
+            let mut tasks: Vec<Vec<(Move, usize)>> = vec![Vec::new(); elements.div_ceil(PART)];
             let mut position = 0;
             for row in 0..batch.shape.clients {
                 let (what, end) = (of_row(row), (row + 1) * params);
                 while position < end {
-                    let count = (end - position).min(TASK - position % TASK);
-                    let task = &mut tasks[position / TASK];
+                    let count = (end - position).min(PART - position % PART);
+                    let task = &mut tasks[position / PART];
                     match task.last_mut() {
                         Some((last, so_far)) if *last == what => *so_far += count,
                         _ => task.push((what, count)),
@@ -57,14 +59,15 @@ impl Moves {
         if is_read_before {
             passes.push(pass(&second));
         }
-        Self { passes }
+        let in_scope = (0..batch.shape.clients).filter(|row| case.in_scope(*row)).count();
+        Self { passes, elements: in_scope * params }
     }
 
     /// Moves everything, and sums the bits of what is only read, so that reading cannot be left out.
     pub(super) fn run<E: Element>(&self, values: &mut [E]) -> u32 {
-        let (mut sum, team) = (0u32, Team::global(values.len()));
+        let (mut sum, team) = (0u32, Team::global(self.elements));
         for pass in &self.passes {
-            let tasks = values.chunks_mut(TASK).zip(pass);
+            let tasks = values.chunks_mut(PART).zip(pass);
             let of_pass = team.collect(tasks, |(values, moves)| task(values, moves));
             sum = of_pass.into_iter().fold(sum, u32::wrapping_add);
         }

@@ -1,12 +1,12 @@
 //! What one would write without a contract: a sum of squares in `f32`, a root, a factor, a multiplication, of halves
 //! over their values, and rounded to nearest. No
-//! compensation, no certificate, no look at NaN. Threads share it as they share ours, but for rows left over where each has as many as the others: the difference is what
-//! exactness costs.
+//! compensation, no certificate, no look at NaN. Threads share it as they share ours, but that rows cost nothing beside their
+//! elements, and rows left over are not cut: the difference is what exactness costs.
 
 use super::cases::{Case, MAX_NORM, Shape, Stage};
 use super::element::{Dtype, Element};
 use crate::backend::cpu::simd::{Kernel, vectorised};
-use crate::backend::cpu::{OWN, TASK, Team};
+use crate::backend::cpu::{OWN, PART, Team};
 
 /// Independent sums, for SIMD and to hide the latency of addition.
 const LANES: usize = 64;
@@ -52,8 +52,8 @@ pub fn run<E: Element>(shape: Shape, case: &Case, data: &mut [E]) -> Vec<f32> {
 /// A bound of the relative error of these norms: additions in a row, and the root.
 #[must_use]
 pub fn error(shape: Shape) -> f32 {
-    let parts = shape.params.div_ceil(TASK);
-    let additions = shape.params.min(TASK).div_ceil(LANES) + LANES.ilog2() as usize + TASK / BLOCK + parts;
+    let parts = shape.params.div_ceil(PART);
+    let additions = shape.params.min(PART).div_ceil(LANES) + LANES.ilog2() as usize + PART / BLOCK + parts;
     (additions + 4) as f32 * f32::EPSILON
 }
 
@@ -66,8 +66,8 @@ fn rows_of_task(shape: Shape, team: Team<'_>) -> usize {
 fn sum_of_squares<E: Element>(values: &[E], team: Option<Team<'_>>) -> f32 {
     let sum = |part| vectorised(Squares(part));
     match team {
-        None => values.chunks(TASK).map(sum).sum(),
-        Some(team) => team.collect(values.chunks(TASK), sum).into_iter().sum(),
+        None => values.chunks(PART).map(sum).sum(),
+        Some(team) => team.collect(values.chunks(PART), sum).into_iter().sum(),
     }
 }
 
@@ -119,7 +119,7 @@ fn scale<E: Element>(values: &mut [E], factor: f32, team: Option<Team<'_>>) {
     let scale = |part: &mut [E]| vectorised(Scaled(part, factor));
     match team {
         None => scale(values),
-        Some(team) => team.share(values.chunks_mut(TASK), scale),
+        Some(team) => team.share(values.chunks_mut(PART), scale),
     }
 }
 

@@ -78,7 +78,7 @@ pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
 
 /// What the columns mean.
 const LEGEND: &str = "every case verified bit for bit; GB/s: the bytes that one pass needs, by the median; \
-                      share: the time\nthat this memory allows, by the median; plain: an f32 sum and a multiplication, \
+                      share: of our\ntime, what this memory allows; plain: an f32 sum and a multiplication, \
                       without exactness";
 
 fn parse_runs(text: &str) -> Result<u32, String> {

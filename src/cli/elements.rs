@@ -104,6 +104,7 @@ impl Elements {
             Self::Half(half, bits) => backend.run_half_with(layout, *half, bits, clipping, state),
         }
     }
+
     pub(super) fn run_mean_with(
         &self,
         backend: &dyn Backend,

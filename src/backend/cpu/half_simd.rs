@@ -1,4 +1,4 @@
-//! Halves by the instructions that x86-64 has for them, sixteen at a time: the bits are those of
+//! Halves by the instructions that x86-64 has for them, sixteen f16 or thirty-two bf16 at a time: the bits are those of
 //! [`Half`](crate::Half), but that a signalling NaN of f16 becomes a quiet one.
 //!
 //! The branch-free integers of `Half::widen` take ten instructions for what one does here, and a product that is rounded
@@ -91,7 +91,7 @@ mod x86 {
         const TOWARDS_ZERO: i32 = _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC;
         let factors = _mm512_set1_ps(factor);
         match half {
-            // Of f16 no product but zero is below the normal numbers of `f32` that is not cut to zero.
+            // Products below the normal numbers of `f32` need no look: f16 cuts all of them to zero.
             Half::F16 => each_group(half, values, factor, |group: [u16; 16]| {
                 let values = _mm512_cvtph_ps(bytemuck::cast::<_, __m256i>(group));
                 let products = _mm512_mul_round_ps::<TOWARDS_ZERO>(values, factors);

@@ -16,8 +16,7 @@ use rayon::ThreadPool;
 use crate::error::Result;
 use crate::pool;
 
-/// Calls that may wait for a pool whose threads are busy, and for a few more: each takes some memory until a thread has come, and owners
-/// work alone meanwhile.
+/// About how many calls may be unanswered: each takes some memory until a thread has come. With more, owners work alone.
 const MOST_CALLS: usize = 1 << 10;
 
 /// How many times an owner looks for the others' end before it sleeps: for some tens of microseconds, about what it takes to wake it.
@@ -37,7 +36,7 @@ struct OwnPool {
 
 impl Pool {
     /// What has no threads of its own.
-    pub(super) const SHARED: &Self = &Self(None);
+    pub(super) const SHARED: Self = Self(None);
 
     pub(super) fn new(threads: ThreadPool) -> Self {
         Self(Some(OwnPool { threads, calls: Arc::default() }))
@@ -56,7 +55,7 @@ impl Pool {
         self.0.as_ref().map_or_else(pool::threads, |own| Ok(own.threads.current_num_threads()))
     }
 
-    /// Runs `own` here, and `others` on those of so many threads that come before it has ended: returns when all of them have done, or
+    /// Runs `own` here and, until it ends, `others` on those of so many threads that come. Returns when all that have begun have ended;
     /// panics as one did.
     pub(super) fn lend(&self, threads: usize, others: &(dyn Fn() + Sync), own: impl FnOnce()) {
         let calls = self.calls();
@@ -93,7 +92,7 @@ impl Call {
     fn answer(self) {
         if !self.lent.is_taken_back() {
             self.next(rayon::spawn);
-            self.lent.work();
+            self.lent.join_in();
         }
         self.calls.fetch_sub(1, Ordering::Release);
     }
@@ -126,7 +125,7 @@ struct Lent {
 const TAKEN_BACK: usize = 1 << (usize::BITS - 1);
 
 #[allow(unsafe_code)]
-// SAFETY: `work` points to what may be called by several threads, and is read where it is there (`Lent::work`); the rest is `Send`.
+// SAFETY: `work` points to what may be called by several threads, and is read where it is there (`Lent::join_in`); the rest is `Send`.
 unsafe impl Send for Lent {}
 
 #[allow(unsafe_code)]
@@ -137,7 +136,7 @@ impl Lent {
     fn new<'work>(work: &'work (dyn Fn() + Sync + 'work)) -> Self {
         let work = NonNull::from(work);
         #[allow(unsafe_code)]
-        // SAFETY: the types differ in how long the work is there: see `Lent::work`.
+        // SAFETY: the types differ in how long the work is there: see `Lent::join_in`.
         let work = unsafe {
             std::mem::transmute::<NonNull<dyn Fn() + Sync + 'work>, NonNull<dyn Fn() + Sync>>(work)
         };
@@ -150,7 +149,7 @@ impl Lent {
     }
 
     /// Works, if it was not taken back.
-    fn work(&self) {
+    fn join_in(&self) {
         let Some(_begun) = self.begin() else { return };
         #[allow(unsafe_code)]
         // SAFETY: `lend` borrows the work and does not return before it was taken back, for which it waits until `_begun` is dropped:
@@ -176,7 +175,7 @@ impl Lent {
         None
     }
 
-    /// Nothing here panics: who is at it works on what the owner would leave.
+    /// Must not panic: `lend` would return while others are at work that it only borrows.
     fn take_back(&self) {
         self.workers.fetch_or(TAKEN_BACK, Ordering::AcqRel);
         let is_done = || self.workers.load(Ordering::Acquire) == TAKEN_BACK;
@@ -208,7 +207,7 @@ struct Begun<'a>(&'a Lent);
 impl Drop for Begun<'_> {
     fn drop(&mut self) {
         if self.0.workers.fetch_sub(1, Ordering::AcqRel) == TAKEN_BACK + 1 {
-            // Whoever is about to sleep has seen this, or sleeps when the lock is had.
+            // The owner looks under this lock before it sleeps: once it was had here, the owner has seen the count, or sleeps and is woken.
             drop(locked(&self.0.sleeping));
             self.0.done.notify_one();
         }

@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use super::threads::Team;
-use super::{Cpu, TASK, half};
+use super::{Cpu, PART, half};
 use crate::aggregate::{Divisor, ExactMean, clipped, counts};
 use crate::batch::{Granularity, Layout};
 use crate::clip::{Clipping, Status};
@@ -75,19 +75,19 @@ impl<'a> MeanBatch<'a> {
             .filter(|&row| weights[row] > 0.0 && counts(layout, granularity, decisions, row))
             .map(|row| MeanRow { weight: weights[row], spans: layout.spans_of(granularity, row) });
         let divisor = Divisor::new(layout, granularity, decisions, weights);
-        let team = Team::new(cpu.pool(), layout.elements().saturating_mul(TERM))?;
+        let team = Team::new(&cpu.pool, layout.elements().saturating_mul(TERM))?;
         let (rows, force_exact) = (rows.collect(), cpu.force_exact);
         Ok(Self { layout, data, clipping, decisions, rows, divisor, team, force_exact })
     }
 
-    /// Writes the means of all coordinates, by all threads.
+    /// Writes the means of all coordinates, by the team.
     pub(super) fn mean(&self, mean: &mut [f32]) {
         if let (Some(center), true) = (&self.clipping.center, self.divisor.is_zero()) {
             mean.copy_from_slice(center);
             return;
         }
         let strips = self.strips(mean);
-        let parts = |strip: &Strip<'_>| self.rows.len().div_ceil((TASK / strip.mean.len()).max(1));
+        let parts = |strip: &Strip<'_>| self.rows.len().div_ceil((PART / strip.mean.len()).max(1));
         if self.team.is_even_over(strips.len()) || strips.iter().all(|strip| parts(strip) <= strips.len()) {
             self.team.share(strips.into_iter(), |strip| {
                 let sums = self.sums(&strip, &self.rows);
@@ -97,7 +97,7 @@ impl<'a> MeanBatch<'a> {
         }
         // Of few strips and many rows threads share the rows: the error bound of the sums holds in any order.
         let sums = |strip: &Strip<'_>| {
-            let rows = self.rows.chunks((TASK / strip.mean.len()).max(1));
+            let rows = self.rows.chunks((PART / strip.mean.len()).max(1));
             let of_rows = self.team.collect(rows, |rows| self.sums(strip, rows));
             of_rows.into_iter().reduce(joined).unwrap_or_default()
         };

@@ -7,7 +7,8 @@
 //!   their error is bounded, and a row whose rounding they leave open is summed exactly.
 //! - `squares.rs`, `squares_512.rs`, `decided_512.rs`, `simd.rs`, `half_simd.rs`: the vectors of this processor.
 //! - `mean.rs`: the mean of clipped rows.
-//! - `tasks.rs`: rows cut in tasks; `threads.rs`: tasks that the caller and the threads of a pool share; `lent.rs`: how it lends them.
+//! - `tasks.rs`: rows cut in tasks; `threads.rs`: tasks that the caller and the threads of a pool share; `lent.rs`: work that the caller lends to
+//!   a pool's threads, and takes back.
 
 mod decided;
 #[cfg(target_arch = "x86_64")]
@@ -45,8 +46,8 @@ use crate::norms::Norms;
 use crate::report::{BackendKind, Ran, Report};
 use crate::threshold::{Decision, Source, State, check_decisions};
 
-/// Elements that one task sums or scales: 256 KiB of `f32`, so a task's data stays in a core's cache.
-pub(crate) const TASK: usize = 1 << 16;
+/// Elements of a part of what threads share below a row or strip: 256 KiB of `f32`, which a core's cache holds.
+pub(crate) const PART: usize = 1 << 16;
 
 /// Elements of a row that a thread reads, then writes, without the help of others: 8 MiB of `f32`, its part of a last-level
 /// cache, where the clip stage then finds the row.
@@ -58,8 +59,7 @@ pub(crate) const LINE: usize = 64;
 /// The CPU backend: the default where no GPU is.
 #[derive(Debug)]
 pub struct Cpu {
-    /// `None` is the one that all share.
-    own_pool: Option<Pool>,
+    pool: Pool,
     force_exact: bool,
     why: String,
 }
@@ -74,7 +74,7 @@ impl Cpu {
     /// # Errors
     /// None at present; see [`Cpu::with_threads`].
     pub fn new() -> Result<Self> {
-        Ok(Self { own_pool: None, force_exact: false, why: "asked for by name".into() })
+        Ok(Self { pool: Pool::SHARED, force_exact: false, why: "asked for by name".into() })
     }
 
     /// At most this many threads at a time for each call, the caller among them, with a pool of its own; 0 is what rayon chooses.
@@ -86,7 +86,7 @@ impl Cpu {
             .num_threads(threads)
             .build()
             .map_err(|e| Error::Threads { threads, message: e.to_string() })?;
-        Ok(Self { own_pool: Some(Pool::new(pool)), ..Self::new()? })
+        Ok(Self { pool: Pool::new(pool), ..Self::new()? })
     }
 
     /// Sums every row exactly, as if no fast sum could ever be certified: slower, same bits.
@@ -94,10 +94,6 @@ impl Cpu {
     pub fn force_exact(mut self, force: bool) -> Self {
         self.force_exact = force;
         self
-    }
-
-    fn pool(&self) -> &Pool {
-        self.own_pool.as_ref().unwrap_or(Pool::SHARED)
     }
 
     pub(crate) fn because(mut self, why: String) -> Self {

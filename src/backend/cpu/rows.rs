@@ -8,7 +8,7 @@ use super::simd::prefetches_within;
 use super::sum::FastSum;
 use super::tasks::{Cursor, Hands, cut, each, elements_of_task};
 use super::threads::{Team, WORTH_SHARING};
-use super::{Cpu, LINE, TASK};
+use super::{Cpu, LINE, PART};
 use crate::batch::{Granularity, Layout};
 use crate::clip::{Clipping, Scope};
 use crate::error::Result;
@@ -87,7 +87,7 @@ impl<'a, S: Storage> Rows<'a, S> {
             }
         };
         let work = elements + ROW * rows_in_scope + ROW_OUT_OF_SCOPE * (clients - rows_in_scope);
-        let team = Team::new(cpu.pool(), work)?;
+        let team = Team::new(&cpu.pool, work)?;
         Ok(Self { layout, clipping, storage, force_exact: cpu.force_exact, mask, rows_in_scope, work, team })
     }
 
@@ -186,8 +186,8 @@ impl<'a, S: Storage> Rows<'a, S> {
                 let span = self.layout.span(self.clipping.granularity, index);
                 work += span.len() + ROW;
                 let first = span.start - start;
-                let of_span = data.take(span).chunks_mut(TASK).enumerate();
-                parts.extend(of_span.map(|(part, elements)| (elements, first + part * TASK, decision)));
+                let of_span = data.take(span).chunks_mut(PART).enumerate();
+                parts.extend(of_span.map(|(part, elements)| (elements, first + part * PART, decision)));
             }
         }
         let team = self.team.for_part(work);
@@ -206,8 +206,8 @@ impl<'a, S: Storage> Rows<'a, S> {
             return self.apply(elements, 0, decision);
         }
         let team = self.team.for_row(elements.len());
-        team.share(elements.chunks_mut(TASK).enumerate(), |(part, elements)| {
-            self.apply(elements, part * TASK, decision);
+        team.share(elements.chunks_mut(PART).enumerate(), |(part, elements)| {
+            self.apply(elements, part * PART, decision);
         });
     }
 
@@ -354,8 +354,8 @@ impl<'a, S: Storage> Rows<'a, S> {
         elements: &[S::Element],
         work: impl Fn(usize, &[S::Element]) -> T + Sync,
     ) -> Vec<T> {
-        let parts = elements.chunks(TASK).enumerate();
-        self.team.for_row(elements.len()).collect(parts, |(part, elements)| work(part * TASK, elements))
+        let parts = elements.chunks(PART).enumerate();
+        self.team.for_row(elements.len()).collect(parts, |(part, elements)| work(part * PART, elements))
     }
 
     /// How many rows of one length are worth a task: all of them where one thread takes the batch.

@@ -81,9 +81,9 @@ impl<'a, 'b, S: Storage> ShortRows<'a, 'b, S> {
         assert_eq!(tasks.len(), clients.div_ceil(of_task), "a part of the batch to each task");
         self.rows.team.share(tasks, |(task, (part, places))| work(task * of_task, part, places));
         #[allow(unsafe_code)]
-        // SAFETY: there is a task for each chunk of the first `clients` places, as was just asked, `share` returns only when
-        // each of them was done, and both kinds of `work` write every place of its chunk: their callers asked whether the data reaches to the end of the last row, which
-        // has an element, and whether there is a bound for every row.
+        // SAFETY: there is a task for each chunk of the first `clients` places, as was just asked, and `share` returns only when each of
+        // them was done. Both kinds of `work` write every place of its chunk: their callers asked whether the data reaches to the end of
+        // the last row, which has an element, and whether there is a bound for every row.
         unsafe {
             filled.set_len(clients);
         }

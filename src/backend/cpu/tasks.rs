@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::threads::{Team, WORTH_SHARING};
-use super::{OWN, TASK};
+use super::{OWN, PART};
 
 /// In how many tasks a thread's share of a batch is cut, so that no thread is left with much at the end.
 const TASKS: usize = 16;
@@ -21,10 +21,10 @@ pub(super) enum Hands {
 }
 
 impl Hands {
-    /// All threads for a row that fits no cache, and for a long one of so many that are left over, where more threads find a part of
-    /// it than would have one of those rows each.
+    /// All threads for a row that is longer than `OWN`, and for a long one that is left over, where its parts keep more threads at work
+    /// than there are rows left over.
     pub(super) fn for_row(length: usize, left_over: usize, threads: usize) -> Self {
-        let is_long = length > WORTH_SHARING && length.div_ceil(TASK).min(threads) > left_over;
+        let is_long = length > WORTH_SHARING && length.div_ceil(PART).min(threads) > left_over;
         let is_shared = threads > 1 && (length > OWN || left_over > 0 && is_long);
         if is_shared { Self::All } else { Self::One }
     }
@@ -111,7 +111,7 @@ mod tests {
     fn rows_are_shared_where_that_leaves_no_thread_without_work() {
         // Length, rows left over, threads.
         let shared =
-            [(OWN + 1, 0, 2), (WORTH_SHARING + 1, 1, 2), (8 * TASK, 3, 4), (OWN, 7, 8), (11 << 20, 10, 16)];
+            [(OWN + 1, 0, 2), (WORTH_SHARING + 1, 1, 2), (8 * PART, 3, 4), (OWN, 7, 8), (11 << 20, 10, 16)];
         // The last ones are too short, or there are enough of them.
         let alone = [
             (OWN, 0, 2),
@@ -119,7 +119,7 @@ mod tests {
             (OWN, 1, 1),
             (WORTH_SHARING, 1, 2),
             (100_000, 10, 16),
-            (3 * TASK, 7, 8),
+            (3 * PART, 7, 8),
         ];
         for (cases, expected) in [(&shared[..], Hands::All), (&alone[..], Hands::One)] {
             for &(length, left_over, threads) in cases {

@@ -13,7 +13,8 @@ use std::vec;
 use super::lent::Pool;
 use crate::error::Result;
 
-/// Elements up to which a caller alone has done before others, who are asleep, have woken: some tens of microseconds of work.
+/// Elements up to which a caller has done sooner alone than with others that it has to wake first: to wake one takes it as long as to sum
+/// 300,000.
 pub(super) const WORTH_WAKING: usize = 3 << 18;
 
 /// Elements up to which one thread is faster than several that are awake.
@@ -36,7 +37,7 @@ impl<'a> Team<'a> {
     /// For benchmarks: the same of rayon's global pool, and the caller alone where that cannot be started.
     #[cfg(feature = "cli")]
     pub(crate) fn global(elements: usize) -> Self {
-        let pool = Pool::SHARED;
+        let pool = &Pool::SHARED;
         Self::new(pool, elements).unwrap_or(Self { pool, threads: 1 })
     }
 

@@ -14,7 +14,7 @@ use super::params::{
     CLIPS_ALL, DeviceDecision, OF_STAGES, Params, RUN_BYTES, RUN_DECISIONS, RUN_NORMS, RUN_OPEN, policy_code,
 };
 use super::rules::{NO_GROUP, Rules};
-use super::steps::{Binder, CLIP, NORMS, Part, Step, THRESHOLD, is_step};
+use super::steps::{Binder, CLIP, Extent, NORMS, Step, THRESHOLD, is_step};
 use super::storage::Storage;
 use super::tuning::Tuning;
 use crate::aggregate::Weights;
@@ -131,7 +131,7 @@ impl Plan {
         let binder =
             Binder { context: &context, pipelines: &pipelines, geometry: &geometry, buffers: &buffers, data };
         let (stages, passes, given) = guarded(&context.device, "binding the buffers", || {
-            let whole = Part::whole(&geometry, OF_STAGES);
+            let whole = Extent::whole(&geometry, OF_STAGES);
             let stages = [NORMS, THRESHOLD, CLIP].map(|kernels| binder.steps(&[kernels], &whole));
             (stages, binder.passes(), binder.given(clipping.granularity))
         })?;

@@ -54,14 +54,14 @@ pub(super) fn is_step(kernel: &Kernel, geometry: &Geometry) -> bool {
     }
 }
 
-/// What steps are made for.
-pub(super) struct Part {
+/// What steps are made for: spans and windows, and the copy of the params that is theirs.
+pub(super) struct Extent {
     params: usize,
     spans: Range<usize>,
     windows: Range<usize>,
 }
 
-impl Part {
+impl Extent {
     pub(super) fn whole(geometry: &Geometry, params: usize) -> Self {
         Self { params, spans: 0..geometry.spans.len(), windows: 0..geometry.windows.len() }
     }
@@ -79,7 +79,7 @@ pub(super) struct Binder<'a> {
 impl Binder<'_> {
     /// The passes of all stages, where they are not run one by one for the whole batch.
     pub(super) fn passes(&self) -> Vec<Vec<Step>> {
-        let whole = Part::whole(self.geometry, OF_RUN);
+        let whole = Extent::whole(self.geometry, OF_RUN);
         match self.geometry.strategy {
             Strategy::Rows | Strategy::Tiled => Vec::new(),
             Strategy::Fused => vec![self.steps(&[FUSED, THRESHOLD, LEFT], &whole)],
@@ -94,7 +94,7 @@ impl Binder<'_> {
 
     /// The passes of all stages where norms decide; none where they never do.
     pub(super) fn given(&self, granularity: Granularity) -> Vec<Vec<Step>> {
-        let whole = Part::whole(self.geometry, OF_GIVEN);
+        let whole = Extent::whole(self.geometry, OF_GIVEN);
         match self.geometry.strategy {
             _ if granularity == Granularity::Segment => Vec::new(),
             Strategy::Rows | Strategy::Tiled => vec![self.steps(&[NORMS, CLIP], &whole)],
@@ -107,26 +107,26 @@ impl Binder<'_> {
     fn portions(&self) -> Vec<Vec<Step>> {
         let portions = self.geometry.portions.iter().enumerate().map(|(i, portion)| {
             let (spans, windows) = (portion.spans.clone(), portion.windows.clone());
-            self.steps(&[NORMS, CLIP], &Part { params: OF_PORTIONS + i, spans, windows })
+            self.steps(&[NORMS, CLIP], &Extent { params: OF_PORTIONS + i, spans, windows })
         });
         portions.collect()
     }
 
     /// Every dispatch of the kernels of these stages for a part of the batch, in order.
-    pub(super) fn steps(&self, stages: &[&[&str]], part: &Part) -> Vec<Step> {
+    pub(super) fn steps(&self, stages: &[&[&str]], extent: &Extent) -> Vec<Step> {
         let Self { context, geometry, buffers, .. } = *self;
         let mut steps = Vec::new();
         let limit = context.device.limits().max_compute_workgroups_per_dimension;
         let chosen = |kernel: &Kernel| stages.iter().any(|kernels| kernels.contains(&kernel.name));
         for pipeline in self.pipelines.iter().filter(|pipeline| chosen(pipeline.kernel)) {
-            let spans = part.spans.len() as u64;
+            let spans = extent.spans.len() as u64;
             let each = u64::from(pipeline.workgroup);
             let tiles_of = |window: usize| {
                 let tiles = &geometry.windows[window].tiles;
                 tiles.end - tiles.start
             };
             let per_window = |workgroups: &dyn Fn(u64) -> u64| {
-                part.windows.clone().map(|i| (workgroups(tiles_of(i)), Some(i))).collect()
+                extent.windows.clone().map(|i| (workgroups(tiles_of(i)), Some(i))).collect()
             };
             let tuning = &context.tuning;
             let work: Vec<(u64, Option<usize>)> = match pipeline.kernel.grid {
@@ -135,7 +135,7 @@ impl Binder<'_> {
                 Grid::OpenTiles => {
                     // Open rows and open segments are listed one by one, those of other windows too.
                     let times = if geometry.spans.len() > geometry.bounded { 2 } else { 1 };
-                    let listed = part.windows.clone().map(tiles_of).sum::<u64>() * times;
+                    let listed = extent.windows.clone().map(tiles_of).sum::<u64>() * times;
                     per_window(&|_| tuning.exact_tile_workgroups(listed, geometry.longest))
                 }
                 Grid::OpenFew => vec![{
@@ -158,7 +158,7 @@ impl Binder<'_> {
                     bindings: bind(context, pipeline, |resource| {
                         let buffer = buffers.get(resource, self.data)?;
                         if resource == Resource::Params {
-                            let offset = part.params as u64 * tuning.offset_alignment;
+                            let offset = extent.params as u64 * tuning.offset_alignment;
                             let size = wgpu::BufferSize::new(size_of::<Params>() as u64);
                             return Some(wgpu::BufferBinding { buffer, offset, size });
                         }

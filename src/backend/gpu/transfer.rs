@@ -10,9 +10,9 @@ use super::device::{guarded, read_mapped, write_mapped};
 use super::geometry::Placement;
 use crate::error::Result;
 
-/// Bytes of a piece: large enough that a copy's start does not show, small beside the batch. Two are under way at a
+/// Bytes of a load: large enough that a copy's start does not show, small beside the batch. Two are under way at a
 /// time, so that the host packs or unpacks one while the device copies the other.
-const PIECE: u64 = 16 << 20;
+const LOAD: u64 = 16 << 20;
 
 /// Bytes between two spans that are read back with them: cheaper than another copy.
 const GAP: u64 = 4 << 10;
@@ -26,25 +26,25 @@ pub(super) struct Transfer<'a> {
     pub host: &'a dyn Fn(usize) -> Range<usize>,
 }
 
-/// Elements of one span, on the host and in a piece.
-struct Part {
+/// Elements of one span, on the host and in a load.
+struct SpanPart {
     host: Range<usize>,
-    /// In elements from the start of the piece.
+    /// In elements from the start of the load.
     at: u64,
 }
 
 /// Elements that lie together on the device.
 struct Run {
     device: Range<u64>,
-    /// In elements from the start of the piece.
+    /// In elements from the start of the load.
     at: u64,
 }
 
 /// Runs that travel together.
 #[derive(Default)]
-struct Piece {
+struct Load {
     runs: Vec<Run>,
-    parts: Vec<Part>,
+    parts: Vec<SpanPart>,
     /// Elements of all runs, each at a multiple of four.
     length: u64,
 }
@@ -66,27 +66,27 @@ impl Transfer<'_> {
         const DURING: &str = "uploading the batch";
         let size = size_of::<T>() as u64;
         // Up to three elements of padding between two spans may be overwritten, and no more.
-        let pieces = self.pieces(chosen, size, 4);
-        let Some(largest) = pieces.iter().map(|piece| piece.length).max() else { return Ok(()) };
+        let loads = self.loads(chosen, size, 4);
+        let Some(largest) = loads.iter().map(|load| load.length).max() else { return Ok(()) };
         let usage = wgpu::BufferUsages::MAP_WRITE | wgpu::BufferUsages::COPY_SRC;
         let mut under_way = VecDeque::new();
-        for piece in &pieces {
-            // What a buffer held before has to be copied first; other pieces go on meanwhile.
+        for load in &loads {
+            // What a buffer held before has to be copied first; other loads go on meanwhile.
             let free = if under_way.len() == 2 { under_way.pop_front() } else { None };
             let (staging, copied) = match free {
                 Some((staging, copied)) => (staging, Some(copied)),
                 None => (self.context.buffer("the way there", largest * size, usage)?, None),
             };
             let fill = |mut bytes: wgpu::BufferViewMut| {
-                for part in &piece.parts {
+                for part in &load.parts {
                     let values = bytemuck::cast_slice::<T, u8>(&data[part.host.clone()]);
                     let offset = part.at as usize * size_of::<T>();
                     bytes.slice(offset..offset + values.len()).copy_from_slice(values);
                 }
             };
-            let mapped = write_mapped(&staging, piece.bytes::<T>(), DURING, fill);
+            let mapped = write_mapped(&staging, load.bytes::<T>(), DURING, fill);
             self.context.wait_for_submission(mapped, copied, DURING)?;
-            let submitted = self.submit_copies::<T>(piece, DURING, |run| {
+            let submitted = self.submit_copies::<T>(load, DURING, |run| {
                 ((&staging, run.at * size), (self.buffer, run.device.start * size))
             })?;
             under_way.push_back((staging, submitted));
@@ -98,15 +98,15 @@ impl Transfer<'_> {
     pub(super) fn download<T: Pod>(&self, data: &mut [T], chosen: impl Fn(usize) -> bool) -> Result<()> {
         const DURING: &str = "downloading the batch";
         let size = size_of::<T>() as u64;
-        let pieces = self.pieces(chosen, size, GAP / size);
-        let Some(largest) = pieces.iter().map(|piece| piece.length).max() else { return Ok(()) };
-        let two = pieces.len().min(2);
+        let loads = self.loads(chosen, size, GAP / size);
+        let Some(largest) = loads.iter().map(|load| load.length).max() else { return Ok(()) };
+        let two = loads.len().min(2);
         let staging: Vec<_> =
             (0..two).map(|_| self.context.staging("the way back", largest * size)).collect::<Result<_>>()?;
         let back = |run: &Run, staging| ((self.buffer, run.device.start * size), (staging, run.at * size));
-        let mut next = self.submit_copies::<T>(&pieces[0], DURING, |run| back(run, &staging[0]))?;
-        for (i, piece) in pieces.iter().enumerate() {
-            let copied = match pieces.get(i + 1) {
+        let mut next = self.submit_copies::<T>(&loads[0], DURING, |run| back(run, &staging[0]))?;
+        for (i, load) in loads.iter().enumerate() {
+            let copied = match loads.get(i + 1) {
                 Some(after) => {
                     let submitted =
                         self.submit_copies::<T>(after, DURING, |run| back(run, &staging[(i + 1) % two]))?;
@@ -115,22 +115,22 @@ impl Transfer<'_> {
                 None => next.clone(),
             };
             let read = |bytes: &[u8]| {
-                for part in &piece.parts {
+                for part in &load.parts {
                     let offset = part.at as usize * size_of::<T>();
                     let target = bytemuck::cast_slice_mut::<T, u8>(&mut data[part.host.clone()]);
                     target.copy_from_slice(&bytes[offset..offset + target.len()]);
                 }
             };
-            let mapped = read_mapped(&staging[i % two], piece.bytes::<T>(), DURING, read);
+            let mapped = read_mapped(&staging[i % two], load.bytes::<T>(), DURING, read);
             self.context.wait_for_submission(mapped, Some(copied), DURING)?;
         }
         Ok(())
     }
 
-    /// Copies the runs of a piece, each between the places that `ends` names: a buffer and an offset in bytes.
+    /// Copies the runs of a load, each between the places that `ends` names: a buffer and an offset in bytes.
     fn submit_copies<'b, T>(
         &self,
-        piece: &Piece,
+        load: &Load,
         during: &'static str,
         ends: impl Fn(&Run) -> (Place<'b>, Place<'b>),
     ) -> Result<wgpu::SubmissionIndex> {
@@ -138,7 +138,7 @@ impl Transfer<'_> {
         let submitted = guarded(device, during, || {
             let mut encoder =
                 device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some(during) });
-            for run in &piece.runs {
+            for run in &load.runs {
                 let ((from, start), (to, offset)) = ends(run);
                 encoder.copy_buffer_to_buffer(from, start, to, offset, run.bytes::<T>());
             }
@@ -147,10 +147,10 @@ impl Transfer<'_> {
         submitted.map_err(|e| self.context.lost.explain(e))
     }
 
-    /// The chosen spans in pieces. Spans with less than `gap` elements between them are one run.
-    fn pieces(&self, chosen: impl Fn(usize) -> bool, size: u64, gap: u64) -> Vec<Piece> {
-        let most = PIECE / size;
-        let mut pieces: Vec<Piece> = Vec::new();
+    /// The chosen spans in loads. Spans with less than `gap` elements between them are one run.
+    fn loads(&self, chosen: impl Fn(usize) -> bool, size: u64, gap: u64) -> Vec<Load> {
+        let most = LOAD / size;
+        let mut loads: Vec<Load> = Vec::new();
         for (index, span) in self.placement.spans.iter().enumerate().filter(|(index, _)| chosen(*index)) {
             let host = (self.host)(index);
             let mut start = span.start;
@@ -158,21 +158,21 @@ impl Transfer<'_> {
                 let end = (start + most).min(span.end);
                 let from = host.start + (start - span.start) as usize;
                 let host = from..from + (end - start) as usize;
-                // A whole span, or as much as a piece holds: one that is nearly full takes no part of it.
-                if pieces.last().is_none_or(|piece| piece.length + gap + (end - start) > most) {
-                    pieces.push(Piece::default());
+                // A whole span, or as much as a load holds: one that is nearly full takes no part of it.
+                if loads.last().is_none_or(|load| load.length + gap + (end - start) > most) {
+                    loads.push(Load::default());
                 }
-                if let Some(piece) = pieces.last_mut() {
-                    piece.push(start..end, host, gap);
+                if let Some(load) = loads.last_mut() {
+                    load.push(start..end, host, gap);
                 }
                 start = end;
             }
         }
-        pieces
+        loads
     }
 }
 
-impl Piece {
+impl Load {
     /// The bytes of all runs, in whole words.
     fn bytes<T>(&self) -> u64 {
         (self.length * size_of::<T>() as u64).next_multiple_of(4)
@@ -189,7 +189,7 @@ impl Piece {
                 self.length
             }
         };
-        self.parts.push(Part { host, at });
+        self.parts.push(SpanPart { host, at });
         self.length = (at + (device.end - device.start)).next_multiple_of(4);
     }
 }

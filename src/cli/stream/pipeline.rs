@@ -13,7 +13,7 @@ use crate::cli::progress::Progress;
 /// Pieces in memory: one that is read, one that is worked on, one that is written.
 const BUFFERS: usize = 3;
 
-/// Works on every piece in turn, and writes each where there is an output; `what` is done, the progress says.
+/// Works on every piece in turn, and writes each where there is an output; `what` is what the progress line says is done.
 pub(super) fn pass(
     what: &str,
     batch: &BatchFile,
