@@ -156,6 +156,24 @@ struct OnHost<'a, E> {
     beside: Option<Beside>,
 }
 
+/// Who takes turns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Who {
+    Ours,
+    Plain,
+    Moves,
+}
+
+/// In which order the three run in a round. What a run finds in the caches depends on whom it follows: six rounds have all six orders.
+fn order(round: usize) -> [Who; 3] {
+    const FORTH: [Who; 3] = [Who::Ours, Who::Plain, Who::Moves];
+    let mut order = std::array::from_fn(|place| FORTH[(round + place) % 3]);
+    if !round.is_multiple_of(2) {
+        order.reverse();
+    }
+    order
+}
+
 /// What takes turns with ours.
 struct Beside {
     moves: Moves,
@@ -170,15 +188,13 @@ impl<E: Element> Rounds for OnHost<'_, E> {
             self.batch.restore(self.case);
             return Ok(());
         }
-        // What a run finds in the caches depends on whom it follows: the six orders of the three take turns.
         self.rounds += usize::from(round.is_counted);
-        for turn in 0..3 {
+        for who in order(self.rounds) {
             pause();
-            let turn = if self.rounds.is_multiple_of(2) { turn } else { 2 - turn };
-            match (self.rounds + turn) % 3 {
-                0 => self.run_ours(round, fault)?,
-                1 => self.run_plain(round)?,
-                _ => self.run_moves(round)?,
+            match who {
+                Who::Ours => self.run_ours(round, fault)?,
+                Who::Plain => self.run_plain(round)?,
+                Who::Moves => self.run_moves(round)?,
             }
             self.batch.restore(self.case);
         }
@@ -246,6 +262,20 @@ fn run<E: Element>(
                 timed(|| E::run(backend, &batch.layout, black_box(&mut batch.work), &clipping));
             expected.check_report(name, &report?)?;
             Ok(seconds)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn six_rounds_have_all_orders() {
+        let orders: Vec<_> = (1..=6).map(order).collect();
+        for (i, order) in orders.iter().enumerate() {
+            assert!([Who::Ours, Who::Plain, Who::Moves].iter().all(|who| order.contains(who)), "{order:?}");
+            assert!(!orders[..i].contains(order), "{order:?} twice");
         }
     }
 }

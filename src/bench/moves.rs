@@ -162,5 +162,6 @@ mod tests {
         let batch = Batch::<f32>::new("4x100".parse().unwrap()).unwrap();
         let moves = Moves::of(&batch, &Case::scoped(0.25), u64::MAX);
         assert_eq!(moves.passes, [[[(Move::Skip, 300), (Move::Scale, 100)]]]);
+        assert_eq!(moves.elements, 100);
     }
 }
