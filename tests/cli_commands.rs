@@ -197,6 +197,31 @@ fn a_mean_of_safetensors_has_their_names_and_shapes() {
 }
 
 #[test]
+fn a_mean_of_safetensors_is_a_file_of_the_same_bytes_each_time() {
+    let folder = TempDir::new().unwrap();
+    let metadata = json!({"e": "5", "a": "1", "d": "\"4\"", "b": "2", "c": "3"});
+    let values = bytes(&[1.0, 2.0, 3.0]);
+    let of = |metadata: &Value| {
+        let tensors: [(&str, &str, &[usize], &[u8]); 2] =
+            [("b", "F32", &[1], &values[..4]), ("w", "F32", &[2, 1], &values[4..])];
+        safetensors(&tensors, metadata)
+    };
+    fs::write(folder.path().join("a.safetensors"), of(&metadata)).unwrap();
+    for _ in 0..3 {
+        let args = ["mean", "a.safetensors", "-o", "mean.safetensors", "--max-norm", "inf"];
+        json_of(folder.path(), &args);
+        let mean = fs::read(folder.path().join("mean.safetensors")).unwrap();
+        let header: Value = serde_json::from_slice(&mean[8..mean.len() - 12]).unwrap();
+        assert_eq!(header["__metadata__"], metadata);
+        // Ascending, as serde_json's own maps are.
+        let text = format!("\"__metadata__\":{metadata},\"b\":{{");
+        assert!(String::from_utf8_lossy(&mean).contains(&text), "{}", String::from_utf8_lossy(&mean));
+        assert_eq!((mean.len() - 12) % 8, 0);
+        assert_eq!(mean[mean.len() - 12..], values);
+    }
+}
+
+#[test]
 fn updates_are_clipped_around_a_centre() {
     let folder = TempDir::new().unwrap();
     fs::write(folder.path().join("in.npy"), npy("(2, 2)", &[10.5, 20.0, 13.0, 24.0])).unwrap();

@@ -293,3 +293,41 @@ fn a_system_without_threads_or_memory_to_spare_is_an_error() {
         assert!(lines.iter().any(|line| line.contains(words)), "{words}: {lines:?}");
     }
 }
+
+/// A row, a centre and a mean are no more in memory than windows of them, and a report in JSON no more than its rows.
+#[test]
+#[cfg(target_os = "linux")]
+fn memory_grows_neither_with_the_length_of_rows_nor_with_that_of_the_report() {
+    const LIMIT_KIB: u64 = 96 << 10;
+    let folder = TempDir::new().unwrap();
+    // Sparse: 128 MiB a row, which is more than the limit.
+    let sparse = |name: &str, shape: &str, elements: u64| {
+        let file = fs::File::create(folder.path().join(name)).unwrap();
+        let header = npy_header(&format!("{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}"));
+        std::io::Write::write_all(&mut &file, &header).unwrap();
+        file.set_len(header.len() as u64 + 4 * elements).unwrap();
+    };
+    sparse("long.npy", "(2, 33554432)", 2 << 25);
+    sparse("center.npy", "(33554432,)", 1 << 25);
+    // In JSON, 60 bytes a row and more.
+    sparse("many.npy", "(1000000, 1)", 1_000_000);
+    for arguments in [
+        "norms long.npy",
+        "clip long.npy -o out.npy --max-norm 2 --center center.npy",
+        "mean long.npy -o out.npy --max-norm 2",
+        "mean long.npy -o out.npy --max-norm 2 --center center.npy",
+        "norms many.npy --json",
+        "clip many.npy -o out.npy --max-norm 2 --json",
+    ] {
+        let command = format!("ulimit -v {LIMIT_KIB}; exec \"$0\" {arguments} --backend cpu --window 1M");
+        let ran = Command::new("sh")
+            .args(["-c", &command, env!("CARGO_BIN_EXE_byzclip")])
+            // What each thread reserves is not what is looked at.
+            .envs([("RAYON_NUM_THREADS", "2"), ("MALLOC_ARENA_MAX", "1")])
+            .current_dir(folder.path())
+            .output()
+            .unwrap();
+        assert!(ran.status.success(), "{arguments}: {}", String::from_utf8_lossy(&ran.stderr));
+        drop(fs::remove_file(folder.path().join("out.npy")));
+    }
+}

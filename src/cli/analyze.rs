@@ -102,8 +102,15 @@ pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
     let backend = args.backend.open()?;
     let clipping = Clipping::default();
     let progress = Progress::start(batch.bytes());
-    let norms = Stream::new(&batch, backend.as_ref(), &clipping, args.window.window).norms(&progress)?;
-    batch.check_unchanged()?;
+    let stream = Stream {
+        batch: &batch,
+        backend: backend.as_ref(),
+        clipping: &clipping,
+        center: None,
+        window: args.window.elements(&batch),
+    };
+    let norms = stream.norms(&progress)?;
+    stream.check_unchanged()?;
     drop(progress);
     let analysis = analyze(backend.as_ref(), &batch.layout, &norms)?;
     if let Some(path) = &args.plot {

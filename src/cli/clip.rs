@@ -3,16 +3,17 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use byzclip::{Clipping, Granularity, Report, Status};
+use byzclip::{Granularity, Report, Status};
 use serde::Serialize;
 
-use super::batch_file::{self, BatchFile, Output};
+use super::batch_file::BatchFile;
+use super::batch_output::{self, Output};
 use super::clipping::ClippingArgs;
 use super::failure::{Failure, Outcome};
 use super::options::{BackendArgs, WindowArgs};
 use super::output;
 use super::progress::Progress;
-use super::rows::{self, ClippedRow, Factor};
+use super::rows::{self, Factor};
 use super::stream::Stream;
 use super::threshold::{self, SavedState};
 
@@ -33,7 +34,7 @@ pub(super) struct Args {
 }
 
 #[derive(Serialize)]
-struct Clip<'a> {
+struct Clip<'a, Rows> {
     backend: &'static str,
     adapter: Option<&'a str>,
     /// Null unless all stages ran on a GPU together.
@@ -46,32 +47,34 @@ struct Clip<'a> {
     params: usize,
     clipped: usize,
     zeroed: usize,
-    rows: Vec<ClippedRow<'a>>,
+    rows: Rows,
 }
 
 pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
-    let clipping = args.clipping.without_center()?;
-    batch_file::check_output(&args.inputs, &args.output)?;
-    args.clipping.check_files(&args.inputs, &batch_file::targets(&args.inputs, &args.output))?;
+    let clipping = args.clipping.clipping()?;
+    batch_output::check_output(&args.inputs, &args.output)?;
+    args.clipping.check_files(&args.inputs, &batch_output::targets(&args.inputs, &args.output))?;
     let batch = BatchFile::open(&args.inputs)?;
-    let clipping = args.clipping.with_center(clipping, &batch)?;
+    let window = args.window.elements(&batch);
+    let center = args.clipping.center(&batch, window)?;
     let state_file = args.clipping.threshold.state.as_deref();
-    let mut saved = SavedState::load(state_file, &clipping, &batch.layout)?;
+    let mut saved = SavedState::load(state_file, &clipping, center.is_some(), &batch.layout)?;
     clipping.check(&batch.layout, &saved.state)?;
     let backend = args.backend.open()?;
 
-    let stream = Stream::new(&batch, backend.as_ref(), &clipping, args.window.window);
+    let (backend, center) = (backend.as_ref(), center.as_ref());
+    let stream = Stream { batch: &batch, backend, clipping: &clipping, center, window };
     let start = Instant::now();
     let progress = Progress::start(stream.clip_bytes());
     let mut files = Output::new(&args.output);
     let report = stream.clip(&mut saved.state, &mut files, &progress)?;
     let mut complete = files.finish(&batch)?;
     complete.extend(saved.complete()?);
-    batch.check_unchanged()?;
+    stream.check_unchanged()?;
     output::finish(complete)?;
     drop(progress);
     let seconds = start.elapsed().as_secs_f64();
-    let text = if json { None } else { Some(table(args, &batch, &clipping, &report, seconds)) };
+    let text = if json { None } else { Some(table(args, &stream, &report, seconds)) };
     match text {
         Some(text) => output::print(&text)?,
         None => output::print_json(&Clip {
@@ -80,29 +83,29 @@ pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
             strategy: report.ran.strategy.map(byzclip::Strategy::name),
             why: &report.ran.why,
             threshold: threshold::name(&clipping.threshold),
-            centered: clipping.center.is_some(),
+            centered: center.is_some(),
             clients: batch.layout.clients(),
             params: batch.layout.params(),
             clipped: report.count(Status::Clipped),
             zeroed: report.count(Status::Zeroed),
-            rows: ClippedRow::all(&report, &batch.layers),
+            rows: rows::clipped(&report, &batch.layers),
         })?,
     }
     Ok(Outcome::Success)
 }
 
-fn table(args: &Args, batch: &BatchFile, clipping: &Clipping, report: &Report, seconds: f64) -> String {
+fn table(args: &Args, stream: &Stream<'_>, report: &Report, seconds: f64) -> String {
     format!(
         "{}\n{}\nwritten to {}\n",
-        rows_table(batch, clipping, report),
-        rows::rate(batch.bytes(), seconds),
+        rows_table(stream, report),
+        rows::rate(stream.batch.bytes(), seconds),
         rows::printable(&args.output.display().to_string())
     )
 }
 
 /// What ran, and what happened to each client.
-pub(super) fn rows_table(batch: &BatchFile, clipping: &Clipping, report: &Report) -> String {
-    let layout = &batch.layout;
+pub(super) fn rows_table(stream: &Stream<'_>, report: &Report) -> String {
+    let (layout, clipping) = (&stream.batch.layout, stream.clipping);
     let cells = |row: usize| {
         let report = &report.rows[row];
         vec![
@@ -124,11 +127,8 @@ pub(super) fn rows_table(batch: &BatchFile, clipping: &Clipping, report: &Report
         Granularity::Segment => ", every layer on its own; factor: the least; --json has every layer",
         Granularity::Coordinate => ", every coordinate; norms are largest magnitudes",
     };
-    let around = if clipping.center.is_some() {
-        ", around the centre; norms are those of the differences"
-    } else {
-        ""
-    };
+    let around =
+        if stream.center.is_some() { ", around the centre; norms are those of the differences" } else { "" };
     format!(
         "{}\n{}, {}, bound {}{each}{around}\n\n{}\n{}",
         report.ran,

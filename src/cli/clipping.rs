@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use byzclip::{Clipping, NonFinite, Scope};
 
-use super::batch_file::{self, BatchFile};
+use super::batch_file::BatchFile;
+use super::batch_output;
+use super::center::Center;
 use super::failure::Failure;
 use super::options;
 use super::threshold::ThresholdArgs;
@@ -27,8 +29,8 @@ pub(super) struct ClippingArgs {
 }
 
 impl ClippingArgs {
-    /// The clipping asked for, but for the centre, which is in a file.
-    pub(super) fn without_center(&self) -> Result<Clipping, Failure> {
+    /// The clipping asked for, but for the centre.
+    pub(super) fn clipping(&self) -> Result<Clipping, Failure> {
         Ok(Clipping {
             threshold: self.threshold.threshold()?,
             scope: self.scope.clone(),
@@ -38,23 +40,20 @@ impl ClippingArgs {
         })
     }
 
-    /// Adds the centre, where there is one for this batch.
-    pub(super) fn with_center(&self, clipping: Clipping, batch: &BatchFile) -> Result<Clipping, Failure> {
-        match &self.center {
-            Some(path) => Ok(clipping.around(batch.read_vector(path)?)),
-            None => Ok(clipping),
-        }
+    /// The centre of a batch that is read so many elements at a time, where there is one.
+    pub(super) fn center(&self, batch: &BatchFile, window: usize) -> Result<Option<Center>, Failure> {
+        self.center.as_ref().map(|path| Center::open(path, batch, window)).transpose()
     }
 
     /// Checks, before anything is read, that what is written lies apart from what is read.
     pub(super) fn check_files(&self, inputs: &[PathBuf], targets: &[PathBuf]) -> Result<(), Failure> {
         let inputs: Vec<&PathBuf> = inputs.iter().chain(&self.center).collect();
         for target in targets {
-            batch_file::check_apart("output", target, "input", &inputs)?;
+            batch_output::check_apart("output", target, "input", &inputs)?;
         }
         if let Some(state) = &self.threshold.state {
-            batch_file::check_apart("--state", state, "input", &inputs)?;
-            batch_file::check_apart("--state", state, "output", &targets.iter().collect::<Vec<_>>())?;
+            batch_output::check_apart("--state", state, "input", &inputs)?;
+            batch_output::check_apart("--state", state, "output", &targets.iter().collect::<Vec<_>>())?;
         }
         Ok(())
     }

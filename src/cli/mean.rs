@@ -3,15 +3,16 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use byzclip::{Clipping, Report, Status, Weights};
+use byzclip::{Report, Status, Weights};
 use serde::Serialize;
 
-use super::batch_file::{self, BatchFile};
+use super::batch_file::BatchFile;
+use super::batch_output::{self, MeanOutput};
 use super::clipping::ClippingArgs;
 use super::failure::{Failure, Outcome};
 use super::options::{BackendArgs, WindowArgs};
 use super::progress::Progress;
-use super::rows::{self, ClippedRow};
+use super::rows;
 use super::stream::Stream;
 use super::threshold::{self, SavedState};
 use super::{clip, npy, output};
@@ -37,7 +38,7 @@ pub(super) struct Args {
 }
 
 #[derive(Serialize)]
-struct Mean<'a> {
+struct Mean<'a, Rows> {
     backend: &'static str,
     adapter: Option<&'a str>,
     why: &'a str,
@@ -51,38 +52,40 @@ struct Mean<'a> {
     weight: f64,
     clipped: usize,
     zeroed: usize,
-    rows: Vec<ClippedRow<'a>>,
+    rows: Rows,
 }
 
 pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
-    let clipping = args.clipping.without_center()?;
-    batch_file::check_mean_output(&args.inputs, &args.output)?;
+    let clipping = args.clipping.clipping()?;
+    batch_output::check_mean_output(&args.inputs, &args.output)?;
     let inputs: Vec<PathBuf> = args.inputs.iter().chain(&args.weights).cloned().collect();
     args.clipping.check_files(&inputs, std::slice::from_ref(&args.output))?;
     let batch = BatchFile::open(&args.inputs)?;
-    let clipping = args.clipping.with_center(clipping, &batch)?;
+    let window = args.window.elements(&batch);
+    let center = args.clipping.center(&batch, window)?;
     let weights = match &args.weights {
         Some(path) => Weights::PerRow(read_weights(path, batch.layout.clients())?),
         None => Weights::Equal,
     };
     let state_file = args.clipping.threshold.state.as_deref();
-    let mut saved = SavedState::load(state_file, &clipping, &batch.layout)?;
+    let mut saved = SavedState::load(state_file, &clipping, center.is_some(), &batch.layout)?;
     clipping.check(&batch.layout, &saved.state)?;
     let backend = args.backend.open()?;
 
-    let stream = Stream::new(&batch, backend.as_ref(), &clipping, args.window.window);
+    let (backend, center) = (backend.as_ref(), center.as_ref());
+    let stream = Stream { batch: &batch, backend, clipping: &clipping, center, window };
     let start = Instant::now();
     let progress = Progress::start(stream.mean_bytes());
-    let (mean, report) = stream.mean(&weights, &mut saved.state, &progress)?;
-    let mut complete = vec![batch.write_mean(&mean, &args.output)?];
+    let mut file = MeanOutput::create(&batch, &args.output)?;
+    let report = stream.mean(&weights, &mut saved.state, &mut file, &progress)?;
+    let mut complete = vec![file.finish()?];
     complete.extend(saved.complete()?);
-    batch.check_unchanged()?;
+    stream.check_unchanged()?;
     output::finish(complete)?;
     drop(progress);
     let seconds = start.elapsed().as_secs_f64();
     let (counted, weight) = counted(&weights.of_rows(batch.layout.clients())?, &report);
-    let text =
-        if json { None } else { Some(table(args, &batch, &clipping, &report, (counted, weight), seconds)) };
+    let text = if json { None } else { Some(table(args, &stream, &report, (counted, weight), seconds)) };
     match text {
         Some(text) => output::print(&text)?,
         None => output::print_json(&Mean {
@@ -90,14 +93,14 @@ pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
             adapter: report.ran.adapter.as_deref(),
             why: &report.ran.why,
             threshold: threshold::name(&clipping.threshold),
-            centered: clipping.center.is_some(),
+            centered: center.is_some(),
             clients: batch.layout.clients(),
             params: batch.layout.params(),
             counted,
             weight,
             clipped: report.count(Status::Clipped),
             zeroed: report.count(Status::Zeroed),
-            rows: ClippedRow::all(&report, &batch.layers),
+            rows: rows::clipped(&report, &batch.layers),
         })?,
     }
     Ok(Outcome::Success)
@@ -138,16 +141,15 @@ fn counted(weights: &[f32], report: &Report) -> (usize, f64) {
 
 fn table(
     args: &Args,
-    batch: &BatchFile,
-    clipping: &Clipping,
+    stream: &Stream<'_>,
     report: &Report,
     (counted, weight): (usize, f64),
     seconds: f64,
 ) -> String {
     format!(
         "{}\nthe mean of {counted} with the weight {weight}\n{}\nwritten to {}\n",
-        clip::rows_table(batch, clipping, report),
-        rows::rate(batch.bytes(), seconds),
+        clip::rows_table(stream, report),
+        rows::rate(stream.batch.bytes(), seconds),
         rows::printable(&args.output.display().to_string())
     )
 }

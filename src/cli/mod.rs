@@ -2,10 +2,12 @@
 
 mod analyze;
 mod batch_file;
+mod batch_output;
 mod bench;
 #[cfg(feature = "gpu")]
 mod calibrate;
 mod calibration;
+mod center;
 mod clip;
 mod clipping;
 mod devices;

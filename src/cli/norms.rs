@@ -11,7 +11,7 @@ use super::failure::{Failure, Outcome};
 use super::options::{BackendArgs, WindowArgs};
 use super::output;
 use super::progress::Progress;
-use super::rows::{self, finite};
+use super::rows::{self, Each, finite};
 use super::stream::Stream;
 
 #[derive(Debug, clap::Args)]
@@ -29,13 +29,13 @@ pub(super) struct Args {
 }
 
 #[derive(Serialize)]
-struct Norms<'a> {
+struct Norms<'a, Rows> {
     backend: &'static str,
     adapter: Option<&'a str>,
     why: &'a str,
     clients: usize,
     params: usize,
-    rows: Vec<Row<'a>>,
+    rows: Rows,
 }
 
 #[derive(Serialize)]
@@ -59,8 +59,15 @@ pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
     let clipping = Clipping::default().granularity(granularity);
     let start = Instant::now();
     let progress = Progress::start(batch.bytes());
-    let norms = Stream::new(&batch, backend.as_ref(), &clipping, args.window.window).norms(&progress)?;
-    batch.check_unchanged()?;
+    let stream = Stream {
+        batch: &batch,
+        backend: backend.as_ref(),
+        clipping: &clipping,
+        center: None,
+        window: args.window.elements(&batch),
+    };
+    let norms = stream.norms(&progress)?;
+    stream.check_unchanged()?;
     drop(progress);
     let seconds = start.elapsed().as_secs_f64();
     let ran = backend.ran();
@@ -86,7 +93,7 @@ pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
             why: &ran.why,
             clients: layout.clients(),
             params: layout.params(),
-            rows: (0..layout.clients()).map(row).collect(),
+            rows: Each { count: layout.clients(), entry: row },
         })?;
         return Ok(Outcome::Success);
     }

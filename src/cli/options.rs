@@ -10,6 +10,7 @@ use byzclip::backend::select_prepared;
 use byzclip::bench::Subject;
 use byzclip::{Backend, NonFinite, Scope};
 
+use super::batch_file::BatchFile;
 use super::calibration::CalibrationArgs;
 use super::failure::Failure;
 use super::stream;
@@ -66,7 +67,14 @@ pub(super) struct WindowArgs {
     /// How much of a batch is read at a time, in bytes, or with K, M or G for 2^10, 2^20 or 2^30. Three windows are
     /// in memory at once: one is read, one worked on, one written.
     #[arg(long, value_name = "BYTES", default_value = stream::WINDOW, value_parser = parse_bytes)]
-    pub window: usize,
+    window: usize,
+}
+
+impl WindowArgs {
+    /// Elements of a batch that are read at a time.
+    pub(super) fn elements(&self, batch: &BatchFile) -> usize {
+        (self.window / batch.dtype.bytes()).max(1)
+    }
 }
 
 fn parse_bytes(text: &str) -> Result<usize, String> {

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fs;
-use std::io::{ErrorKind, Seek, SeekFrom, Write};
+use std::io::{self, BufWriter, ErrorKind, Seek, SeekFrom, StdoutLock, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -14,8 +14,25 @@ use super::failure::Failure;
 
 /// Prints text to stdout.
 pub(super) fn print(text: &str) -> Result<(), Failure> {
-    let mut stdout = std::io::stdout().lock();
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+    to_stdout(|stdout| stdout.write_all(text.as_bytes()))
+}
+
+/// Prints one JSON object, of which no more than a buffer is in memory.
+pub(super) fn print_json(value: &impl Serialize) -> Result<(), Failure> {
+    to_stdout(|stdout| {
+        // Values that JSON does not have are errors too, of this program.
+        serde_json::to_writer(&mut *stdout, value)?;
+        stdout.write_all(b"\n")
+    })
+}
+
+/// Writes to stdout by a buffer.
+fn to_stdout(write: impl FnOnce(&mut BufWriter<StdoutLock<'_>>) -> io::Result<()>) -> Result<(), Failure> {
+    let mut stdout = BufWriter::with_capacity(BUFFER, io::stdout().lock());
+    let written = write(&mut stdout).and_then(|()| stdout.flush());
+    // What could not be written is not tried again.
+    drop(stdout.into_parts());
+    match written {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Err(Failure::ClosedPipe),
         Err(error) => Err(Failure::Failed(format!(
@@ -24,13 +41,8 @@ pub(super) fn print(text: &str) -> Result<(), Failure> {
     }
 }
 
-/// Prints one JSON object.
-pub(super) fn print_json(value: &impl Serialize) -> Result<(), Failure> {
-    let mut text = serde_json::to_string(value)
-        .map_err(|e| Failure::Failed(format!("cannot write JSON: got \"{e}\"; report this")))?;
-    text.push('\n');
-    print(&text)
-}
+/// Bytes that are written to stdout at a time.
+const BUFFER: usize = 64 << 10;
 
 /// The temporary files that there may be, and the lock that a signal has to wait for.
 static TEMPORARY: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
@@ -117,7 +129,7 @@ pub(super) fn finish(files: Vec<Complete>) -> Result<(), Failure> {
 }
 
 /// The system's own words, without the name of the temporary file.
-fn plain(error: std::io::Error) -> std::io::Error {
+fn plain(error: io::Error) -> io::Error {
     error.kind().into()
 }
 

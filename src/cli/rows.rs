@@ -46,7 +46,7 @@ impl std::fmt::Display for Factor {
 
 /// A clipped row in JSON.
 #[derive(Debug, Serialize)]
-pub(super) struct ClippedRow<'a> {
+struct ClippedRow<'a> {
     norm: Option<f32>,
     bound: Option<Bound>,
     factor: Factor,
@@ -65,13 +65,26 @@ struct ClippedSegment<'a> {
     status: &'static str,
 }
 
-impl<'a> ClippedRow<'a> {
-    /// One entry per row.
-    pub(super) fn all(report: &Report, layers: &'a [String]) -> Vec<Self> {
-        let rows = report.rows.iter().enumerate();
-        rows.map(|(index, row)| Self::new(row, report.segments(index), layers)).collect()
-    }
+/// A JSON array of which each entry is made when it is its turn: a batch may have millions of rows.
+pub(super) struct Each<F> {
+    pub count: usize,
+    /// The entry with this index.
+    pub entry: F,
+}
 
+impl<T: Serialize, F: Fn(usize) -> T> Serialize for Each<F> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq((0..self.count).map(&self.entry))
+    }
+}
+
+/// The clipped rows of a report in JSON; `layers` are the names of the layers.
+pub(super) fn clipped<'a>(report: &'a Report, layers: &'a [String]) -> impl Serialize + 'a {
+    let entry = |row: usize| ClippedRow::new(&report.rows[row], report.segments(row), layers);
+    Each { count: report.rows.len(), entry }
+}
+
+impl<'a> ClippedRow<'a> {
     fn new(row: &RowReport, segments: &[SegmentReport], layers: &'a [String]) -> Self {
         let segment = |(i, segment): (usize, &SegmentReport)| ClippedSegment {
             name: layers.get(i).map(String::as_str),

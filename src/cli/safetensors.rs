@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use byzclip::Half;
 use safetensors::SafeTensorError;
-use safetensors::tensor::{Metadata, TensorInfo, TensorView};
+use safetensors::tensor::{Metadata, TensorInfo};
+use serde::Serialize;
 
 use super::elements::Dtype;
 use super::failure::{Failure, excerpt};
@@ -163,18 +164,34 @@ fn compare(
     }
 }
 
-/// A file with the tensors of this one, of `f32` with these values.
-pub(super) fn of_values(file: &InputFile, values: &[f32]) -> Result<Vec<u8>, Failure> {
+/// What precedes the elements of a file with the tensors of this one, of `f32`, behind each other in the order of their
+/// names.
+pub(super) fn header_of_values(file: &InputFile) -> Result<Vec<u8>, Failure> {
     let failed = |e: String| Failure::Failed(format!("{}: {e}", file.path.display()));
     let header = parse(&file.head).map_err(failed)?;
-    let bytes: &[u8] = bytemuck::cast_slice(values);
     let described: BTreeMap<String, &TensorInfo> = header.tensors().into_iter().collect();
-    let (mut start, mut tensors) = (0, BTreeMap::new());
-    for (name, tensor) in described {
-        let end = start + tensor.shape.iter().product::<usize>() * Dtype::F32.bytes();
-        let view = TensorView::new(safetensors::Dtype::F32, tensor.shape.clone(), &bytes[start..end]);
-        tensors.insert(name, view.map_err(|e| failed(e.to_string()))?);
-        start = end;
-    }
-    safetensors::serialize(tensors, header.metadata().clone()).map_err(|e| failed(e.to_string()))
+    let mut end = 0;
+    let tensors = described.into_iter().map(|(name, tensor)| {
+        let (start, shape) = (end, tensor.shape.clone());
+        end = start + shape.iter().product::<usize>() * Dtype::F32.bytes();
+        (name, TensorInfo { dtype: safetensors::Dtype::F32, shape, data_offsets: (start, end) })
+    });
+    let tensors = tensors.collect();
+    let metadata = header.metadata().as_ref().map(|metadata| metadata.iter().collect());
+    let text = serde_json::to_vec(&Header { metadata, tensors }).map_err(|e| failed(e.to_string()))?;
+    // Padded, so that elements begin at a multiple of eight bytes.
+    let length = text.len().next_multiple_of(8);
+    let mut bytes = (length as u64).to_le_bytes().to_vec();
+    bytes.extend(text);
+    bytes.resize(8 + length, b' ');
+    Ok(bytes)
+}
+
+/// A header with its entries in the order of their names; the format's own crate writes metadata in any order.
+#[derive(Serialize)]
+struct Header<'a> {
+    #[serde(rename = "__metadata__", skip_serializing_if = "Option::is_none")]
+    metadata: Option<BTreeMap<&'a String, &'a String>>,
+    #[serde(flatten)]
+    tensors: BTreeMap<String, TensorInfo>,
 }

@@ -201,8 +201,8 @@ const VERSION: u32 = 2;
 const LONGEST: u64 = 64 << 20;
 
 /// What a threshold looks at: norms of another kind say nothing about these.
-fn kind_of_norms(clipping: &Clipping) -> &'static str {
-    match (clipping.granularity, clipping.center.is_some()) {
+fn kind_of_norms(granularity: Granularity, is_centered: bool) -> &'static str {
+    match (granularity, is_centered) {
         (Granularity::Row, false) => "norms of updates",
         (Granularity::Row, true) => "norms of differences from a centre",
         (Granularity::Segment, false) => "norms of layers",
@@ -223,6 +223,7 @@ impl<'a> SavedState<'a> {
     pub(super) fn load(
         path: Option<&'a Path>,
         clipping: &Clipping,
+        is_centered: bool,
         layout: &Layout,
     ) -> Result<Self, Failure> {
         let mut saved = Self {
@@ -231,7 +232,7 @@ impl<'a> SavedState<'a> {
             described: StateFile {
                 byzclip_state: VERSION,
                 threshold: name(&clipping.threshold),
-                norms: kind_of_norms(clipping).into(),
+                norms: kind_of_norms(clipping.granularity, is_centered).into(),
                 clients: layout.clients(),
                 spans: layout.span_count(clipping.granularity),
                 words: Vec::new(),

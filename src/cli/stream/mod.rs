@@ -7,12 +7,15 @@ mod piece;
 mod pipeline;
 
 use byzclip::{
-    Backend, Clipping, Error, Granularity, Norm, NormSum, Norms, Report, State, Threshold, Weights,
+    Backend, Clipping, Decision, Error, Granularity, Norm, NormSum, Norms, Report, Scope, State, Threshold,
+    Weights,
 };
 
 pub(super) use self::piece::Piece;
 use self::pipeline::pass;
-use super::batch_file::{BatchFile, Output};
+use super::batch_file::BatchFile;
+use super::batch_output::{MeanOutput, Output};
+use super::center::Center;
 use super::elements::Elements;
 use super::failure::Failure;
 use super::progress::Progress;
@@ -24,21 +27,14 @@ pub(super) const WINDOW: &str = "96M";
 pub(super) struct Stream<'a> {
     pub batch: &'a BatchFile,
     pub backend: &'a dyn Backend,
+    /// How, but for the centre.
     pub clipping: &'a Clipping,
+    pub center: Option<&'a Center>,
     /// Elements that are read at a time.
     pub window: usize,
 }
 
-impl<'a> Stream<'a> {
-    pub(super) fn new(
-        batch: &'a BatchFile,
-        backend: &'a dyn Backend,
-        clipping: &'a Clipping,
-        window: usize,
-    ) -> Self {
-        Self { batch, backend, clipping, window: (window / batch.dtype.bytes()).max(1) }
-    }
-
+impl Stream<'_> {
     /// Bytes that clipping reads.
     pub(super) fn clip_bytes(&self) -> u64 {
         if self.is_one_pass() { self.batch.bytes() } else { 2 * self.batch.bytes() }
@@ -52,11 +48,11 @@ impl<'a> Stream<'a> {
     /// The norm of every row.
     pub(super) fn norms(&self, progress: &Progress) -> Result<Norms, Failure> {
         let (batch, clipping, pieces) = (self.batch, self.clipping, self.rows());
-        let mut norms = Norms::default();
+        let mut norms = Norms { rows: Vec::with_capacity(batch.layout.clients()), segments: Vec::new() };
         let mut long_row = LongRow::default();
-        pass("norms", batch, &pieces, None, progress, |piece, elements| {
+        let work = |piece: &Piece, elements: &mut Elements| {
+            let of_piece = self.clipping_of(piece)?;
             if piece.is_full(batch) {
-                let of_piece = piece.clipping(batch, clipping)?;
                 let more = elements.norms(self.backend, &piece.layout(batch)?, &of_piece)?;
                 norms.rows.extend(more.rows);
                 norms.segments.extend(more.segments);
@@ -65,12 +61,13 @@ impl<'a> Stream<'a> {
             if piece.columns.start == 0 {
                 long_row = LongRow::new(batch, clipping, piece.rows.start)?;
             }
-            long_row.add(batch, clipping, piece, elements);
+            long_row.add(batch, piece, elements, of_piece.center.as_deref());
             if piece.columns.end == batch.layout.params() {
                 long_row.append(clipping.granularity, &mut norms);
             }
             Ok(())
-        })?;
+        };
+        pass("norms", batch, &pieces, progress, work, |_, _, ()| Ok(()))?;
         Ok(norms)
     }
 
@@ -82,60 +79,76 @@ impl<'a> Stream<'a> {
         progress: &Progress,
     ) -> Result<Report, Failure> {
         let (batch, backend, pieces) = (self.batch, self.backend, self.rows());
+        let write = |piece: &Piece, elements: &Elements, ()| output.write(batch, piece, elements);
         if !self.is_one_pass() {
             let norms = self.norms(progress)?;
             let decisions = backend.threshold(&batch.layout, &norms, self.clipping, state)?;
-            pass("clipping", batch, &pieces, Some(output), progress, |piece, elements| {
+            let work = |piece: &Piece, elements: &mut Elements| {
                 let of_piece = piece.decisions(batch, self.clipping.granularity, &decisions);
-                let clipping = piece.clipping(batch, self.clipping)?;
-                Ok(elements.clip(backend, &piece.layout(batch)?, &clipping, &of_piece)?)
-            })?;
+                let (layout, clipping) = (piece.layout(batch)?, self.clipping_of(piece)?);
+                Ok(elements.clip(backend, &layout, &clipping, &of_piece)?)
+            };
+            pass("clipping", batch, &pieces, progress, work, write)?;
             return Ok(self.report(&norms, &decisions));
         }
         let mut report: Option<Report> = None;
-        pass("clipping", batch, &pieces, Some(output), progress, |piece, elements| {
-            let clipping = piece.clipping(batch, self.clipping)?;
-            let of_piece = elements.run_with(backend, &piece.layout(batch)?, &clipping, state);
+        let work = |piece: &Piece, elements: &mut Elements| {
+            let (layout, clipping) = (piece.layout(batch)?, self.clipping_of(piece)?);
+            let of_piece = elements.run_with(backend, &layout, &clipping, state);
             let of_piece = of_piece.map_err(|error| match error {
                 Error::NonFinite { row } => Error::NonFinite { row: piece.rows.start + row },
                 other => other,
             })?;
             match &mut report {
                 Some(report) => report.append(of_piece),
-                None => report = Some(of_piece),
+                None => {
+                    let first = report.insert(of_piece);
+                    first.rows.reserve_exact(batch.layout.clients() - first.rows.len());
+                }
             }
             Ok(())
-        })?;
+        };
+        pass("clipping", batch, &pieces, progress, work, write)?;
         Ok(report.unwrap_or_else(|| self.report(&Norms::default(), &[])))
     }
 
-    /// The weighted mean of the clipped rows, `[params]`.
+    /// The weighted mean of the clipped rows, to the output.
     pub(super) fn mean(
         &self,
         weights: &Weights,
         state: &mut State,
+        output: &mut MeanOutput,
         progress: &Progress,
-    ) -> Result<(Vec<f32>, Report), Failure> {
+    ) -> Result<Report, Failure> {
         let (batch, backend) = (self.batch, self.backend);
+        let write = |piece: &Piece, _: &Elements, mean: Vec<f32>| output.write(piece.columns.start, &mean);
         if let [whole] = &self.rows()[..] {
             let mut done = None;
-            pass("averaging", batch, std::slice::from_ref(whole), None, progress, |_, elements| {
-                done = Some(elements.run_mean_with(backend, &batch.layout, self.clipping, weights, state)?);
-                Ok(())
-            })?;
-            return Ok(done.unwrap_or_else(|| (Vec::new(), self.report(&Norms::default(), &[]))));
+            let work = |piece: &Piece, elements: &mut Elements| {
+                let clipping = self.clipping_of(piece)?;
+                let (mean, report) =
+                    elements.run_mean_with(backend, &batch.layout, &clipping, weights, state)?;
+                done = Some(report);
+                Ok(mean)
+            };
+            pass("averaging", batch, std::slice::from_ref(whole), progress, work, write)?;
+            return Ok(done.unwrap_or_else(|| self.report(&Norms::default(), &[])));
         }
         let norms = self.norms(progress)?;
         let decisions = backend.threshold(&batch.layout, &norms, self.clipping, state)?;
-        let mut mean = Vec::with_capacity(batch.layout.params());
-        let pieces = Piece::by_columns(batch, self.window);
-        pass("averaging", batch, &pieces, None, progress, |piece, elements| {
+        let work = |piece: &Piece, elements: &mut Elements| {
             let of_piece = piece.decisions(batch, self.clipping.granularity, &decisions);
-            let clipping = piece.clipping(batch, self.clipping)?;
-            mean.extend(elements.mean(backend, &piece.layout(batch)?, &clipping, &of_piece, weights)?);
-            Ok(())
-        })?;
-        Ok((mean, self.report(&norms, &decisions)))
+            let (layout, clipping) = (piece.layout(batch)?, self.clipping_of(piece)?);
+            Ok(elements.mean(backend, &layout, &clipping, &of_piece, weights)?)
+        };
+        pass("averaging", batch, &Piece::by_columns(batch, self.window), progress, work, write)?;
+        Ok(self.report(&norms, &decisions))
+    }
+
+    /// Fails where a file is not what it was when it was opened.
+    pub(super) fn check_unchanged(&self) -> Result<(), Failure> {
+        self.batch.check_unchanged()?;
+        self.center.map_or(Ok(()), Center::check_unchanged)
     }
 
     fn rows(&self) -> Vec<Piece> {
@@ -151,7 +164,17 @@ impl<'a> Stream<'a> {
         self.batch.layout.params() <= self.window && (given || self.rows().len() == 1)
     }
 
-    fn report(&self, norms: &Norms, decisions: &[byzclip::Decision]) -> Report {
+    /// The same clipping for the rows and columns of a piece alone; the threshold stays as it is.
+    fn clipping_of(&self, piece: &Piece) -> Result<Clipping, Failure> {
+        let scope = match &self.clipping.scope {
+            Scope::All => Scope::All,
+            scope => Scope::Mask(scope.mask(self.batch.layout.clients())?[piece.rows.clone()].to_vec()),
+        };
+        let center = self.center.map(|center| center.of(&piece.columns)).transpose()?;
+        Ok(Clipping { scope, center, ..self.clipping.clone() })
+    }
+
+    fn report(&self, norms: &Norms, decisions: &[Decision]) -> Report {
         Report::of_stages(self.backend.ran(), &self.batch.layout, self.clipping.granularity, norms, decisions)
     }
 }
@@ -170,16 +193,19 @@ impl LongRow {
         Ok(Self { in_scope, layers: vec![NormSum::default(); batch.widths.len()] })
     }
 
-    fn add(&mut self, batch: &BatchFile, clipping: &Clipping, piece: &Piece, elements: &Elements) {
+    /// `center` is that of the piece's columns.
+    fn add(&mut self, batch: &BatchFile, piece: &Piece, elements: &Elements, center: Option<&[f32]>) {
         if !self.in_scope {
             return;
         }
         let values = elements.values();
         for (layer, columns) in piece.layers(batch) {
-            let part = &values[columns.start - piece.columns.start..columns.end - piece.columns.start];
-            match &clipping.center {
-                Some(center) => self.layers[layer].add_differences(part, &center[columns]),
-                None => self.layers[layer].add(part),
+            let columns = columns.start - piece.columns.start..columns.end - piece.columns.start;
+            match center {
+                Some(center) => {
+                    self.layers[layer].add_differences(&values[columns.clone()], &center[columns])
+                }
+                None => self.layers[layer].add(&values[columns]),
             }
         }
     }

@@ -1,9 +1,9 @@
 //! Pieces of a batch: runs of whole rows, or the same columns of some rows.
 
+use std::borrow::Cow;
 use std::ops::Range;
-use std::sync::Arc;
 
-use byzclip::{Clipping, Decision, Granularity, Layout, Scope};
+use byzclip::{Decision, Granularity, Layout};
 
 use crate::cli::batch_file::BatchFile;
 use crate::cli::failure::Failure;
@@ -17,7 +17,7 @@ pub(in crate::cli) struct Piece {
 
 impl Piece {
     /// All of a batch.
-    pub(in crate::cli) fn whole(batch: &BatchFile) -> Self {
+    fn whole(batch: &BatchFile) -> Self {
         Self { rows: 0..batch.layout.clients(), columns: 0..batch.layout.params() }
     }
 
@@ -76,28 +76,15 @@ impl Piece {
         Ok(layout.layered(&lengths)?)
     }
 
-    /// The same clipping for its rows and columns alone; the threshold stays as it is.
-    pub(super) fn clipping(&self, batch: &BatchFile, clipping: &Clipping) -> Result<Clipping, Failure> {
-        let scope = match &clipping.scope {
-            Scope::All => Scope::All,
-            scope => Scope::Mask(scope.mask(batch.layout.clients())?[self.rows.clone()].to_vec()),
-        };
-        let center = match &clipping.center {
-            Some(center) if !self.is_full(batch) => Some(Arc::from(&center[self.columns.clone()])),
-            center => center.clone(),
-        };
-        Ok(Clipping { scope, center, ..clipping.clone() })
-    }
-
     /// What was decided on the rows or layers that it has elements of.
-    pub(super) fn decisions(
+    pub(super) fn decisions<'a>(
         &self,
         batch: &BatchFile,
         granularity: Granularity,
-        all: &[Decision],
-    ) -> Vec<Decision> {
+        all: &'a [Decision],
+    ) -> Cow<'a, [Decision]> {
         if granularity != Granularity::Segment || batch.layers.is_empty() {
-            return all[self.rows.clone()].to_vec();
+            return all[self.rows.clone()].into();
         }
         let layers = self.layers(batch);
         let of_row = |row| batch.layout.spans_of(granularity, row).start;

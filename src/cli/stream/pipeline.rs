@@ -5,7 +5,7 @@ use std::sync::mpsc::sync_channel;
 use std::thread::{self, Builder};
 
 use super::piece::Piece;
-use crate::cli::batch_file::{BatchFile, Output};
+use crate::cli::batch_file::BatchFile;
 use crate::cli::elements::Elements;
 use crate::cli::failure::Failure;
 use crate::cli::progress::Progress;
@@ -13,18 +13,18 @@ use crate::cli::progress::Progress;
 /// Pieces in memory: one that is read, one that is worked on, one that is written.
 const BUFFERS: usize = 3;
 
-/// Works on every piece in turn, and writes each where there is an output; `what` is what the progress line says is done.
-pub(super) fn pass(
+/// Works on every piece in turn, and hands it on, with what came of it, to be written; `what` is what the progress line says is done.
+pub(super) fn pass<T: Send>(
     what: &str,
     batch: &BatchFile,
     pieces: &[Piece],
-    output: Option<&mut Output>,
     progress: &Progress,
-    mut work: impl FnMut(&Piece, &mut Elements) -> Result<(), Failure>,
+    mut work: impl FnMut(&Piece, &mut Elements) -> Result<T, Failure>,
+    mut write: impl FnMut(&Piece, &Elements, T) -> Result<(), Failure> + Send,
 ) -> Result<(), Failure> {
     let (empty, to_fill) = sync_channel(BUFFERS);
     let (filled, to_work_on) = sync_channel(BUFFERS);
-    let (finished, to_write) = sync_channel::<(&Piece, Elements)>(BUFFERS);
+    let (finished, to_write) = sync_channel::<(&Piece, Elements, T)>(BUFFERS);
     for _ in 0..BUFFERS.min(pieces.len()) {
         // The channel has room for all of them, and its other end is here.
         drop(empty.send(Elements::new(batch.dtype)));
@@ -43,11 +43,8 @@ pub(super) fn pass(
         });
         spawned.map_err(no_thread)?;
         let writer = Builder::new().spawn_scoped(scope, move || {
-            let mut output = output;
-            for (piece, elements) in to_write {
-                if let Some(output) = &mut output {
-                    output.write(batch, piece, &elements)?;
-                }
+            for (piece, elements, result) in to_write {
+                write(piece, &elements, result)?;
                 drop(empty.send(elements));
             }
             Ok(())
@@ -57,9 +54,9 @@ pub(super) fn pass(
             for piece in pieces {
                 let Ok(read) = to_work_on.recv() else { break };
                 let mut elements = read?;
-                work(piece, &mut elements)?;
+                let result = work(piece, &mut elements)?;
                 progress.advance(what, batch, piece);
-                if finished.send((piece, elements)).is_err() {
+                if finished.send((piece, elements, result)).is_err() {
                     break;
                 }
             }
