@@ -824,6 +824,13 @@ fn a_batch_that_no_buffer_holds_is_clipped_in_pieces() {
         Layout::strided(37, 33_333, 33_340).unwrap(),
         Layout::strided(37, 33_333, 33_340).unwrap().layered(&[3, 30_000, 0, 3_330]).unwrap(),
         Layout::ragged(&(0..40).map(|row| 7 + row * 31_111).collect::<Vec<_>>()).unwrap(),
+        // Rows that no buffer holds, among others, and alone; their segments too, or only one of them.
+        Layout::ragged(&[3, 100_003, 400_004, 500_000, 500_000, 800_003]).unwrap(),
+        Layout::strided(3, 300_001, 300_005).unwrap(),
+        Layout::ragged_layered(&[vec![9, 30_000], vec![150_000, 0, 150_001], vec![300_001, 5], vec![70_000]])
+            .unwrap(),
+        // As many segments as no buffer has exact sums for.
+        Layout::ragged_layered(&[vec![3; 40], vec![2; 7_000], vec![5; 50]]).unwrap(),
     ];
     let thresholds = [
         Threshold::Fixed(2.0),
@@ -840,10 +847,19 @@ fn a_batch_that_no_buffer_holds_is_clipped_in_pieces() {
                 let clipping = Clipping { threshold: threshold.clone(), ..Clipping::default() };
                 let clipping = clipping.granularity(granularity).scope(scope);
                 let report = assert_same_bits_as_reference(&gpu, layout, &clipping, "in pieces");
-                assert!(report.ran.why.contains("pieces"), "{}", report.ran);
+                // The segments of the last layout are too many only where they have norms.
+                let fits = granularity != Granularity::Segment && layout.len() < 100_000;
+                assert_eq!(report.ran.why.contains("piece"), !fits, "{}", report.ran);
             }
         }
     }
+    let report_of = |layout: &Layout| gpu.run(layout, &mut updates(layout), &Clipping::fixed(2.0)).unwrap();
+    let told = report_of(&layouts[3]).ran;
+    assert!(told.why.ends_with("the batch; of these, 2 rows that no buffer holds on the CPU"), "{told}");
+    assert!(told.why.contains("in 4 pieces") && told.strategy.is_some(), "{told}");
+    let told = report_of(&Layout::dense(1, 300_001).unwrap()).ran;
+    assert!(told.why.contains("in 1 piece, ") && told.why.contains(", 1 row that no"), "{told}");
+    assert_eq!(told.strategy, None);
     let layout = &layouts[0];
     let mut data = updates(layout);
     let report = gpu.run(layout, &mut data, &Clipping::fixed(2.0)).unwrap();
@@ -877,13 +893,17 @@ fn the_mean_of_a_batch_that_no_buffer_holds_is_taken_in_strips() {
     let layouts = [
         Layout::strided(37, 33_333, 33_340).unwrap(),
         Layout::strided(37, 33_333, 33_340).unwrap().layered(&[3, 30_000, 0, 330, 3_000]).unwrap(),
+        // Rows that no buffer holds.
+        Layout::strided(4, 300_001, 300_005).unwrap(),
+        Layout::dense(3, 300_001).unwrap().layered(&[3, 270_000, 0, 29_998]).unwrap(),
     ];
     for layout in &layouts {
-        let weights = Weights::PerRow((0..37).map(|row| (row % 4) as f32).collect());
+        let rows_of = |value: fn(usize) -> f32| (0..layout.clients()).map(value).collect();
+        let weights = Weights::PerRow(rows_of(|row| (row % 4) as f32));
         let data = updates(layout);
         for threshold in [Threshold::Fixed(2.0), Threshold::Median { factor: 1.0 }] {
             for granularity in [Granularity::Row, Granularity::Segment, Granularity::Coordinate] {
-                let scope = Scope::Mask((0..37).map(|row| row % 5 != 2).collect());
+                let scope = Scope::Mask((0..layout.clients()).map(|row| row % 5 != 2).collect());
                 let clipping = Clipping { threshold: threshold.clone(), ..Clipping::default() };
                 let clipping = clipping.granularity(granularity).scope(scope);
                 let (ours, report) = gpu.run_mean(layout, &data, &clipping, &weights).unwrap();
@@ -893,12 +913,12 @@ fn the_mean_of_a_batch_that_no_buffer_holds_is_taken_in_strips() {
                 assert!(report.ran.why.contains("pieces"), "{}", report.ran);
             }
         }
-        let center: Vec<f32> = (0..33_333).map(|i| i as f32 * 1e-3).collect();
+        let center: Vec<f32> = (0..layout.params()).map(|i| i as f32 * 1e-3).collect();
         let clipping = Clipping::fixed(2.0).around(center.clone());
         let (ours, _) = gpu.run_mean(layout, &data, &clipping, &weights).unwrap();
         assert!(bits(&ours) == bits(&Reference.run_mean(layout, &data, &clipping, &weights).unwrap().0));
         // Where nothing counts, the mean is the centre.
-        let nothing = Weights::PerRow(vec![0.0; 37]);
+        let nothing = Weights::PerRow(rows_of(|_| 0.0));
         assert!(bits(&gpu.run_mean(layout, &data, &clipping, &nothing).unwrap().0) == bits(&center));
     }
     // Where a strip has several windows, its sums wait between them: they take a binding of their own.
@@ -923,11 +943,22 @@ fn the_mean_of_a_batch_that_no_buffer_holds_is_taken_in_strips() {
 }
 
 #[test]
-fn the_mean_of_more_rows_than_a_buffer_holds_exact_sums_for_is_refused() {
+fn the_mean_of_more_rows_than_a_buffer_holds_exact_sums_for_is_taken_on_the_host() {
     let Some(gpu) = with_buffers_of(1 << 20) else { return };
     let layout = Layout::dense(7_000, 3).unwrap();
-    let refused = gpu.run_mean(&layout, &updates(&layout), &Clipping::fixed(2.0), &Weights::Equal);
-    assert!(matches!(refused, Err(Error::BatchTooLarge { what: "the exact sums", .. })), "{refused:?}");
+    let (data, clipping) = (updates(&layout), Clipping::fixed(2.0));
+    let (ours, report) = gpu.run_mean(&layout, &data, &clipping, &Weights::Equal).unwrap();
+    let (expected, specified) = Reference.run_mean(&layout, &data, &clipping, &Weights::Equal).unwrap();
+    assert!(bits(&ours) == bits(&expected));
+    assert_eq!(rows(&report), rows(&specified));
+    assert!(
+        report.ran.why.ends_with("; the mean on the CPU, because no buffer holds what is kept of each row")
+    );
+    let halves: Vec<u16> = data.iter().map(|&value| Half::F16.truncate(value)).collect();
+    let (ours, _) = gpu.run_mean_half(&layout, Half::F16, &halves, &clipping, &Weights::Equal).unwrap();
+    let (expected, _) =
+        Reference.run_mean_half(&layout, Half::F16, &halves, &clipping, &Weights::Equal).unwrap();
+    assert!(bits(&ours) == bits(&expected));
 }
 
 #[test]
@@ -949,9 +980,13 @@ fn a_thresholds_memory_is_kept_over_batches_in_pieces() {
 #[test]
 fn halves_that_no_buffer_holds_are_clipped_in_pieces() {
     let Some(gpu) = with_buffers_of(1 << 20) else { return };
-    let layout = Layout::dense(9, 100_001).unwrap();
-    let original: Vec<u16> = updates(&layout).iter().map(|&value| Half::Bf16.truncate(value)).collect();
-    for threshold in [Threshold::Fixed(2.0), Threshold::Quantile(0.4)] {
+    for (layout, threshold) in [
+        (Layout::dense(9, 100_001).unwrap(), Threshold::Fixed(2.0)),
+        (Layout::dense(9, 100_001).unwrap(), Threshold::Quantile(0.4)),
+        (Layout::ragged(&[1, 100_002, 700_003, 700_010]).unwrap(), Threshold::Fixed(2.0)),
+        (Layout::ragged(&[1, 100_002, 700_003, 700_010]).unwrap(), Threshold::Quantile(0.4)),
+    ] {
+        let original: Vec<u16> = updates(&layout).iter().map(|&value| Half::Bf16.truncate(value)).collect();
         let clipping = Clipping { threshold, ..Clipping::default() };
         let (mut got, mut want) = (original.clone(), original.clone());
         let report = gpu.run_half(&layout, Half::Bf16, &mut got, &clipping).unwrap();
@@ -959,6 +994,14 @@ fn halves_that_no_buffer_holds_are_clipped_in_pieces() {
         assert_eq!(rows(&report), rows(&specified));
         assert!(got == want, "{clipping:?}");
         assert!(report.ran.why.contains("pieces"), "{}", report.ran);
+        let weights = Weights::PerRow((0..layout.clients()).map(|row| row as f32).collect());
+        let has_mean = layout.clients() == 9;
+        if has_mean {
+            let (ours, _) = gpu.run_mean_half(&layout, Half::Bf16, &original, &clipping, &weights).unwrap();
+            let (expected, _) =
+                Reference.run_mean_half(&layout, Half::Bf16, &original, &clipping, &weights).unwrap();
+            assert!(bits(&ours) == bits(&expected), "{clipping:?}");
+        }
     }
 }
 
@@ -979,36 +1022,29 @@ fn a_batch_whose_rows_are_too_many_for_one_buffer_is_clipped_in_pieces() {
 }
 
 #[test]
-fn nothing_is_written_where_a_later_row_is_too_long() {
+fn nothing_is_written_where_a_row_that_no_buffer_holds_is_refused() {
     let Some(gpu) = with_buffers_of(1 << 20) else { return };
-    let layout = Layout::ragged(&[0, 200_000, 500_000]).unwrap();
+    let layout = Layout::ragged(&[0, 200_000, 500_000, 500_100]).unwrap();
     let mut data = vec![1.0; layout.len()];
-    for clipping in
-        [Clipping::fixed(1.0), Clipping { threshold: Threshold::Quantile(0.0), ..Clipping::default() }]
-    {
-        match gpu.run(&layout, &mut data, &clipping) {
-            Err(Error::BatchTooLarge { got: 1_200_000, limit: 1_048_576, .. }) => {}
-            other => panic!("{other:?}"),
-        }
-        assert!(data.iter().all(|&v| v == 1.0));
+    data[499_999] = f32::INFINITY;
+    let original = data.clone();
+    for threshold in [Threshold::Fixed(1.0), Threshold::Quantile(0.0)] {
+        let clipping = Clipping { threshold, ..Clipping::default() }.non_finite(NonFinite::Error);
+        assert_eq!(gpu.run(&layout, &mut data, &clipping), Err(Error::NonFinite { row: 1 }));
+        assert!(bits(&data) == bits(&original));
     }
-    let decisions = Reference.norms(&layout, &data, &Clipping::fixed(1.0)).unwrap();
-    let decisions =
-        Reference.threshold(&layout, &decisions, &Clipping::fixed(1.0), &mut State::default()).unwrap();
-    assert!(gpu.clip(&layout, &mut data, &Clipping::fixed(1.0), &decisions).is_err());
-    assert!(data.iter().all(|&v| v == 1.0));
 }
 
 #[test]
-fn a_row_over_the_limits_of_the_device_is_an_error_that_names_them() {
+fn a_buffer_over_the_limits_of_the_device_is_an_error_that_names_them() {
     let Some(gpu) = with_buffers_of(1 << 20) else { return };
-    let layout = Layout::dense(2, 400_000).unwrap();
-    let mut data = vec![1.0; layout.len()];
-    match gpu.run(&layout, &mut data, &Clipping::default()) {
-        Err(Error::BatchTooLarge { got: 1_600_000, limit: 1_048_576, .. }) => {}
-        other => panic!("{other:?}"),
+    // What a plan keeps of each row, for a buffer that is the caller's.
+    let layout = Layout::dense(7_000, 3).unwrap();
+    let buffer = buffer_of(&gpu, &vec![1.0; layout.len()], wgpu::BufferUsages::STORAGE);
+    match gpu.plan(&layout, &Clipping::default(), &buffer) {
+        Err(Error::BatchTooLarge { what: "the exact sums", got: 1_120_000, limit: 1_048_576, .. }) => {}
+        other => panic!("{:?}", other.err()),
     }
-    assert!(data.iter().all(|&v| v == 1.0));
     // The device still works.
     assert_same_as_reference(&gpu, &Layout::dense(4, 100).unwrap(), &Clipping::default(), "after the error");
 }

@@ -6,7 +6,6 @@ use std::sync::PoisonError;
 use bytemuck::Pod;
 
 use super::Gpu;
-use super::columns::Strips;
 use super::context::GpuContext;
 use super::pieces::Pieces;
 use super::rules::Rules;
@@ -47,7 +46,7 @@ impl Backend for Gpu {
         // Norms have no storage: the session of the stage before serves this one too.
         let storage = self.storage_of_session();
         // Of a batch that no buffer holds there is no session, and the specification decides, as in a run of all stages.
-        if self.pieces(storage, layout, clipping)?.is_some() {
+        if self.pieces(storage, layout, clipping).is_some() {
             return threshold::decide(layout, norms, clipping, state);
         }
         self.with_session(storage, layout, clipping, |session| {
@@ -165,7 +164,7 @@ impl Backend for Gpu {
 /// The stages for elements of any storage, behind the checks of the caller's values.
 impl Gpu {
     /// The pieces of a batch that the device's buffers do not hold.
-    fn pieces(&self, storage: Storage, layout: &Layout, clipping: &Clipping) -> Result<Option<Pieces>> {
+    fn pieces(&self, storage: Storage, layout: &Layout, clipping: &Clipping) -> Option<Pieces> {
         Pieces::of(&self.context, layout, clipping.granularity, storage)
     }
 
@@ -210,7 +209,7 @@ impl Gpu {
         clipping: &Clipping,
     ) -> Result<Norms> {
         let stage = Clipping { threshold: Threshold::Fixed(f32::INFINITY), ..clipping.clone() };
-        if let Some(pieces) = self.pieces(storage, layout, clipping)? {
+        if let Some(pieces) = self.pieces(storage, layout, clipping) {
             clipping.check_center(layout)?;
             return self.norms_in_pieces(&pieces, storage, layout, data, &stage);
         }
@@ -231,7 +230,7 @@ impl Gpu {
     ) -> Result<()> {
         check_decisions(layout, clipping.granularity, decisions)?;
         let clipping = &clipping.of_decisions();
-        if let Some(pieces) = self.pieces(storage, layout, clipping)? {
+        if let Some(pieces) = self.pieces(storage, layout, clipping) {
             return self.clip_in_pieces(&pieces, storage, layout, data, clipping, decisions);
         }
         self.with_session(storage, layout, clipping, |session| {
@@ -250,7 +249,7 @@ impl Gpu {
         clipping: &Clipping,
         state: &mut State,
     ) -> Result<Report> {
-        if let Some(pieces) = self.pieces(storage, layout, clipping)? {
+        if let Some(pieces) = self.pieces(storage, layout, clipping) {
             return self.run_in_pieces(&pieces, storage, layout, data, clipping, state);
         }
         self.with_session(storage, layout, clipping, |session| {
@@ -276,8 +275,8 @@ impl Gpu {
         weights: &Weights,
     ) -> Result<Vec<f32>> {
         check_decisions(layout, clipping.granularity, decisions)?;
-        if self.pieces(storage, layout, clipping)?.is_some() {
-            return Strips::of(self, layout, clipping, storage)?.mean(data, decisions, weights);
+        if self.pieces(storage, layout, clipping).is_some() {
+            return self.mean_by_columns(storage, layout, data, clipping, decisions, weights);
         }
         self.with_session(storage, layout, &clipping.of_decisions(), |session| {
             let mean = session.plan.mean(weights)?;
@@ -297,15 +296,17 @@ impl Gpu {
         weights: &Weights,
         state: &mut State,
     ) -> Result<(Vec<f32>, Report)> {
-        if let Some(pieces) = self.pieces(storage, layout, clipping)? {
+        if let Some(pieces) = self.pieces(storage, layout, clipping) {
             clipping.check(layout, state)?;
-            let strips = Strips::of(self, layout, clipping, storage)?;
             let norms = self.norms_in_pieces(&pieces, storage, layout, data, clipping)?;
             let mut next = state.clone();
             let decisions = threshold::decide(layout, &norms, clipping, &mut next)?;
-            let mean = strips.mean(data, &decisions, weights)?;
+            let mean = self.mean_by_columns(storage, layout, data, clipping, &decisions, weights)?;
             *state = next;
-            let ran = pieces.ran(self, false);
+            let mut ran = pieces.ran(self, false);
+            if self.widest_columns(layout, storage).is_none() {
+                ran.why.push_str("; the mean on the CPU, because no buffer holds what is kept of each row");
+            }
             return Ok((mean, Report::of_stages(ran, layout, clipping.granularity, &norms, &decisions)));
         }
         self.with_session(storage, layout, clipping, |session| {

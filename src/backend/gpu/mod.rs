@@ -73,6 +73,10 @@ use crate::half::{self, Half};
 
 /// A device with its kernels.
 ///
+/// As a [`Backend`](super::Backend) it takes batches in host memory of any size. Those that its buffers do not hold go in pieces of whole
+/// rows, and their mean by columns; a row that no buffer holds alone is clipped by the CPU backend, which also takes the mean of more rows
+/// than a buffer has room for what is kept of each (160 bytes). [`Report::ran`](crate::Report::ran) says so.
+///
 /// # Examples
 /// ```no_run
 /// use byzclip::{Backend, Clipping, Gpu, Layout};

@@ -1,28 +1,37 @@
 //! Batches in host memory that a device's buffers do not hold, or not what is kept for each of their rows: a piece at a
-//! time, of as many whole rows as they hold.
+//! time, of as many whole rows as they hold. A row that they do not hold alone is the CPU backend's: it is in host memory, where its
+//! elements are read faster than they are shipped, and a norm needs them all.
 //!
 //! Where bounds are given, a piece is a batch of its own. Where they come from the norms, or a row may be refused, all
 //! norms are computed first and decided on the host, and what is to be written goes to the device once more.
 
 use std::ops::Range;
 
-use bytemuck::Pod;
+use bytemuck::{Pod, cast_slice, cast_slice_mut};
 
 use super::Gpu;
 use super::buffers::EXACT_SUM_BYTES;
 use super::context::GpuContext;
 use super::storage::Storage;
-use crate::backend::Backend;
+use crate::backend::{Backend, Cpu};
 use crate::batch::{Granularity, Layout};
 use crate::clip::{Clipping, NonFinite};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::norms::Norms;
 use crate::report::{Ran, Report};
 use crate::threshold::{self, Decision, Source, State};
 
-/// The rows of each piece.
+/// A batch cut in pieces.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Pieces(Vec<Range<usize>>);
+pub(super) struct Pieces(Vec<Rows>);
+
+/// The rows of a piece.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Rows {
+    OnDevice(Range<usize>),
+    /// One that no buffer holds.
+    OnHost(usize),
+}
 
 /// What a piece may have at most.
 struct Room {
@@ -33,36 +42,19 @@ struct Room {
 }
 
 impl Pieces {
-    /// The pieces of a batch; `None` where it is one.
-    ///
-    /// # Errors
-    /// [`Error::BatchTooLarge`] where a row alone is too much for a buffer.
+    /// The pieces of a batch; `None` where it is one, on the device.
     pub(super) fn of(
         context: &GpuContext,
         layout: &Layout,
         granularity: Granularity,
         storage: Storage,
-    ) -> Result<Option<Self>> {
+    ) -> Option<Self> {
         let limits = context.device.limits();
         // Whatever else there is for each span is smaller than its exact sum.
         let bound = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size);
         let room =
             Room { elements: limits.max_buffer_size / storage.bytes(), spans: bound / EXACT_SUM_BYTES };
-        let pieces = Self::within(&room, layout, granularity);
-        let too_large = |what, got, limit| {
-            Err(Error::BatchTooLarge { adapter: context.adapter.clone(), what, got, limit })
-        };
-        // Before anything of another piece is written.
-        for rows in pieces.iter().flat_map(|pieces| &pieces.0).filter(|rows| rows.len() == 1) {
-            let (elements, spans) = needs(layout, granularity, rows.start);
-            if elements > room.elements {
-                return too_large("the batch", elements * storage.bytes(), limits.max_buffer_size);
-            }
-            if spans > room.spans {
-                return too_large("the exact sums", spans * EXACT_SUM_BYTES, bound);
-            }
-        }
-        Ok(pieces)
+        Self::within(&room, layout, granularity)
     }
 
     fn within(room: &Room, layout: &Layout, granularity: Granularity) -> Option<Self> {
@@ -71,35 +63,49 @@ impl Pieces {
         if layout.elements() as u64 + 3 * spans <= room.elements && spans <= room.spans {
             return None;
         }
+        let holds = |elements, spans| elements <= room.elements && spans <= room.spans;
         let mut pieces = Vec::new();
         let (mut first, mut elements, mut spans) = (0, 0, 0);
         for row in 0..layout.clients() {
             let (of_row, spans_of_row) = needs(layout, granularity, row);
-            let is_full = elements + of_row > room.elements || spans + spans_of_row > room.spans;
-            if is_full && row > first {
-                pieces.push(first..row);
+            if !holds(elements + of_row, spans + spans_of_row) {
+                if row > first {
+                    pieces.push(Rows::OnDevice(first..row));
+                }
                 (first, elements, spans) = (row, 0, 0);
+                if !holds(of_row, spans_of_row) {
+                    pieces.push(Rows::OnHost(row));
+                    first = row + 1;
+                    continue;
+                }
             }
             elements += of_row;
             spans += spans_of_row;
         }
-        pieces.push(first..layout.clients());
-        (pieces.len() > 1).then_some(Self(pieces))
+        if first < layout.clients() {
+            pieces.push(Rows::OnDevice(first..layout.clients()));
+        }
+        let is_one = matches!(&pieces[..], [] | [Rows::OnDevice(_)]);
+        (!is_one).then_some(Self(pieces))
     }
 
-    /// For each piece, what it is: its rows, its layout, its clipping, and where its elements lie.
+    /// For each piece, what it is: where its rows go, its layout, its clipping, and where its elements lie.
     fn each<'a>(
         &'a self,
         layout: &'a Layout,
         clipping: &'a Clipping,
     ) -> impl Iterator<Item = Result<Piece>> + 'a {
-        self.0.iter().map(move |rows| {
+        self.0.iter().map(move |piece| {
+            let (rows, is_on_host) = match piece {
+                Rows::OnDevice(rows) => (rows.clone(), false),
+                Rows::OnHost(row) => (*row..row + 1, true),
+            };
             let base = layout.row(rows.start).start;
             let elements = base..layout.row(rows.end - 1).end;
             let spans = layout.spans_of(clipping.granularity, rows.start).start
                 ..layout.spans_of(clipping.granularity, rows.end - 1).end;
             let clipping = clipping.of_rows(layout, rows.clone())?;
-            Ok(Piece { layout: layout.of_rows(rows.clone()), clipping, elements, spans })
+            Ok(Piece { is_on_host, layout: layout.of_rows(rows), clipping, elements, spans })
         })
     }
 
@@ -107,9 +113,15 @@ impl Pieces {
     pub(super) fn ran(&self, gpu: &Gpu, is_one_pass: bool) -> Ran {
         let ran = gpu.ran();
         let decided = if is_one_pass { "" } else { ", decided on the host" };
-        let count = self.0.len();
-        let why =
-            format!("{}; in {count} pieces, because its buffers do not hold the batch{decided}", ran.why);
+        let on_host = self.0.iter().filter(|rows| matches!(rows, Rows::OnHost(_))).count();
+        let on_host = match on_host {
+            0 => String::new(),
+            1 => "; of these, 1 row that no buffer holds on the CPU".to_owned(),
+            rows => format!("; of these, {rows} rows that no buffer holds on the CPU"),
+        };
+        let (why, count) = (ran.why, self.0.len());
+        let pieces = if count == 1 { "1 piece".to_owned() } else { format!("{count} pieces") };
+        let why = format!("{why}; in {pieces}, because its buffers do not hold the batch{decided}{on_host}");
         Ran { why, ..ran }
     }
 }
@@ -124,6 +136,7 @@ fn needs(layout: &Layout, granularity: Granularity, row: usize) -> (u64, u64) {
 
 /// A run of rows.
 struct Piece {
+    is_on_host: bool,
     layout: Layout,
     clipping: Clipping,
     elements: Range<usize>,
@@ -142,8 +155,13 @@ impl Gpu {
     ) -> Result<Norms> {
         let mut norms = Norms::default();
         for piece in pieces.each(layout, clipping) {
-            let Piece { layout, clipping, elements, .. } = piece?;
-            let of_piece = self.norms_of(storage, &layout, &data[elements], &clipping)?;
+            let Piece { is_on_host, layout, clipping, elements, .. } = piece?;
+            let data = &data[elements];
+            let of_piece = match storage {
+                _ if !is_on_host => self.norms_of(storage, &layout, data, &clipping)?,
+                Storage::Single => Cpu::new()?.norms(&layout, cast_slice(data), &clipping)?,
+                Storage::Half(half) => Cpu::new()?.norms_half(&layout, half, cast_slice(data), &clipping)?,
+            };
             norms.rows.extend(of_piece.rows);
             norms.segments.extend(of_piece.segments);
         }
@@ -161,10 +179,17 @@ impl Gpu {
         decisions: &[Decision],
     ) -> Result<()> {
         for piece in pieces.each(layout, clipping) {
-            let Piece { layout, clipping, elements, spans } = piece?;
-            let decisions = &decisions[spans];
-            if decisions.iter().any(|decision| decision.status.is_written()) {
-                self.clip_of(storage, &layout, &mut data[elements], &clipping, decisions)?;
+            let Piece { is_on_host, layout, clipping, elements, spans } = piece?;
+            let (data, decisions) = (&mut data[elements], &decisions[spans]);
+            if !decisions.iter().any(|decision| decision.status.is_written()) {
+                continue;
+            }
+            match storage {
+                _ if !is_on_host => self.clip_of(storage, &layout, data, &clipping, decisions)?,
+                Storage::Single => Cpu::new()?.clip(&layout, cast_slice_mut(data), &clipping, decisions)?,
+                Storage::Half(half) => {
+                    Cpu::new()?.clip_half(&layout, half, cast_slice_mut(data), &clipping, decisions)?;
+                }
             }
         }
         Ok(())
@@ -191,12 +216,21 @@ impl Gpu {
             let ran = pieces.ran(self, false);
             return Ok(Report::of_stages(ran, layout, clipping.granularity, &norms, &decisions));
         }
-        let mut report = Report::of_rows(self.ran(), Vec::new());
+        let (mut report, mut strategy) = (Report::of_rows(self.ran(), Vec::new()), None);
         for piece in pieces.each(layout, clipping) {
-            let Piece { layout, clipping, elements, .. } = piece?;
-            report.append(self.run_of(storage, &layout, &mut data[elements], &clipping, state)?);
+            let Piece { is_on_host, layout, clipping, elements, .. } = piece?;
+            let data = &mut data[elements];
+            let of_piece = match storage {
+                _ if !is_on_host => self.run_of(storage, &layout, data, &clipping, state)?,
+                Storage::Single => Cpu::new()?.run_with(&layout, cast_slice_mut(data), &clipping, state)?,
+                Storage::Half(half) => {
+                    Cpu::new()?.run_half_with(&layout, half, cast_slice_mut(data), &clipping, state)?
+                }
+            };
+            strategy = of_piece.ran.strategy.or(strategy);
+            report.append(of_piece);
         }
-        report.ran = Ran { strategy: report.ran.strategy, ..pieces.ran(self, true) };
+        report.ran = Ran { strategy, ..pieces.ran(self, true) };
         Ok(report)
     }
 }
@@ -211,18 +245,35 @@ mod tests {
         let of = |elements, spans, layout: &Layout, granularity| {
             Pieces::within(&Room { elements, spans }, layout, granularity)
         };
+        let on_device =
+            |rows: &[Range<usize>]| Some(Pieces(rows.iter().cloned().map(Rows::OnDevice).collect()));
         let dense = Layout::dense(5, 10).unwrap();
         // A row takes twelve elements, because the next one begins at a multiple of four.
         assert_eq!(of(60, 5, &dense, Granularity::Row), None);
-        assert_eq!(of(59, 5, &dense, Granularity::Row), Some(Pieces(vec![0..4, 4..5])));
-        assert_eq!(of(24, 5, &dense, Granularity::Row), Some(Pieces(vec![0..2, 2..4, 4..5])));
-        assert_eq!(of(60, 2, &dense, Granularity::Row), Some(Pieces(vec![0..2, 2..4, 4..5])));
-        assert_eq!(of(1, 5, &dense, Granularity::Row).unwrap().0.len(), 5);
+        assert_eq!(of(59, 5, &dense, Granularity::Row), on_device(&[0..4, 4..5]));
+        assert_eq!(of(24, 5, &dense, Granularity::Row), on_device(&[0..2, 2..4, 4..5]));
+        assert_eq!(of(60, 2, &dense, Granularity::Row), on_device(&[0..2, 2..4, 4..5]));
+        // Rows that no buffer holds.
+        let on_host = (0..5).map(Rows::OnHost).collect();
+        assert_eq!(of(11, 5, &dense, Granularity::Row), Some(Pieces(on_host)));
+        let long = Layout::ragged(&[4, 9, 4, 4, 10, 9]).unwrap();
+        let pieces = vec![
+            Rows::OnDevice(0..1),
+            Rows::OnHost(1),
+            Rows::OnDevice(2..4),
+            Rows::OnHost(4),
+            Rows::OnHost(5),
+        ];
+        assert_eq!(of(8, 9, &long, Granularity::Row), Some(Pieces(pieces)));
+        assert_eq!(
+            of(8, 9, &Layout::dense(1, 9).unwrap(), Granularity::Row),
+            Some(Pieces(vec![Rows::OnHost(0)]))
+        );
         let ragged = Layout::ragged_layered(&[vec![1, 1], vec![], vec![9], vec![4]]).unwrap();
-        assert_eq!(of(16, 9, &ragged, Granularity::Segment), Some(Pieces(vec![0..2, 2..4])));
-        assert_eq!(of(16, 9, &ragged, Granularity::Row), Some(Pieces(vec![0..3, 3..4])));
+        assert_eq!(of(16, 9, &ragged, Granularity::Segment), on_device(&[0..2, 2..4]));
+        assert_eq!(of(16, 9, &ragged, Granularity::Row), on_device(&[0..3, 3..4]));
         // Three segments and three rows.
-        assert_eq!(of(99, 6, &ragged, Granularity::Segment), Some(Pieces(vec![0..3, 3..4])));
+        assert_eq!(of(99, 6, &ragged, Granularity::Segment), on_device(&[0..3, 3..4]));
         assert_eq!(of(0, 0, &Layout::dense(0, 5).unwrap(), Granularity::Row), None);
         assert_eq!(of(0, 7, &Layout::dense(7, 0).unwrap(), Granularity::Row), None);
     }
