@@ -88,6 +88,8 @@ struct Params {
     clips: u32,
     // 1: what settles a norm makes its decision too: given bounds of whole rows, none of which may refuse the batch.
     decides: u32,
+    // Where workgroups come for tiles in scope only: how many there are; else 0.
+    tiles_in_scope: u32,
 }
 
 const BELOW: u32 = 0u;

@@ -18,6 +18,9 @@ fn norms_tiles(
     @builtin(num_workgroups) workgroups: vec3<u32>,
 ) {
     let index = linear(workgroup, workgroups);
+    if index == 0u && lane.local == 0u {
+        partials[arrayLength(&partials) - 1u].largest = workgroups.x * workgroups.y;
+    }
     if index >= arrayLength(&tiles) {
         return;
     }
@@ -33,6 +36,11 @@ fn norms_tiles(
     if lane.local == 0u {
         partials[tile.slot] = joined;
     }
+}
+
+// Whether a workgroup came for every tile in scope: this may have been recorded when there were fewer.
+fn is_run_whole() -> bool {
+    return params.tiles_in_scope <= partials[arrayLength(&partials) - 1u].largest;
 }
 
 // The place in the list of the first tile of a span that is open; NO_SPAN where it is not.
@@ -60,7 +68,7 @@ fn norms_spans(
     }
     let joined = reduce(lane, total, largest);
     if lane.local == 0u {
-        listed = settle(index, span, joined);
+        listed = settle(index, span, joined, is_run_whole());
     }
     workgroupBarrier();
     if listed != NO_SPAN {
@@ -91,7 +99,7 @@ fn norms_few(
             sum = Partial(joined.high, joined.low, max(sum.largest, partial.largest));
         }
     }
-    let listed_at = settle(index, span, sum);
+    let listed_at = settle(index, span, sum, is_run_whole());
     if listed_at != NO_SPAN {
         for (var tile = 0u; tile < span.slot_count; tile++) {
             list_tile(listed_at + tile, span.first_slot + tile, index);
@@ -121,7 +129,7 @@ fn norms_rows(
     }
     let joined = join_lanes(local, sum_part(tile, local % LANES, LANES));
     if (local % LANES == 0u) & (tile.span != NO_SPAN) {
-        let listed_at = settle(tile.span, span, joined);
+        let listed_at = settle(tile.span, span, joined, true);
         if listed_at != NO_SPAN {
             list_tile(listed_at, tile.slot, tile.span);
         }

@@ -8,16 +8,16 @@ struct Partial {
 }
 
 // Writes the norm of a span, and its decision where that is all it takes. A span that stays open joins the list for the
-// exact sums; its tiles' place there is the result, and NO_SPAN for all others.
-fn settle(index: u32, span: Span, sum: Partial) -> u32 {
-    if index == 0u {
+// exact sums; its tiles' place there is the result, and NO_SPAN for all others. A run that is not whole is none.
+fn settle(index: u32, span: Span, sum: Partial, is_whole: bool) -> u32 {
+    if index == 0u && is_whole {
         atomicStore(&run[RUN_NORMS], 1u);
         if params.decides != 0u {
             atomicStore(&run[RUN_DECISIONS], 1u + params.non_finite);
         }
     }
     var norm = Norm(0u, OUT_OF_SCOPE);
-    if span.in_scope != 0u {
+    if span.in_scope != 0u && is_whole {
         norm = fast_norm(sum, span);
     }
     norms[index] = norm;

@@ -279,6 +279,7 @@ fn clippings(clients: usize) -> Vec<Clipping> {
         fixed().non_finite(NonFinite::Error).scope(clean),
         median().non_finite(NonFinite::Error),
         fixed().scope(some()),
+        fixed(),
     ]
 }
 
@@ -360,7 +361,7 @@ fn a_recording_is_right_under_clippings_that_come_later_or_clips_nothing_and_is_
         matches!(clipping.threshold, Threshold::Fixed(_) | Threshold::PerRow(_))
             && clipping.non_finite != NonFinite::Error
     };
-    let mut refused = 0;
+    let (mut refused, mut grown) = (0, 0);
     let long = of_long_rows(&gpu);
     let short = Tuning { short_row: 1024, short_rows: 0, tile: 1024, ..long[1].1.clone() };
     for (strategy, tuning) in long.into_iter().chain([(Strategy::Rows, short)]) {
@@ -376,7 +377,13 @@ fn a_recording_is_right_under_clippings_that_come_later_or_clips_nothing_and_is_
                 let mut recorded_under = &all[i];
                 for (j, clipping) in all.iter().enumerate() {
                     let what = format!("{strategy:?}, exact {exact}, layout {i}, clipping {j}");
-                    let is_refused = decide_by_row(recorded_under) && !decide_by_row(clipping);
+                    // Workgroups came for the tiles that were in scope; the other strategies have one for each tile.
+                    let scopes = (&recorded_under.scope, &clipping.scope);
+                    let has_grown = strategy == Strategy::Tiled
+                        && matches!(scopes, (Scope::Rows(_), Scope::All))
+                        && decide_by_row(recorded_under);
+                    let is_refused = decide_by_row(recorded_under) && !decide_by_row(clipping) || has_grown;
+                    grown += u32::from(has_grown);
                     plan.poison().unwrap();
                     let restore = || gpu.queue().write_buffer(&buffer, 0, bytemuck::cast_slice(&original));
                     restore();
@@ -417,7 +424,7 @@ fn a_recording_is_right_under_clippings_that_come_later_or_clips_nothing_and_is_
             }
         }
     }
-    assert!(refused >= 16, "{refused}");
+    assert!(refused >= 16 && grown == 6, "{refused} {grown}");
 }
 
 /// Recorded under the first clipping, submitted under the second.
@@ -465,6 +472,52 @@ fn only_recordings_without_a_threshold_stage_are_refused_and_so_are_their_means(
             mean.read_blocking().unwrap();
         }
         assert!(contents(&gpu, &buffer) == bits(&expected), "{what}: data");
+    }
+}
+
+#[test]
+fn workgroups_come_for_the_tiles_in_scope_alone() {
+    let Some(gpu) = gpu() else { return };
+    let [_, (_, tiled), _] = of_long_rows(&gpu);
+    let gpu = tuned(&gpu, tiled);
+    // Of one to five tiles, and one without any.
+    let layout = Layout::ragged(&[0, 200, 700, 700, 1_600, 2_800, 2_801]).unwrap();
+    let of = |rows: &[usize]| Clipping::fixed(0.5).scope(Scope::Rows(rows.to_vec()));
+    let original = updates(&layout);
+    let buffer = buffer_of(&gpu, &original, wgpu::BufferUsages::STORAGE);
+    for (before, after, tiles, is_refused) in [
+        (of(&[1, 3]), of(&[1, 3]), 6, false),
+        (of(&[3]), of(&[5, 0, 1]), 4, false),
+        (of(&[3, 5]), of(&[4]), 5, false),
+        (of(&[4]), of(&[]), 5, false),
+        (of(&[2]), of(&[2]), 1, false),
+        (of(&[2]), of(&[5]), 1, false),
+        (Clipping::fixed(0.5), of(&[4]), 13, false),
+        (of(&[0]), of(&[1]), 1, true),
+        (of(&[]), of(&[0, 5]), 1, true),
+        (of(&[0, 1, 2, 3, 4]), Clipping::fixed(0.5), 12, true),
+    ] {
+        let what = format!("{:?}, {:?}", before.scope, after.scope);
+        gpu.queue().write_buffer(&buffer, 0, bytemuck::cast_slice(&original));
+        let mut plan = gpu.plan(&layout, &before, &buffer).unwrap();
+        plan.poison().unwrap();
+        for kernel in ["norms_tiles", "clip"] {
+            let dispatch = plan.dispatches().find(|dispatch| dispatch.kernel == kernel).unwrap();
+            assert_eq!(dispatch.workgroups, (tiles, 1), "{what}: {kernel}");
+        }
+        let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        plan.record(&mut encoder);
+        plan.set_clipping(&after).unwrap();
+        gpu.queue().submit([encoder.finish()]);
+        let mut expected = original.clone();
+        let specified = Reference.run(&layout, &mut expected, &after).unwrap();
+        if is_refused {
+            assert_eq!(plan.report_blocking(), Err(Error::NotRecorded), "{what}");
+            assert!(contents(&gpu, &buffer) == bits(&original), "{what}");
+            submit(&gpu, |encoder| plan.record(encoder));
+        }
+        assert_eq!(rows(&plan.report_blocking().unwrap()), rows(&specified), "{what}");
+        assert!(contents(&gpu, &buffer) == bits(&expected), "{what}");
     }
 }
 

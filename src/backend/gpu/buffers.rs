@@ -18,6 +18,8 @@ pub(super) const EXACT_SUM_BYTES: u64 = 40 * 4;
 pub(super) struct Buffers {
     pub(super) params: wgpu::Buffer,
     pub(super) tiles: wgpu::Buffer,
+    /// Those in scope, in the same order, with padding behind them; an empty list where no dispatch goes through it.
+    pub(super) tiles_in_scope: wgpu::Buffer,
     /// Where the tiles of a row begin in it; behind them the centre, where there is one.
     pub(super) columns: wgpu::Buffer,
     pub(super) spans: wgpu::Buffer,
@@ -57,13 +59,15 @@ impl Buffers {
                 wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
             )?,
             tiles: make("the list of tiles", geometry.tiles.len().max(16) * 16, storage)?,
+            tiles_in_scope: make("the list of tiles in scope", geometry.tiles.len().max(16) * 16, storage)?,
             columns: make(
                 "the columns and the centre",
                 (geometry.columns.len() + center).max(1) * 4,
                 storage | wgpu::BufferUsages::COPY_SRC,
             )?,
             spans: make("the list of spans", spans * size_of::<Span>(), storage)?,
-            partials: make("the partial sums", geometry.slots.max(1) * 12, storage)?,
+            // Behind them, on how many workgroups they were made.
+            partials: make("the partial sums", (geometry.slots + 1) * 12, storage)?,
             norms: make("the norms", norms, read)?,
             limbs: make("the exact sums", spans * EXACT_SUM_BYTES as usize, storage)?,
             decisions: make("the decisions", decisions, read)?,

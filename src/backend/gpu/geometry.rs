@@ -26,6 +26,11 @@ pub(crate) struct Tile {
     pub slot: u32,
 }
 
+impl Tile {
+    /// What pads a list.
+    pub(crate) const PADDING: Self = Self { start: 0, count: 0, span: NO_SPAN, slot: 0 };
+}
+
 /// `Span` of common.wgsl.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
@@ -202,6 +207,17 @@ impl Geometry {
         Ok(geometry)
     }
 
+    /// Whether a run whose norms decide leaves the tiles out of scope out: where one list has all of them.
+    pub(crate) fn lists_scope(&self) -> bool {
+        self.strategy == Strategy::Tiled && self.windows.len() == 1
+    }
+
+    /// The tiles of spans in scope.
+    pub(crate) fn tiles_in_scope(&self) -> impl Iterator<Item = Tile> {
+        let is_in_scope = |tile: &&Tile| tile.span != NO_SPAN && self.spans[tile.span as usize].in_scope != 0;
+        self.tiles.iter().filter(is_in_scope).copied()
+    }
+
     /// The most tiles and elements that a span has.
     pub(crate) fn largest_span(&self) -> (u32, u64) {
         let largest = |most: (u32, u32), span: &Span| (most.0.max(span.slot_count), most.1.max(span.length));
@@ -320,7 +336,7 @@ impl Geometry {
     fn pad_tiles(&mut self, tuning: &Tuning) {
         let alignment = tuning.offset_alignment as usize / size_of::<Tile>();
         let padded = self.tiles.len().next_multiple_of(alignment);
-        self.tiles.resize(padded, Tile { start: 0, count: 0, span: NO_SPAN, slot: 0 });
+        self.tiles.resize(padded, Tile::PADDING);
     }
 
     fn span(&self, row: u32, first_slot: usize, length: u64, tuning: &Tuning) -> Span {

@@ -645,6 +645,7 @@ mod tests {
                 ("end", offset_of!(Params, end)),
                 ("clips", offset_of!(Params, clips)),
                 ("decides", offset_of!(Params, decides)),
+                ("tiles_in_scope", offset_of!(Params, tiles_in_scope)),
             ])
         );
     }

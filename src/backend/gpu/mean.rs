@@ -168,7 +168,7 @@ impl MeanPlan {
             label: Some("byzclip mean"),
             timestamp_writes: None,
         });
-        self.steps.iter().for_each(|step| step.record(&mut pass));
+        self.steps.iter().for_each(|step| step.record(&mut pass, step.workgroups));
     }
 
     /// The mean on the device, `[params]` elements from its start; of use as a storage buffer and to copy from.
@@ -309,6 +309,7 @@ fn steps(
                     buffers.binding(source, resource, strip, window)
                 }),
                 workgroups: folded(workgroups, limit),
+                in_scope: false,
             });
         };
         match pipeline.kernel.grid {

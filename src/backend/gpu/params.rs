@@ -45,6 +45,7 @@ pub(crate) struct Params {
     pub end: u32,
     pub clips: u32,
     pub decides: u32,
+    pub tiles_in_scope: u32,
 }
 
 /// CLIPS_* of common.wgsl.
@@ -58,16 +59,22 @@ impl Params {
     /// What norms decide is clipped in the fused kernel, or by the clips of portions, and what is behind them clips only what these leave;
     /// tiles and rows are clipped by the clip stage. A recording without the threshold stage clips nothing once bounds come from the
     /// batch, or a row may refuse it.
-    pub(super) fn copies(self, strategy: Strategy, decides: bool, portions: &[Portion]) -> Vec<Self> {
+    pub(super) fn copies(
+        self,
+        strategy: Strategy,
+        decides: bool,
+        tiles_in_scope: u32,
+        portions: &[Portion],
+    ) -> Vec<Self> {
         let of_run = match strategy {
             Strategy::Fused if decides => Self { clips: CLIPS_OPEN, decides: 1, ..self },
             Strategy::Grouped if decides => Self { clips: CLIPS_NONE, ..self },
             _ => self,
         };
         let of_given = match strategy {
-            _ if !decides => Self { clips: CLIPS_NONE, ..self },
+            _ if !decides => Self { clips: CLIPS_NONE, tiles_in_scope, ..self },
             Strategy::Fused => Self { clips: CLIPS_OPEN, decides: 1, ..self },
-            _ => Self { decides: 1, ..self },
+            _ => Self { decides: 1, tiles_in_scope, ..self },
         };
         let of_portions = portions.iter().map(|portion| Self {
             first: portion.spans.start as u32,

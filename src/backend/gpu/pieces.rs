@@ -256,7 +256,7 @@ mod tests {
         // Rows that no buffer holds.
         let on_host = (0..5).map(Rows::OnHost).collect();
         assert_eq!(of(11, 5, &dense, Granularity::Row), Some(Pieces(on_host)));
-        let long = Layout::ragged(&[4, 9, 4, 4, 10, 9]).unwrap();
+        let long = Layout::ragged(&[0, 4, 13, 17, 21, 31, 40]).unwrap();
         let pieces = vec![
             Rows::OnDevice(0..1),
             Rows::OnHost(1),

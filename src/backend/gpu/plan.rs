@@ -7,14 +7,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::buffers::Buffers;
 use super::context::GpuContext;
 use super::device::{guarded, read_mapped};
-use super::geometry::{Geometry, Placement};
+use super::geometry::{Geometry, Placement, Tile};
 use super::kernels::Form;
 use super::mean::MeanPlan;
 use super::params::{
     CLIPS_ALL, DeviceDecision, OF_STAGES, Params, RUN_BYTES, RUN_DECISIONS, RUN_NORMS, RUN_OPEN, policy_code,
 };
 use super::rules::{NO_GROUP, Rules};
-use super::steps::{Binder, CLIP, Extent, NORMS, Step, THRESHOLD, is_step};
+use super::steps::{Binder, CLIP, Extent, NORMS, Step, THRESHOLD, folded, is_step};
 use super::storage::Storage;
 use super::tuning::Tuning;
 use crate::aggregate::Weights;
@@ -46,9 +46,9 @@ struct Run {
 ///
 /// Where the threshold does not look at norms ([`Threshold::Fixed`], [`Threshold::PerRow`] and the split ones), the policy is
 /// not [`NonFinite::Error`], and bounds are not those of segments, a row is decided as soon as it has a norm, and
-/// [`Plan::record`] leaves the threshold stage out. Such a recording is for such clippings: submitted after
-/// [`Plan::set_clipping`] to another, **it leaves the batch as it is**, unclipped, and its report and its mean are
-/// [`Error::NotRecorded`].
+/// [`Plan::record`] leaves the threshold stage out. It may also leave out workgroups that would come for rows out of scope. Such a recording
+/// is for such clippings, and for no more of the batch than was in scope: submitted after [`Plan::set_clipping`] to another, **it leaves the
+/// batch as it is**, unclipped, and its report and its mean are [`Error::NotRecorded`].
 ///
 /// # Examples
 /// ```no_run
@@ -87,6 +87,8 @@ pub struct Plan {
     given: Vec<Vec<Step>>,
     /// Whether the norms decide: every row can be decided before the others have norms.
     decides: bool,
+    /// Tiles in scope, where a run goes through a list of those.
+    tiles_in_scope: u32,
     recorded: AtomicBool,
 }
 
@@ -151,6 +153,7 @@ impl Plan {
             passes,
             given,
             decides: false,
+            tiles_in_scope: 0,
             recorded: AtomicBool::new(false),
             context,
         };
@@ -166,8 +169,8 @@ impl Plan {
     /// The state of an adaptive or history threshold stays where the threshold stays the same, and begins
     /// anew where it does not.
     ///
-    /// Record again where the threshold did not look at norms and now does, or where the policy becomes
-    /// [`NonFinite::Error`]: what was recorded before leaves the batch unclipped, as [`Plan`] explains.
+    /// Record again where the threshold did not look at norms and now does, where the policy becomes [`NonFinite::Error`], or where more of the
+    /// batch comes into scope: what was recorded before leaves the batch unclipped, as [`Plan`] explains.
     ///
     /// # Errors
     /// Where threshold, scope or centre do not fit the layout, the granularity is not the plan's, the threshold
@@ -197,7 +200,9 @@ impl Plan {
         self.mark_spans(&clipping.scope, &source)?;
         let decides = source.bounds_of_rows(clipping).is_some();
         let params = self.params(clipping, &rules);
-        let copies = params.copies(self.geometry.strategy, decides, &self.geometry.portions);
+        self.list_tiles_in_scope()?;
+        let Geometry { strategy, portions, .. } = &self.geometry;
+        let copies = params.copies(*strategy, decides, self.tiles_in_scope, portions);
         let stride = self.context.tuning.offset_alignment as usize;
         let mut bytes = vec![0; copies.len() * stride];
         for (place, copy) in bytes.chunks_exact_mut(stride).zip(&copies) {
@@ -246,6 +251,18 @@ impl Plan {
         Ok(())
     }
 
+    /// Lists the tiles of spans in scope, where a run goes through those.
+    fn list_tiles_in_scope(&mut self) -> Result<()> {
+        if !self.geometry.lists_scope() {
+            return Ok(());
+        }
+        let mut list = Vec::with_capacity(self.geometry.tiles.len());
+        list.extend(self.geometry.tiles_in_scope());
+        self.tiles_in_scope = list.len() as u32;
+        list.resize(self.geometry.tiles.len(), Tile::PADDING);
+        self.upload(&self.buffers.tiles_in_scope, bytemuck::cast_slice(&list))
+    }
+
     /// The params of the stages alone.
     fn params(&self, clipping: &Clipping, rules: &Rules) -> Params {
         Params {
@@ -263,6 +280,7 @@ impl Plan {
             end: self.geometry.spans.len() as u32,
             clips: CLIPS_ALL,
             decides: 0,
+            tiles_in_scope: 0,
         }
     }
 
@@ -421,8 +439,14 @@ impl Plan {
         let mut pass = encoder
             .begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some(label), timestamp_writes: None });
         for step in steps {
-            step.record(&mut pass);
+            step.record(&mut pass, self.workgroups(step));
         }
+    }
+
+    /// On how many workgroups a step is dispatched now: on one at least, so that a run knows of it.
+    fn workgroups(&self, step: &Step) -> (u32, u32) {
+        let limit = self.context.device.limits().max_compute_workgroups_per_dimension;
+        if step.in_scope { folded(u64::from(self.tiles_in_scope.max(1)), limit) } else { step.workgroups }
     }
 
     /// Reads the report of the last submitted run back, waiting for the device.
@@ -595,13 +619,13 @@ impl Plan {
         let stages = STAGE_PASSES.into_iter().zip([&self.norms, &self.decide, &self.clip]);
         let stages = stages.filter(move |_| one_by_one);
         let all = stages.chain(passes.iter().map(|pass| (RUN_PASS, pass)));
-        all.flat_map(|(pass, steps)| {
+        all.flat_map(move |(pass, steps)| {
             steps.iter().map(move |step| Dispatch {
                 pass,
                 kernel: step.kernel,
                 pipeline: &step.pipeline,
                 bindings: &step.bindings,
-                workgroups: step.workgroups,
+                workgroups: self.workgroups(step),
             })
         })
     }

@@ -28,13 +28,15 @@ pub(super) struct Step {
     pub pipeline: wgpu::ComputePipeline,
     pub bindings: wgpu::BindGroup,
     pub workgroups: (u32, u32),
+    /// Whether it goes through the list of tiles in scope, on as many workgroups as there are of those.
+    pub in_scope: bool,
 }
 
 impl Step {
-    pub(super) fn record(&self, pass: &mut wgpu::ComputePass<'_>) {
+    pub(super) fn record(&self, pass: &mut wgpu::ComputePass<'_>, workgroups: (u32, u32)) {
         pass.set_pipeline(&self.pipeline);
         pass.set_bind_group(0, &self.bindings, &[]);
-        pass.dispatch_workgroups(self.workgroups.0, self.workgroups.1, 1);
+        pass.dispatch_workgroups(workgroups.0, workgroups.1, 1);
     }
 }
 
@@ -59,11 +61,14 @@ pub(super) struct Extent {
     params: usize,
     spans: Range<usize>,
     windows: Range<usize>,
+    /// Whether workgroups come for tiles in scope only.
+    in_scope: bool,
 }
 
 impl Extent {
     pub(super) fn whole(geometry: &Geometry, params: usize) -> Self {
-        Self { params, spans: 0..geometry.spans.len(), windows: 0..geometry.windows.len() }
+        let (spans, windows) = (0..geometry.spans.len(), 0..geometry.windows.len());
+        Self { params, spans, windows, in_scope: false }
     }
 }
 
@@ -97,7 +102,10 @@ impl Binder<'_> {
         let whole = Extent::whole(self.geometry, OF_GIVEN);
         match self.geometry.strategy {
             _ if granularity == Granularity::Segment => Vec::new(),
-            Strategy::Rows | Strategy::Tiled => vec![self.steps(&[NORMS, CLIP], &whole)],
+            Strategy::Rows | Strategy::Tiled => {
+                let in_scope = self.geometry.lists_scope();
+                vec![self.steps(&[NORMS, CLIP], &Extent { in_scope, ..whole })]
+            }
             Strategy::Fused => vec![self.steps(&[FUSED, LEFT], &whole)],
             Strategy::Grouped => self.portions(),
         }
@@ -107,7 +115,8 @@ impl Binder<'_> {
     fn portions(&self) -> Vec<Vec<Step>> {
         let portions = self.geometry.portions.iter().enumerate().map(|(i, portion)| {
             let (spans, windows) = (portion.spans.clone(), portion.windows.clone());
-            self.steps(&[NORMS, CLIP], &Extent { params: OF_PORTIONS + i, spans, windows })
+            let extent = Extent { params: OF_PORTIONS + i, spans, windows, in_scope: false };
+            self.steps(&[NORMS, CLIP], &extent)
         });
         portions.collect()
     }
@@ -150,13 +159,17 @@ impl Binder<'_> {
                 Grid::Group => vec![(geometry.most_groups as u64, None)],
                 Grid::Weights | Grid::Coordinates => Vec::new(),
             };
+            let in_scope = extent.in_scope && pipeline.kernel.grid == Grid::Tile;
             for (workgroups, window) in work.into_iter().filter(|(workgroups, _)| *workgroups > 0) {
                 let window = window.map(|i| &geometry.windows[i]);
                 steps.push(Step {
                     kernel: pipeline.kernel.name,
                     pipeline: pipeline.pipeline.clone(),
                     bindings: bind(context, pipeline, |resource| {
-                        let buffer = buffers.get(resource, self.data)?;
+                        let buffer = match resource {
+                            Resource::Tiles if in_scope => &buffers.tiles_in_scope,
+                            _ => buffers.get(resource, self.data)?,
+                        };
                         if resource == Resource::Params {
                             let offset = extent.params as u64 * tuning.offset_alignment;
                             let size = wgpu::BufferSize::new(size_of::<Params>() as u64);
@@ -165,6 +178,7 @@ impl Binder<'_> {
                         Some(binding(buffer, resource, window, geometry.storage))
                     }),
                     workgroups: folded(workgroups, limit),
+                    in_scope,
                 });
             }
         }
