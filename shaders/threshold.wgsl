@@ -266,7 +266,8 @@ fn threshold_spans(
     if index >= params.first + count {
         return;
     }
-    if index == 0u {
+    // Without norms, as behind a run that was refused, nothing is decided.
+    if index == 0u && run[RUN_NORMS] != 0u {
         run[RUN_DECISIONS] = 1u + params.non_finite;
     }
     let span = spans[index];

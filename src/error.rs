@@ -155,7 +155,7 @@ pub enum Error {
         /// wgpu's words.
         message: String,
     },
-    /// The report was asked for before the plan ran, or after a run that was recorded for another kind of clipping.
+    /// The report was asked for before the plan ran, or after a run that was recorded for another kind of clipping or a smaller scope.
     #[error(
         "no report: got a plan that has not run under its clipping; expected a recorded and submitted run; record \
          after set_clipping, and submit first"

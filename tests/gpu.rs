@@ -521,6 +521,25 @@ fn workgroups_come_for_the_tiles_in_scope_alone() {
     }
 }
 
+#[test]
+fn nothing_is_decided_behind_a_run_that_was_refused() {
+    let Some(gpu) = gpu() else { return };
+    let [_, (_, tiled), _] = of_long_rows(&gpu);
+    let gpu = tuned(&gpu, tiled);
+    let layout = Layout::dense(3, 600).unwrap();
+    let buffer = buffer_of(&gpu, &updates(&layout), wgpu::BufferUsages::STORAGE);
+    let mut plan = gpu.plan(&layout, &Clipping::fixed(0.5).scope(Scope::Rows(vec![0])), &buffer).unwrap();
+    let mean = plan.mean(&Weights::Equal).unwrap();
+    let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+    plan.record(&mut encoder);
+    plan.record_threshold(&mut encoder);
+    mean.record(&mut encoder);
+    plan.set_clipping(&Clipping::fixed(0.5)).unwrap();
+    gpu.queue().submit([encoder.finish()]);
+    assert_eq!(plan.report_blocking(), Err(Error::NotRecorded));
+    assert_eq!(mean.read_blocking(), Err(Error::NotRecorded));
+}
+
 /// A portion of nothing but empty rows has no tile, and no window.
 #[test]
 fn portions_without_a_tile_decide_their_rows_too() {
@@ -860,9 +879,14 @@ fn a_device_with_webgpu_baseline_limits_and_no_features_is_enough() {
 
 /// A device with buffers of at most this many bytes.
 fn with_buffers_of(bytes: u64) -> Option<Gpu> {
+    with_limits(bytes, bytes)
+}
+
+/// A device with buffers of at most so many bytes, and bindings of so many.
+fn with_limits(buffer: u64, binding: u64) -> Option<Gpu> {
     let limits = wgpu::Limits {
-        max_buffer_size: bytes,
-        max_storage_buffer_binding_size: bytes,
+        max_buffer_size: buffer,
+        max_storage_buffer_binding_size: binding,
         ..wgpu::Limits::defaults()
     };
     let descriptor = wgpu::DeviceDescriptor { required_limits: limits, ..Default::default() };
@@ -908,10 +932,10 @@ fn a_batch_that_no_buffer_holds_is_clipped_in_pieces() {
     }
     let report_of = |layout: &Layout| gpu.run(layout, &mut updates(layout), &Clipping::fixed(2.0)).unwrap();
     let told = report_of(&layouts[3]).ran;
-    assert!(told.why.ends_with("the batch; of these, 2 rows that no buffer holds on the CPU"), "{told}");
+    assert!(told.why.ends_with("the batch; 2 rows, too large for them, on the CPU"), "{told}");
     assert!(told.why.contains("in 4 pieces") && told.strategy.is_some(), "{told}");
     let told = report_of(&Layout::dense(1, 300_001).unwrap()).ran;
-    assert!(told.why.contains("in 1 piece, ") && told.why.contains(", 1 row that no"), "{told}");
+    assert!(told.why.contains("in 1 piece, ") && told.why.contains("; 1 row, too large"), "{told}");
     assert_eq!(told.strategy, None);
     let layout = &layouts[0];
     let mut data = updates(layout);
@@ -941,7 +965,7 @@ fn a_batch_that_no_buffer_holds_is_clipped_in_pieces() {
 }
 
 #[test]
-fn the_mean_of_a_batch_that_no_buffer_holds_is_taken_in_strips() {
+fn the_mean_of_a_batch_that_no_buffer_holds_is_taken_by_columns() {
     let Some(gpu) = with_buffers_of(1 << 20) else { return };
     let layouts = [
         Layout::strided(37, 33_333, 33_340).unwrap(),
@@ -993,6 +1017,53 @@ fn the_mean_of_a_batch_that_no_buffer_holds_is_taken_in_strips() {
     let ours = gpu.mean(layout, &data, &clipping, &decisions, &Weights::Equal).unwrap();
     let expected = Reference.mean(layout, &data, &clipping, &decisions, &Weights::Equal).unwrap();
     assert!(bits(&ours) == bits(&expected));
+}
+
+/// As with WebGPU's default limits: what is bound whole, the centre and the mean, may be too long where the batch is not.
+#[test]
+fn centres_and_means_that_no_binding_holds_are_no_limit() {
+    let Some(gpu) = with_limits(8 << 20, 1 << 20) else { return };
+    let center = |params: usize| (0..params).map(|i| i as f32 * 1e-3).collect::<Vec<_>>();
+    for (rows_and_params, centered) in [
+        ((3, 262_145), false),
+        ((2, 300_001), true),
+        ((5, 140_000), true),
+        ((5, 131_000), true),
+        ((9, 262_140), true),
+    ] {
+        let layout = Layout::dense(rows_and_params.0, rows_and_params.1).unwrap();
+        let clipping = Clipping::fixed(2.0);
+        let clipping = if centered { clipping.around(center(layout.params())) } else { clipping };
+        let what = format!("{rows_and_params:?}");
+        assert_same_bits_as_reference(&gpu, &layout, &clipping, &what);
+        let data = updates(&layout);
+        let (ours, report) = gpu.run_mean(&layout, &data, &clipping, &Weights::Equal).unwrap();
+        let (expected, specified) = Reference.run_mean(&layout, &data, &clipping, &Weights::Equal).unwrap();
+        assert!(bits(&ours) == bits(&expected), "{what}");
+        assert_eq!(rows(&report), rows(&specified), "{what}");
+        // Where the centre is too long too, rows are the CPU's.
+        let is_on_device = !centered || layout.params() <= 131_072;
+        assert_eq!(report.ran.why.contains("no binding holds the mean"), is_on_device, "{}", report.ran);
+        let norms = gpu.norms(&layout, &data, &clipping).unwrap();
+        assert_eq!(norms, Reference.norms(&layout, &data, &clipping).unwrap(), "{what}");
+        let decisions = Reference.threshold(&layout, &norms, &clipping, &mut State::default()).unwrap();
+        let ours = gpu.mean(&layout, &data, &clipping, &decisions, &Weights::Equal).unwrap();
+        assert!(bits(&ours) == bits(&expected), "{what}");
+    }
+}
+
+/// More segments than there may be tiles of a row, and long ones beside many.
+#[test]
+fn rows_of_any_number_of_segments_have_the_bits_of_the_reference() {
+    let Some(gpu) = gpu() else { return };
+    let many = Layout::ragged_layered(&[vec![500; 3], vec![1; 66_000], vec![2; 40]]).unwrap();
+    let clipping = Clipping::fixed(1.5).granularity(Granularity::Segment);
+    let report = assert_same_bits_as_reference(&gpu, &many, &clipping, "many segments");
+    assert!(report.ran.why.contains("; 1 row, too large"), "{}", report.ran);
+    // Tiles as long as the row's length asks for.
+    let gpu = tuned(&gpu, Tuning { tile: 64, short_row: 0, ..gpu.tuning().clone() });
+    let long = Layout::ragged_layered(&[vec![400_000; 11], vec![3; 20]]).unwrap();
+    assert_same_bits_as_reference(&gpu, &long, &clipping, "long segments");
 }
 
 #[test]

@@ -19,6 +19,9 @@ const LONGEST_HEADER: usize = 64 << 10;
 /// Rows without elements cost a file nothing and a report memory, so a small file may not ask for many.
 const MOST_EMPTY_ROWS: usize = 1 << 16;
 
+/// Nor do columns without rows, of which a mean has one element each.
+const MOST_EMPTY_COLUMNS: usize = 1 << 24;
+
 /// A file whose header was read and found to describe a batch.
 pub(super) struct Npy {
     pub file: InputFile,
@@ -148,6 +151,10 @@ pub(super) fn open(path: &Path) -> Result<Npy, Failure> {
     if params == 0 && clients > MOST_EMPTY_ROWS {
         let got = format!("the shape ({clients}, 0)");
         return Err(wrong(&got, &format!("at most {MOST_EMPTY_ROWS} clients without params")));
+    }
+    if clients == 0 && params > MOST_EMPTY_COLUMNS {
+        let got = format!("the shape (0, {params})");
+        return Err(wrong(&got, &format!("at most {MOST_EMPTY_COLUMNS} params without clients")));
     }
     let expected = header.bytes.len() as u64 + (elements * dtype.bytes()) as u64;
     check_length(path, file.length, expected, &format!("({clients}, {params})"))?;

@@ -18,7 +18,7 @@ pub(super) const EXACT_SUM_BYTES: u64 = 40 * 4;
 pub(super) struct Buffers {
     pub(super) params: wgpu::Buffer,
     pub(super) tiles: wgpu::Buffer,
-    /// Those in scope, in the same order, with padding behind them; an empty list where no dispatch goes through it.
+    /// Those in scope, in the same order, with padding behind them, where a run goes through those alone.
     pub(super) tiles_in_scope: wgpu::Buffer,
     /// Where the tiles of a row begin in it; behind them the centre, where there is one.
     pub(super) columns: wgpu::Buffer,
@@ -51,6 +51,7 @@ impl Buffers {
         let read = storage | wgpu::BufferUsages::COPY_SRC;
         let norms = spans * size_of::<Norm>();
         let decisions = geometry.bounded.max(1) * size_of::<DeviceDecision>();
+        let listed = if geometry.lists_scope() { geometry.tiles.len() } else { 0 };
         let make = |what, bytes: usize, usage| context.buffer(what, bytes as u64, usage);
         Ok(Self {
             params: make(
@@ -59,7 +60,7 @@ impl Buffers {
                 wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
             )?,
             tiles: make("the list of tiles", geometry.tiles.len().max(16) * 16, storage)?,
-            tiles_in_scope: make("the list of tiles in scope", geometry.tiles.len().max(16) * 16, storage)?,
+            tiles_in_scope: make("the list of tiles in scope", listed.max(16) * 16, storage)?,
             columns: make(
                 "the columns and the centre",
                 (geometry.columns.len() + center).max(1) * 4,

@@ -43,14 +43,25 @@ fn widest(limits: &wgpu::Limits, layout: &Layout, storage: Storage) -> Option<us
     }
     // Each row begins at a multiple of four elements.
     let held = limits.max_buffer_size / storage.bytes() / rows;
-    // A mean keeps the sums of this many columns at once, or of all where these are fewer: they have to fit too.
-    let summed = if bound / SUM_BYTES < LONGEST_STRIP { bound / SUM_BYTES } else { bound / 4 };
-    // Four always fit: they take less than the row's exact sum, for which there is room.
-    let width = (held.saturating_sub(3).min(summed) / 4 * 4).max(4);
+    // The centre, which shares a binding with the list of columns, has half of it. Four columns always fit: they take less than the row's exact sum, for which there is room.
+    let width = (held.saturating_sub(3).min(summed(bound)).min(bound / 8) / 4 * 4).max(4);
     Some(usize::try_from(width).unwrap_or(usize::MAX))
 }
 
+/// The most columns of a mean where a binding holds so many bytes: the mean, and the sums of columns, of which it keeps
+/// [`LONGEST_STRIP`] at once, or all where these are fewer.
+fn summed(bound: u64) -> u64 {
+    if bound / SUM_BYTES < LONGEST_STRIP { bound / SUM_BYTES } else { bound / 4 }
+}
+
 impl Gpu {
+    /// Whether the mean of a batch is taken at once, where one buffer holds the batch.
+    pub(super) fn holds_mean(&self, layout: &Layout) -> bool {
+        let limits = self.context.device.limits();
+        let bound = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size);
+        layout.params() as u64 <= summed(bound)
+    }
+
     /// The mean of a batch that no buffer holds.
     pub(super) fn mean_by_columns<T: Pod>(
         &self,

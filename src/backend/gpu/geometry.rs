@@ -16,6 +16,9 @@ const NO_SPAN: u32 = u32::MAX;
 /// Tiles that may add to one exact sum: each adds at most 2^16 + 2^8 to a cell of 32 bits.
 const TILES_PER_SPAN: usize = 65_000;
 
+/// Segments of a row for which there are always tiles enough: those of its elements alone are half of them at most.
+pub(super) const SEGMENTS_PER_ROW: u64 = TILES_PER_SPAN as u64 / 2 - 500;
+
 /// `Tile` of common.wgsl.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
@@ -207,9 +210,10 @@ impl Geometry {
         Ok(geometry)
     }
 
-    /// Whether a run whose norms decide leaves the tiles out of scope out: where one list has all of them.
+    /// Whether a run whose norms decide leaves the tiles out of scope out: where one list has all of them, and spans are rows.
     pub(crate) fn lists_scope(&self) -> bool {
-        self.strategy == Strategy::Tiled && self.windows.len() == 1
+        let by_row = self.spans.len() == self.bounded;
+        self.strategy == Strategy::Tiled && by_row && self.windows.len() == 1
     }
 
     /// The tiles of spans in scope.
@@ -264,7 +268,12 @@ impl Geometry {
             let first_slot = self.slots;
             let first_span = self.spans.len();
             for span in layout.spans_of(granularity, row) {
-                self.cut_span(span as u32, placement.spans[span].clone(), tuning);
+                self.cut_span(
+                    span as u32,
+                    placement.spans[span].clone(),
+                    layout.row(row).len() as u64,
+                    tuning,
+                );
             }
             if let Some(portion) = self.portions.last_mut() {
                 (portion.spans.end, portion.windows.end) = (self.spans.len(), self.windows.len());
@@ -287,12 +296,12 @@ impl Geometry {
         Ok(())
     }
 
-    /// Appends a span and its tiles.
-    fn cut_span(&mut self, index: u32, elements: Range<u64>, tuning: &Tuning) {
+    /// Appends a span of a row of so many elements, and its tiles.
+    fn cut_span(&mut self, index: u32, elements: Range<u64>, row: u64, tuning: &Tuning) {
         let length = elements.end - elements.start;
         let whole = if self.strategy == Strategy::Fused { length } else { 0 };
         let tile =
-            u64::from(tuning.tile).max(whole).max((length / (TILES_PER_SPAN as u64 / 2)).next_power_of_two());
+            u64::from(tuning.tile).max(whole).max((row / (TILES_PER_SPAN as u64 / 2)).next_power_of_two());
         let first_slot = self.slots;
         let mut start = elements.start;
         while start < elements.end {

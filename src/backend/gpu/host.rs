@@ -165,7 +165,7 @@ impl Backend for Gpu {
 impl Gpu {
     /// The pieces of a batch that the device's buffers do not hold.
     fn pieces(&self, storage: Storage, layout: &Layout, clipping: &Clipping) -> Option<Pieces> {
-        Pieces::of(&self.context, layout, clipping.granularity, storage)
+        Pieces::of(&self.context, layout, clipping, storage)
     }
 
     /// The storage of the session that is kept.
@@ -275,7 +275,7 @@ impl Gpu {
         weights: &Weights,
     ) -> Result<Vec<f32>> {
         check_decisions(layout, clipping.granularity, decisions)?;
-        if self.pieces(storage, layout, clipping).is_some() {
+        if self.pieces(storage, layout, clipping).is_some() || !self.holds_mean(layout) {
             return self.mean_by_columns(storage, layout, data, clipping, decisions, weights);
         }
         self.with_session(storage, layout, &clipping.of_decisions(), |session| {
@@ -296,14 +296,21 @@ impl Gpu {
         weights: &Weights,
         state: &mut State,
     ) -> Result<(Vec<f32>, Report)> {
-        if let Some(pieces) = self.pieces(storage, layout, clipping) {
+        let pieces = self.pieces(storage, layout, clipping);
+        if pieces.is_some() || !self.holds_mean(layout) {
             clipping.check(layout, state)?;
-            let norms = self.norms_in_pieces(&pieces, storage, layout, data, clipping)?;
+            let norms = self.norms_of(storage, layout, data, clipping)?;
             let mut next = state.clone();
             let decisions = threshold::decide(layout, &norms, clipping, &mut next)?;
             let mean = self.mean_by_columns(storage, layout, data, clipping, &decisions, weights)?;
             *state = next;
-            let mut ran = pieces.ran(self, false);
+            let mut ran = match pieces {
+                Some(pieces) => pieces.ran(self, false),
+                None => {
+                    let ran = self.ran();
+                    Ran { why: format!("{}; by columns, because no binding holds the mean", ran.why), ..ran }
+                }
+            };
             if self.widest_columns(layout, storage).is_none() {
                 ran.why.push_str("; the mean on the CPU, because no buffer holds what is kept of each row");
             }

@@ -12,6 +12,7 @@ use bytemuck::{Pod, cast_slice, cast_slice_mut};
 use super::Gpu;
 use super::buffers::EXACT_SUM_BYTES;
 use super::context::GpuContext;
+use super::geometry::SEGMENTS_PER_ROW;
 use super::storage::Storage;
 use crate::backend::{Backend, Cpu};
 use crate::batch::{Granularity, Layout};
@@ -29,7 +30,7 @@ pub(super) struct Pieces(Vec<Rows>);
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Rows {
     OnDevice(Range<usize>),
-    /// One that no buffer holds.
+    /// One that is too large for the device's buffers.
     OnHost(usize),
 }
 
@@ -39,6 +40,16 @@ struct Room {
     elements: u64,
     /// Spans, those of rows that have segments included.
     spans: u64,
+    /// Elements of a row alone: around a centre no more than one binding holds, with the list of columns beside it.
+    row: u64,
+    /// Segments of a row, where these have norms.
+    segments: u64,
+}
+
+impl Room {
+    fn holds_row(&self, elements: u64, spans: u64) -> bool {
+        elements <= self.elements.min(self.row) && spans <= self.spans.min(self.segments)
+    }
 }
 
 impl Pieces {
@@ -46,38 +57,51 @@ impl Pieces {
     pub(super) fn of(
         context: &GpuContext,
         layout: &Layout,
-        granularity: Granularity,
+        clipping: &Clipping,
         storage: Storage,
     ) -> Option<Self> {
         let limits = context.device.limits();
         // Whatever else there is for each span is smaller than its exact sum.
         let bound = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size);
-        let room =
-            Room { elements: limits.max_buffer_size / storage.bytes(), spans: bound / EXACT_SUM_BYTES };
+        let granularity = clipping.granularity;
+        let room = Room {
+            elements: limits.max_buffer_size / storage.bytes(),
+            spans: bound / EXACT_SUM_BYTES,
+            row: if clipping.center.is_some() { bound / 8 } else { u64::MAX },
+            segments: if granularity == Granularity::Segment { SEGMENTS_PER_ROW } else { u64::MAX },
+        };
         Self::within(&room, layout, granularity)
     }
 
     fn within(room: &Room, layout: &Layout, granularity: Granularity) -> Option<Self> {
         let rows = if granularity == Granularity::Segment { layout.clients() } else { 0 };
         let spans = (layout.span_count(granularity) + rows) as u64;
-        if layout.elements() as u64 + 3 * spans <= room.elements && spans <= room.spans {
+        let holds = |elements, spans| elements <= room.elements && spans <= room.spans;
+        let holds_row = |row| {
+            let (elements, spans) = needs(layout, granularity, row);
+            room.holds_row(elements, spans)
+        };
+        let have_limits = room.row.min(room.segments) < u64::MAX;
+        if holds(layout.elements() as u64 + 3 * spans, spans)
+            && (!have_limits || (0..layout.clients()).all(holds_row))
+        {
             return None;
         }
-        let holds = |elements, spans| elements <= room.elements && spans <= room.spans;
         let mut pieces = Vec::new();
         let (mut first, mut elements, mut spans) = (0, 0, 0);
         for row in 0..layout.clients() {
             let (of_row, spans_of_row) = needs(layout, granularity, row);
-            if !holds(elements + of_row, spans + spans_of_row) {
+            let is_on_host = !room.holds_row(of_row, spans_of_row);
+            if is_on_host || !holds(elements + of_row, spans + spans_of_row) {
                 if row > first {
                     pieces.push(Rows::OnDevice(first..row));
                 }
                 (first, elements, spans) = (row, 0, 0);
-                if !holds(of_row, spans_of_row) {
-                    pieces.push(Rows::OnHost(row));
-                    first = row + 1;
-                    continue;
-                }
+            }
+            if is_on_host {
+                pieces.push(Rows::OnHost(row));
+                first = row + 1;
+                continue;
             }
             elements += of_row;
             spans += spans_of_row;
@@ -116,8 +140,8 @@ impl Pieces {
         let on_host = self.0.iter().filter(|rows| matches!(rows, Rows::OnHost(_))).count();
         let on_host = match on_host {
             0 => String::new(),
-            1 => "; of these, 1 row that no buffer holds on the CPU".to_owned(),
-            rows => format!("; of these, {rows} rows that no buffer holds on the CPU"),
+            1 => "; 1 row, too large for them, on the CPU".to_owned(),
+            rows => format!("; {rows} rows, too large for them, on the CPU"),
         };
         let (why, count) = (ran.why, self.0.len());
         let pieces = if count == 1 { "1 piece".to_owned() } else { format!("{count} pieces") };
@@ -243,7 +267,8 @@ mod tests {
     #[test]
     fn pieces_hold_as_many_rows_as_a_buffer() {
         let of = |elements, spans, layout: &Layout, granularity| {
-            Pieces::within(&Room { elements, spans }, layout, granularity)
+            let room = Room { elements, spans, row: u64::MAX, segments: u64::MAX };
+            Pieces::within(&room, layout, granularity)
         };
         let on_device =
             |rows: &[Range<usize>]| Some(Pieces(rows.iter().cloned().map(Rows::OnDevice).collect()));
@@ -274,6 +299,16 @@ mod tests {
         assert_eq!(of(16, 9, &ragged, Granularity::Row), on_device(&[0..3, 3..4]));
         // Three segments and three rows.
         assert_eq!(of(99, 6, &ragged, Granularity::Segment), on_device(&[0..3, 3..4]));
+        // Rows that are too large by other limits, in a batch that a buffer holds.
+        let limited = |row, segments, layout: &Layout, granularity| {
+            Pieces::within(&Room { elements: 99, spans: 99, row, segments }, layout, granularity)
+        };
+        assert_eq!(limited(12, u64::MAX, &dense, Granularity::Row), None);
+        let on_host = (0..5).map(Rows::OnHost).collect();
+        assert_eq!(limited(11, u64::MAX, &dense, Granularity::Row), Some(Pieces(on_host)));
+        assert_eq!(limited(u64::MAX, 3, &ragged, Granularity::Segment), None);
+        let pieces = vec![Rows::OnHost(0), Rows::OnDevice(1..4)];
+        assert_eq!(limited(u64::MAX, 2, &ragged, Granularity::Segment), Some(Pieces(pieces)));
         assert_eq!(of(0, 0, &Layout::dense(0, 5).unwrap(), Granularity::Row), None);
         assert_eq!(of(0, 7, &Layout::dense(7, 0).unwrap(), Granularity::Row), None);
     }

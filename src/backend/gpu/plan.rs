@@ -47,8 +47,9 @@ struct Run {
 /// Where the threshold does not look at norms ([`Threshold::Fixed`], [`Threshold::PerRow`] and the split ones), the policy is
 /// not [`NonFinite::Error`], and bounds are not those of segments, a row is decided as soon as it has a norm, and
 /// [`Plan::record`] leaves the threshold stage out. It may also leave out workgroups that would come for rows out of scope. Such a recording
-/// is for such clippings, and for no more of the batch than was in scope: submitted after [`Plan::set_clipping`] to another, **it leaves the
-/// batch as it is**, unclipped, and its report and its mean are [`Error::NotRecorded`].
+/// is for such clippings, and for no more of the batch than was in scope. Submitted after [`Plan::set_clipping`] to a clipping of another
+/// kind **it leaves the batch as it is**, unclipped, and its report and its mean are [`Error::NotRecorded`]; to a larger scope, it does so
+/// where workgroups were left out, and else follows.
 ///
 /// # Examples
 /// ```no_run
@@ -170,7 +171,7 @@ impl Plan {
     /// anew where it does not.
     ///
     /// Record again where the threshold did not look at norms and now does, where the policy becomes [`NonFinite::Error`], or where more of the
-    /// batch comes into scope: what was recorded before leaves the batch unclipped, as [`Plan`] explains.
+    /// batch comes into scope: what was recorded before may leave the batch unclipped, as [`Plan`] explains.
     ///
     /// # Errors
     /// Where threshold, scope or centre do not fit the layout, the granularity is not the plan's, the threshold

@@ -7,8 +7,8 @@ mod piece;
 mod pipeline;
 
 use byzclip::{
-    Backend, Clipping, Decision, Error, Granularity, Norm, NormSum, Norms, Report, Scope, State, Threshold,
-    Weights,
+    Backend, Clipping, Decision, Error, Granularity, Norm, NormSum, Norms, Reference, Report, Scope, State,
+    Threshold, Weights,
 };
 
 pub(super) use self::piece::Piece;
@@ -51,8 +51,8 @@ impl Stream<'_> {
         let mut norms = Norms { rows: Vec::with_capacity(batch.layout.clients()), segments: Vec::new() };
         let mut long_row = LongRow::default();
         let work = |piece: &Piece, elements: &mut Elements| {
-            let of_piece = self.clipping_of(piece)?;
             if piece.is_full(batch) {
+                let of_piece = self.clipping_of(piece)?;
                 let more = elements.norms(self.backend, &piece.layout(batch)?, &of_piece)?;
                 norms.rows.extend(more.rows);
                 norms.segments.extend(more.segments);
@@ -61,7 +61,10 @@ impl Stream<'_> {
             if piece.columns.start == 0 {
                 long_row = LongRow::new(batch, clipping, piece.rows.start)?;
             }
-            long_row.add(batch, piece, elements, of_piece.center.as_deref());
+            if long_row.in_scope {
+                let center = self.center.map(|center| center.of(&piece.columns)).transpose()?;
+                long_row.add(batch, piece, elements, center.as_deref());
+            }
             if piece.columns.end == batch.layout.params() {
                 long_row.append(clipping.granularity, &mut norms);
             }
@@ -82,9 +85,12 @@ impl Stream<'_> {
         let write = |piece: &Piece, elements: &Elements, ()| output.write(batch, piece, elements);
         if !self.is_one_pass() {
             let norms = self.norms(progress)?;
-            let decisions = backend.threshold(&batch.layout, &norms, self.clipping, state)?;
+            let decisions = self.decide(&norms, state)?;
             let work = |piece: &Piece, elements: &mut Elements| {
                 let of_piece = piece.decisions(batch, self.clipping.granularity, &decisions);
+                if !of_piece.iter().any(|decision| decision.status.is_written()) {
+                    return Ok(());
+                }
                 let (layout, clipping) = (piece.layout(batch)?, self.clipping_of(piece)?);
                 Ok(elements.clip(backend, &layout, &clipping, &of_piece)?)
             };
@@ -135,7 +141,7 @@ impl Stream<'_> {
             return Ok(done.unwrap_or_else(|| self.report(&Norms::default(), &[])));
         }
         let norms = self.norms(progress)?;
-        let decisions = backend.threshold(&batch.layout, &norms, self.clipping, state)?;
+        let decisions = self.decide(&norms, state)?;
         let work = |piece: &Piece, elements: &mut Elements| {
             let of_piece = piece.decisions(batch, self.clipping.granularity, &decisions);
             let (layout, clipping) = (piece.layout(batch)?, self.clipping_of(piece)?);
@@ -174,6 +180,11 @@ impl Stream<'_> {
         Ok(Clipping { scope, center, ..self.clipping.clone() })
     }
 
+    /// What becomes of every row, by the specification: norms are on the host, and a device would take room for the whole batch to decide.
+    fn decide(&self, norms: &Norms, state: &mut State) -> Result<Vec<Decision>, Failure> {
+        Ok(Reference.threshold(&self.batch.layout, norms, self.clipping, state)?)
+    }
+
     fn report(&self, norms: &Norms, decisions: &[Decision]) -> Report {
         Report::of_stages(self.backend.ran(), &self.batch.layout, self.clipping.granularity, norms, decisions)
     }
@@ -195,9 +206,6 @@ impl LongRow {
 
     /// `center` is that of the piece's columns.
     fn add(&mut self, batch: &BatchFile, piece: &Piece, elements: &Elements, center: Option<&[f32]>) {
-        if !self.in_scope {
-            return;
-        }
         let values = elements.values();
         for (layer, columns) in piece.layers(batch) {
             let columns = columns.start - piece.columns.start..columns.end - piece.columns.start;
