@@ -152,14 +152,14 @@ pub(super) fn open(path: &Path) -> Result<Npy, Failure> {
         let got = format!("the shape ({clients}, 0)");
         return Err(wrong(&got, &format!("at most {MOST_EMPTY_ROWS} clients without params")));
     }
-    if clients == 0 && params > MOST_EMPTY_COLUMNS {
-        let got = format!("the shape (0, {params})");
-        return Err(wrong(&got, &format!("at most {MOST_EMPTY_COLUMNS} params without clients")));
-    }
     let expected = header.bytes.len() as u64 + (elements * dtype.bytes()) as u64;
     check_length(path, file.length, expected, &format!("({clients}, {params})"))?;
     let layout = Layout::dense(clients, params)
         .map_err(|e| Failure::Failed(format!("{}, shape ({clients}, {params}): {e}", path.display())))?;
+    if clients == 0 && params > MOST_EMPTY_COLUMNS {
+        let got = format!("the shape (0, {params})");
+        return Err(wrong(&got, &format!("at most {MOST_EMPTY_COLUMNS} params without clients")));
+    }
     file.starts = vec![header.bytes.len() as u64];
     file.head = header.bytes;
     Ok(Npy { file, layout, dtype })
