@@ -102,13 +102,7 @@ pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
     let backend = args.backend.open()?;
     let clipping = Clipping::default();
     let progress = Progress::start(batch.bytes());
-    let stream = Stream {
-        batch: &batch,
-        backend: backend.as_ref(),
-        clipping: &clipping,
-        center: None,
-        window: args.window.elements(&batch),
-    };
+    let stream = Stream::without_center(&batch, backend.as_ref(), &clipping, &args.window);
     let norms = stream.norms(&progress)?;
     stream.check_unchanged()?;
     drop(progress);

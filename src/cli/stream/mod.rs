@@ -18,6 +18,7 @@ use super::batch_output::{MeanOutput, Output};
 use super::center::Center;
 use super::elements::Elements;
 use super::failure::Failure;
+use super::options::WindowArgs;
 use super::progress::Progress;
 
 /// The window by default: three of them, and what a device makes of one, stay well below 1 GiB.
@@ -34,7 +35,16 @@ pub(super) struct Stream<'a> {
     pub window: usize,
 }
 
-impl Stream<'_> {
+impl<'a> Stream<'a> {
+    pub(super) fn without_center(
+        batch: &'a BatchFile,
+        backend: &'a dyn Backend,
+        clipping: &'a Clipping,
+        window: &WindowArgs,
+    ) -> Self {
+        Self { batch, backend, clipping, center: None, window: window.elements(batch) }
+    }
+
     /// Bytes that clipping reads.
     pub(super) fn clip_bytes(&self) -> u64 {
         if self.is_one_pass() { self.batch.bytes() } else { 2 * self.batch.bytes() }
