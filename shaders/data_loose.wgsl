@@ -55,6 +55,16 @@ fn load4(tile: Tile, group: u32) -> vec4<u32> {
     return bits;
 }
 
+// Four elements from a multiple of four in the tile on, which are the same coordinates in every row.
+fn coordinates4(tile: Tile, group: u32) -> vec4<u32> {
+    let left = tile.count - group * 4u;
+    var bits = vec4<u32>(load1(tile, group * 4u), 0u, 0u, 0u);
+    if left > 1u { bits.y = load1(tile, group * 4u + 1u); }
+    if left > 2u { bits.z = load1(tile, group * 4u + 2u); }
+    if left > 3u { bits.w = load1(tile, group * 4u + 3u); }
+    return bits;
+}
+
 fn load1(tile: Tile, index: u32) -> u32 {
     let at = tile.start + index;
     return data[at / 4u][at % 4u];

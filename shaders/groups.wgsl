@@ -7,3 +7,8 @@ fn whole_groups(tile: Tile) -> u32 {
 fn groups(tile: Tile) -> u32 {
     return (tile.count + 3u) / 4u;
 }
+
+// The elements of a group, which has the same coordinates in every row.
+fn coordinates4(tile: Tile, group: u32) -> vec4<u32> {
+    return load4(tile, group);
+}

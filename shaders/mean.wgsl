@@ -1,106 +1,52 @@
-// Instead of clip: the weighted mean of the clipped rows, correctly rounded (NUMERICS.md, "The mean").
-//
-// Everything is integer arithmetic. A sum lies in cells of 32 bits that hold limbs of 16: a limb takes the
-// pieces of thousands of products before carries have to be passed on.
+// Instead of clip: the weighted mean of the clipped rows, correctly rounded (NUMERICS.md, "The mean"). Here from fast sums, where
+// these are certain to give the right one; the other coordinates are listed for mean_exact.wgsl.
 
-// What one dispatch works on: the coordinates of some tiles, in all rows that the window holds of them.
-struct Strip {
-    clients: u32,
-    spans_per_row: u32,
-    // The tiles of a row follow each other, so the k-th tile of row r has the slot r * tiles_per_row + k.
-    tiles_per_row: u32,
-    // The first tile of a row that belongs to the strip, and their number.
-    first_tile: u32,
-    tiles: u32,
-    // Workgroups for each tile.
-    blocks: u32,
-    // The first coordinate, and their number.
-    first: u32,
-    length: u32,
-}
-
+@group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> data: array<Element>;
 @group(0) @binding(2) var<storage, read> tiles: array<Tile>;
 @group(0) @binding(7) var<storage, read> decisions: array<Decision>;
-@group(0) @binding(8) var<storage, read> run: array<u32>;
-@group(0) @binding(13) var<uniform> strip: Strip;
 @group(0) @binding(14) var<storage, read> weights: array<u32>;
-@group(0) @binding(15) var<storage, read_write> weight_sum: array<atomic<u32>>;
-// Sums of rows in several windows, between the dispatches.
+// How many coordinates are open, and which.
+@group(0) @binding(15) var<storage, read_write> open: array<atomic<u32>>;
+// Sums of parts of the rows: for each part, those of all coordinates of the strip, in words of SUM_WORDS.
 @group(0) @binding(17) var<storage, read_write> sums: array<u32>;
 @group(0) @binding(18) var<storage, read_write> means: array<u32>;
 
-// A product of two f32 is an integer in units of 2^-298, and one bit more rounds the quotient: 2^28 products
-// below 2^256 make 583 bits. The last limb is the sign's.
-const CELLS: u32 = 38u;
-// 2^28 weights below 2^128, in units of 2^-149, make 305 bits.
-const WEIGHT_CELLS: u32 = 20u;
-// Behind them: 1 once the weights are summed; 2^32 - 1 less the first row that is refused, or 0.
-const SUMMED: u32 = WEIGHT_CELLS;
-const REFUSAL: u32 = WEIGHT_CELLS + 1u;
-// Rows whose weights one workgroup sums: 2^14 pieces of 16 bits fit a cell, and as many workgroups' limbs.
-const WEIGHT_ROWS: u32 = 16384u;
+const SUM_WORDS: u32 = 4u;
 
-alias Cells = array<i32, CELLS>;
-alias Weight = array<u32, WEIGHT_CELLS>;
-
-var<workgroup> row_weights: array<atomic<u32>, WEIGHT_CELLS>;
-
-// The sum of the weights of the rows that count.
-@compute @workgroup_size(WORKGROUP)
-fn mean_weights(
-    @builtin(local_invocation_index) local: u32,
-    @builtin(workgroup_id) workgroup: vec3<u32>,
-    @builtin(num_workgroups) workgroups: vec3<u32>,
-) {
-    for (var i = local; i < WEIGHT_CELLS; i += WORKGROUP) {
-        atomicStore(&row_weights[i], 0u);
-    }
-    workgroupBarrier();
-    let first = linear(workgroup, workgroups) * WEIGHT_ROWS;
-    let end = min(strip.clients, first + WEIGHT_ROWS);
-    for (var row = first + local; row < end; row += WORKGROUP) {
-        let status = decisions[row * strip.spans_per_row].status;
-        if status == REFUSED {
-            atomicMax(&weight_sum[REFUSAL], 0xffffffffu - row);
-        }
-        if enters(status) {
-            let position = exponent_of(weights[row]);
-            let pieces = shl64(vec2<u32>(mantissa_of(weights[row]), 0u), position % 16u);
-            let limb = position / 16u;
-            atomicAdd(&row_weights[limb], pieces.x & 0xffffu);
-            atomicAdd(&row_weights[limb + 1u], pieces.x >> 16u);
-            atomicAdd(&row_weights[limb + 2u], pieces.y);
-        }
-    }
-    workgroupBarrier();
-    if local == 0u {
-        var carry = 0u;
-        for (var i = 0u; i < WEIGHT_CELLS; i++) {
-            carry += atomicLoad(&row_weights[i]);
-            atomicAdd(&weight_sum[i], carry & 0xffffu);
-            carry >>= 16u;
-        }
-        // Decisions that no run made are of nothing.
-        if run[RUN_DECISIONS] != 0u {
-            atomicStore(&weight_sum[SUMMED], 1u);
-        }
-    }
+// Weighted sums of four coordinates, each as a pair.
+struct Sums {
+    high: vec4<f32>,
+    low: vec4<f32>,
+    // The sums of the terms' magnitudes.
+    size: vec4<f32>,
+    // The bits of the largest magnitude; TOO_LARGE where the sum is of no use.
+    largest: vec4<u32>,
 }
 
-// One coordinate for each invocation, over the rows in the window.
+const TOO_LARGE: u32 = 0xffffffffu;
+
+// What an invocation sums of one group of four coordinates.
+struct Group4 {
+    group: u32,
+    // Where the sums of the part are kept.
+    place: u32,
+    terms: Terms,
+    largest: vec4<u32>,
+}
+
+// Groups of an invocation, which looks at each row once for all of them.
+const GROUPS: u32 = 4u;
+
+// Part of a column of tiles, over one part of the rows, or what the window holds of it.
 @compute @workgroup_size(WORKGROUP)
-fn mean(
+fn mean_sums(
     @builtin(local_invocation_index) local: u32,
     @builtin(workgroup_id) workgroup: vec3<u32>,
     @builtin(num_workgroups) workgroups: vec3<u32>,
 ) {
     let index = linear(workgroup, workgroups);
-    if index >= strip.tiles * strip.blocks {
-        return;
-    }
-    let column = strip.first_tile + index / strip.blocks;
-    let element = (index % strip.blocks) * WORKGROUP + local;
+    let column = strip.first_tile + index / strip.blocks % strip.tiles;
     // The window begins anywhere in a row.
     let slot = tiles[0].slot;
     let skip = (column + strip.tiles_per_row - slot % strip.tiles_per_row) % strip.tiles_per_row;
@@ -108,213 +54,195 @@ fn mean(
     if skip >= count {
         return;
     }
-    if element >= tiles[skip].count {
+    // The rows of which the window has the column, and those of them in the part.
+    let row = (slot + skip) / strip.tiles_per_row;
+    let part = slot / strip.tiles_per_row / strip.rows + index / (strip.blocks * strip.tiles);
+    let begin = max(row, part * strip.rows);
+    let end = min(row + (count - skip + strip.tiles_per_row - 1u) / strip.tiles_per_row, (part + 1u) * strip.rows);
+    if begin >= end {
         return;
     }
-    let coordinate = columns[column] + element;
-
-    var sum: Cells;
-    var row = (slot + skip) / strip.tiles_per_row;
-    if row > 0u {
-        for (var i = 0u; i < CELLS; i++) {
-            sum[i] = i32(sums[i * strip.length + coordinate - strip.first]);
-        }
-    }
-    for (var t = skip; t < count; t += strip.tiles_per_row) {
-        let tile = tiles[t];
+    let elements = tiles[skip].count;
+    let first = part * strip.length + columns[column] - strip.first;
+    let is_begun = begin > part * strip.rows;
+    // Neighbours read side by side, but each invocation where it likes where that is faster.
+    let step = select(1u, WORKGROUP, STRETCH == 1u);
+    let group = index % strip.blocks * WORKGROUP * GROUPS + local * select(GROUPS, 1u, STRETCH == 1u);
+    var a = begun(group, first, elements, is_begun);
+    var b = begun(group + step, first, elements, is_begun);
+    var c = begun(group + 2u * step, first, elements, is_begun);
+    var d = begun(group + 3u * step, first, elements, is_begun);
+    for (var r = begin; r < end; r++) {
+        let tile = tiles[skip + (r - row) * strip.tiles_per_row];
         let decision = decisions[tile.span];
-        if enters(decision.status) {
-            var center = 0u;
-            if CENTERED {
-                center = columns[strip.tiles_per_row + coordinate];
-            }
-            add_product(&sum, clipped(load1(tile, element), center, decision), weights[row]);
+        let weight = weights[WEIGHTS + r];
+        if enters(decision.status) && weight != 0u && !vanishes(decision) {
+            add_group(&a, tile, decision, bitcast<f32>(weight));
+            add_group(&b, tile, decision, bitcast<f32>(weight));
+            add_group(&c, tile, decision, bitcast<f32>(weight));
+            add_group(&d, tile, decision, bitcast<f32>(weight));
         }
-        row++;
     }
-    pass_carries(&sum);
-    if row == strip.clients {
-        means[coordinate] = mean_of(&sum, coordinate);
+    let is_all = strip.parts == 1u && begin == 0u && end == strip.clients;
+    finish(a, columns[column], elements, is_all);
+    finish(b, columns[column], elements, is_all);
+    finish(c, columns[column], elements, is_all);
+    finish(d, columns[column], elements, is_all);
+}
+
+// A group before the rows of a window: nothing, or what those before have left.
+fn begun(group: u32, first: u32, elements: u32, is_begun: bool) -> Group4 {
+    let place = (first + group * 4u) * SUM_WORDS;
+    var sum = Sums();
+    if is_begun {
+        for (var i = 0u; i < 4u && group * 4u + i < elements; i++) {
+            sum.high[i] = bitcast<f32>(sums[place + i * SUM_WORDS]);
+            sum.low[i] = bitcast<f32>(sums[place + i * SUM_WORDS + 1u]);
+            sum.size[i] = bitcast<f32>(sums[place + i * SUM_WORDS + 2u]);
+            sum.largest[i] = sums[place + i * SUM_WORDS + 3u];
+        }
+    }
+    return Group4(group, place, terms_from(sum), sum.largest);
+}
+
+fn add_group(sum: ptr<function, Group4>, tile: Tile, decision: Decision, weight: f32) {
+    let group = (*sum).group;
+    if group * 4u >= tile.count {
         return;
     }
-    for (var i = 0u; i < CELLS; i++) {
-        sums[i * strip.length + coordinate - strip.first] = u32(sum[i]);
+    let bits = finite(coordinates4(tile, group));
+    let value = counted(bits, tile, group, decision);
+    let magnitude = max(bits & vec4<u32>(MAGNITUDE), bitcast<vec4<u32>>(value) & vec4<u32>(MAGNITUDE));
+    (*sum).largest = max((*sum).largest, magnitude);
+    if !CENTERED && is_too_small(decision) {
+        (*sum).largest = vec4<u32>(TOO_LARGE);
+    }
+    (*sum).terms = with_terms((*sum).terms, value, weight);
+}
+
+// The means of a group where all rows are summed, and else what waits for the others.
+fn finish(group: Group4, column: u32, elements: u32, is_all: bool) {
+    let sum = sums_of(group.terms, group.largest);
+    for (var i = 0u; i < 4u && group.group * 4u + i < elements; i++) {
+        if is_all {
+            let coordinate = column + group.group * 4u + i;
+            settle_mean(coordinate, Pair(sum.high[i], sum.low[i]), sum.size[i], sum.largest[i]);
+        } else {
+            let place = group.place + i * SUM_WORDS;
+            sums[place] = bitcast<u32>(sum.high[i]);
+            sums[place + 1u] = bitcast<u32>(sum.low[i]);
+            sums[place + 2u] = bitcast<u32>(sum.size[i]);
+            sums[place + 3u] = sum.largest[i];
+        }
     }
 }
 
-// Rows that are zeroed, refused, or kept with NaN or Inf, do not count.
-fn enters(status: u32) -> bool {
-    return status != ZEROED && status != KEPT && status != REFUSED;
+// Behind all windows where there are several, or several parts: one coordinate for each invocation.
+@compute @workgroup_size(WORKGROUP)
+fn mean_join(
+    @builtin(local_invocation_index) local: u32,
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) workgroups: vec3<u32>,
+) {
+    let index = linear(workgroup, workgroups) * WORKGROUP + local;
+    if index >= strip.length {
+        return;
+    }
+    var sum = Pair(0.0, 0.0);
+    var size = 0.0;
+    var largest = select(0u, TOO_LARGE, strip.parts == 0u);
+    for (var first = 0u; first < strip.parts; first += JOINED) {
+        var some = Pair(0.0, 0.0);
+        for (var part = first; part < min(first + JOINED, strip.parts); part++) {
+            let place = (part * strip.length + index) * SUM_WORDS;
+            some = joined(some, Pair(bitcast<f32>(sums[place]), bitcast<f32>(sums[place + 1u])));
+            size += bitcast<f32>(sums[place + 2u]);
+            largest = max(largest, sums[place + 3u]);
+        }
+        sum = joined(sum, some);
+    }
+    settle_mean(strip.first + index, sum, size, largest);
 }
 
-// The bits that the clip stage would write.
-fn clipped(bits: u32, center: u32, decision: Decision) -> u32 {
-    if CENTERED && decision.status == CLIPPED {
-        return scaled_around(bits, center, decision);
-    }
-    if decision.status == CLIPPED {
-        return scaled(vec4<u32>(bits), decision).x;
-    }
+// Parts that are joined before they join the sum, so that fewer additions follow each other.
+const JOINED: u32 = 32u;
+
+fn joined(a: Pair, b: Pair) -> Pair {
+    let sum = add_signed(vec4<f32>(a.high), vec4<f32>(a.low), vec4<f32>(b.high), vec4<f32>(b.low));
+    return Pair(sum.high.x, sum.low.x);
+}
+
+// NaN and Inf, which only rows out of scope may hold here, count as 0.
+fn finite(bits: vec4<u32>) -> vec4<u32> {
+    return select(bits, vec4<u32>(), (bits & vec4<u32>(MAGNITUDE)) >= vec4<u32>(INFINITY));
+}
+
+// Whether nothing is left of a row.
+fn vanishes(decision: Decision) -> bool {
+    return !CENTERED && decision.status == CLIPPED && decision.mantissa == 0u;
+}
+
+// What the clip stage would write of four elements, but for what is subnormal.
+fn counted(bits: vec4<u32>, tile: Tile, group: u32, decision: Decision) -> vec4<f32> {
     if decision.status == CUT {
-        return cut(vec4<u32>(bits), decision.bound).x;
+        return bitcast<vec4<f32>>(cut(bits, decision.bound));
     }
-    return bits;
+    if decision.status != CLIPPED {
+        return bitcast<vec4<f32>>(bits);
+    }
+    if CENTERED {
+        let center = center4(tile, group, strip.tiles_per_row);
+        return bitcast<vec4<f32>>(vec4<u32>(
+            scaled_around(bits.x, center.x, decision),
+            scaled_around(bits.y, center.y, decision),
+            scaled_around(bits.z, center.z, decision),
+            scaled_around(bits.w, center.w, decision),
+        ));
+    }
+    return product(bits, decision);
 }
 
-// Adds weight * value. NaN and Inf, which only rows out of scope may hold here, count as 0.
-fn add_product(sum: ptr<function, Cells>, value: u32, weight: u32) {
-    let magnitude = value & MAGNITUDE;
-    if magnitude == 0u || magnitude >= INFINITY || weight == 0u {
+// Writes the mean of a coordinate where its sum makes it certain, and lists it where not. Where nothing weighs anything, no run
+// decided, or a row is refused, it is what changes nothing: the centre, or +0 without one.
+fn settle_mean(coordinate: u32, sum: Pair, size: f32, largest: u32) {
+    let divisor = Pair(bitcast<f32>(weights[DIVISOR]), bitcast<f32>(weights[DIVISOR + 1u]));
+    if weights[DIVISOR] == 0u {
+        if CENTERED {
+            means[coordinate] = columns[strip.tiles_per_row + coordinate];
+        } else {
+            means[coordinate] = 0u;
+        }
         return;
     }
-    let position = exponent_of(magnitude) + exponent_of(weight) + 1u;
-    let product = shl64(mul64(mantissa_of(magnitude), mantissa_of(weight)), position % 16u);
-    let sign = select(1i, -1i, value != magnitude);
-    let limb = position / 16u;
-    (*sum)[limb] += sign * i32(product.x & 0xffffu);
-    (*sum)[limb + 1u] += sign * i32(product.x >> 16u);
-    (*sum)[limb + 2u] += sign * i32(product.y & 0xffffu);
-    (*sum)[limb + 3u] += sign * i32(product.y >> 16u);
-}
-
-// Cuts all cells to limbs of 16 bits but the last, which keeps the sign.
-fn pass_carries(sum: ptr<function, Cells>) {
-    var carry = 0i;
-    for (var i = 0u; i < CELLS - 1u; i++) {
-        carry += (*sum)[i];
-        (*sum)[i] = carry & 0xffffi;
-        carry >>= 16u;
+    if largest == 0u {
+        means[coordinate] = 0u;
+        return;
     }
-    (*sum)[CELLS - 1u] += carry;
-}
-
-// The sum over the sum of the weights. Where nothing weighs anything, no run decided, or a row is refused, what
-// changes nothing: the centre, or +0 without one.
-fn mean_of(sum: ptr<function, Cells>, coordinate: u32) -> u32 {
-    var neutral = 0u;
-    if CENTERED {
-        neutral = columns[strip.tiles_per_row + coordinate];
-    }
-    if atomicLoad(&weight_sum[SUMMED]) == 0u || atomicLoad(&weight_sum[REFUSAL]) != 0u {
-        return neutral;
-    }
-    var divisor: Weight;
-    var carry = 0u;
-    for (var i = 0u; i < WEIGHT_CELLS; i++) {
-        carry += atomicLoad(&weight_sum[i]);
-        divisor[i] = carry & 0xffffu;
-        carry >>= 16u;
-    }
-    var sign = 0u;
-    if (*sum)[CELLS - 1u] < 0i {
-        sign = 0x80000000u;
-        negate(sum);
-    }
-    let length = sum_length(sum);
-    let divisor_length = weight_length(&divisor);
-    if divisor_length == 0u {
-        return neutral;
-    }
-    if length == 0u {
-        return 0u;
-    }
-    return sign | quotient(sum, length, &divisor, divisor_length);
-}
-
-fn negate(sum: ptr<function, Cells>) {
-    for (var i = 0u; i < CELLS; i++) {
-        (*sum)[i] = -(*sum)[i];
-    }
-    pass_carries(sum);
-}
-
-// The length in bits.
-fn sum_length(sum: ptr<function, Cells>) -> u32 {
-    for (var i = CELLS; i > 0u; i--) {
-        if (*sum)[i - 1u] != 0i {
-            return 16u * i - (countLeadingZeros(u32((*sum)[i - 1u])) - 16u);
+    var mean = sum.high / divisor.high;
+    mean += rest_of(sum, mean, divisor) / divisor.high;
+    let field = (bitcast<u32>(mean) & MAGNITUDE) >> 23u;
+    // Neither terms nor their sums may overflow: 2^20 terms below 2^91.
+    let fits = (largest >> 23u) + (weights[DIVISOR] >> 23u) < 2u * 127u + 90u;
+    if fits && field > 26u && field < 254u {
+        // Half the distance to the next number towards 0, which is less below a power of two.
+        let power = select(0u, 1u, (bitcast<u32>(mean) & 0x7fffffu) == 0u);
+        let half = bitcast<f32>((field - 24u - power) << 23u);
+        let error = size * strip.error + (divisor.high + f32(16u * (strip.clients + strip.parts + 16u))) * FLUSHED;
+        if abs(rest_of(sum, mean, divisor)) + error < divisor.high * half * ALMOST_ONE {
+            means[coordinate] = bitcast<u32>(mean);
+            return;
         }
     }
-    return 0u;
+    atomicStore(&open[1u + atomicAdd(&open[0], 1u)], coordinate);
 }
 
-fn weight_length(divisor: ptr<function, Weight>) -> u32 {
-    for (var i = WEIGHT_CELLS; i > 0u; i--) {
-        if (*divisor)[i - 1u] != 0u {
-            return 16u * i - (countLeadingZeros((*divisor)[i - 1u]) - 16u);
-        }
-    }
-    return 0u;
-}
+// 2^-125: more than a device loses where it flushes a subnormal number.
+const FLUSHED: f32 = 2.350988701644575e-38;
+// 1 - 2^-20
+const ALMOST_ONE: f32 = 0.99999904632568359375;
 
-// The bits of sum * 2^-299 / (divisor * 2^-149), rounded to nearest even; the sum becomes the remainder.
-//
-// Long division: the quotient has 25 or 26 bits where an f32 has 24, or is counted in halves of the smallest
-// subnormal; the remainder says on which side of a tie it lies.
-fn quotient(
-    sum: ptr<function, Cells>,
-    length: u32,
-    divisor: ptr<function, Weight>,
-    divisor_length: u32,
-) -> u32 {
-    // Limbs above and below these are 0: weights are mostly small integers.
-    let top = (divisor_length - 1u) / 16u;
-    var bottom = 0u;
-    while (*divisor)[bottom] == 0u {
-        bottom++;
-    }
-    let shift = max(length, divisor_length + 25u) - divisor_length - 25u;
-    var quotient = 0u;
-    for (var bit = 26u; bit > 0u; bit--) {
-        let by = shift + bit - 1u;
-        if !less(sum, divisor, by, bottom, top) {
-            subtract(sum, divisor, by, bottom, top);
-            quotient |= 1u << (bit - 1u);
-        }
-    }
-    let bits = 32u - countLeadingZeros(quotient);
-    let drop = max(bits, 25u) - 24u;
-    let mantissa = quotient >> drop;
-    let low = quotient & ((1u << drop) - 1u);
-    let half = 1u << (drop - 1u);
-    let up = low > half || (low == half && (sum_length(sum) != 0u || (mantissa & 1u) == 1u));
-    // The implicit bit of the mantissa, and its carry, add to the exponent field.
-    return ((shift + drop - 1u) << 23u) + mantissa + select(0u, 1u, up);
-}
-
-// A limb of divisor << by, counted from limb by / 16; index is from bottom to top + 1.
-fn shifted_limb(divisor: ptr<function, Weight>, index: u32, by: u32, bottom: u32, top: u32) -> u32 {
-    var high = 0u;
-    var low = 0u;
-    if index <= top {
-        high = (*divisor)[index];
-    }
-    if index > bottom {
-        low = (*divisor)[index - 1u];
-    }
-    let bits = by % 16u;
-    return ((high << bits) | (low >> (16u - bits))) & 0xffffu;
-}
-
-// Whether the sum, which is below divisor << (by + 1), is below divisor << by.
-fn less(sum: ptr<function, Cells>, divisor: ptr<function, Weight>, by: u32, bottom: u32, top: u32) -> bool {
-    for (var i = top + 2u; i > bottom; i--) {
-        let ours = u32((*sum)[i - 1u + by / 16u]);
-        let theirs = shifted_limb(divisor, i - 1u, by, bottom, top);
-        if ours != theirs {
-            return ours < theirs;
-        }
-    }
-    return false;
-}
-
-// sum -= divisor << by
-fn subtract(sum: ptr<function, Cells>, divisor: ptr<function, Weight>, by: u32, bottom: u32, top: u32) {
-    var borrow = 0i;
-    for (var i = bottom; i <= top + 1u; i++) {
-        let at = i + by / 16u;
-        let limb = (*sum)[at] - i32(shifted_limb(divisor, i, by, bottom, top)) + borrow;
-        (*sum)[at] = limb & 0xffffi;
-        borrow = limb >> 16u;
-    }
+// sum - mean * divisor, within 2^-44 of the sum where the mean is near its quotient.
+fn rest_of(sum: Pair, mean: f32, divisor: Pair) -> f32 {
+    let product = exact_product(vec4<f32>(mean), divisor.high);
+    return ((sum.high - product.high.x) - product.low.x) + (sum.low - mean * divisor.low);
 }

@@ -20,6 +20,16 @@ fn scaled(bits: vec4<u32>, decision: Decision) -> vec4<u32> {
     return sign | select(normal, vec4<u32>(), vanishes);
 }
 
+// factor * value as the device has it: what scaled() gives, but for less than 2^-125 where that is subnormal or a zero.
+fn product(bits: vec4<u32>, decision: Decision) -> vec4<f32> {
+    return bitcast<vec4<f32>>(bits) * bitcast<f32>(decision.mantissa + (bitcast<u32>(decision.exponent) << 23u));
+}
+
+// Whether the factor is no normal number, so that product() is of no use.
+fn is_too_small(decision: Decision) -> bool {
+    return decision.status == CLIPPED && decision.exponent < -126;
+}
+
 // Whether scaled_quickly() may take the factor: it and 2^32 times it are normal numbers, and 2^32 times the bound,
 // which no product exceeds, is far from overflow.
 fn is_quick(decision: Decision) -> bool {

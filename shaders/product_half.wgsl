@@ -26,6 +26,14 @@ fn scaled(bits: vec4<u32>, decision: Decision) -> vec4<u32> {
     return sign | on_grid(select(normal, vec4<u32>(), vanishes));
 }
 
+fn product(bits: vec4<u32>, decision: Decision) -> vec4<f32> {
+    return bitcast<vec4<f32>>(scaled(bits, decision));
+}
+
+fn is_too_small(decision: Decision) -> bool {
+    return false;
+}
+
 // There is no quicker way.
 fn is_quick(decision: Decision) -> bool {
     return false;

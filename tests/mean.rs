@@ -457,6 +457,95 @@ mod gpu {
         buffer
     }
 
+    /// The mean by a plan, and how many coordinates its fast sums left open.
+    fn mean_and_open(
+        gpu: &Gpu,
+        layout: &Layout,
+        data: &[f32],
+        clipping: &Clipping,
+        weights: &Weights,
+    ) -> (Vec<f32>, u32) {
+        let plan = gpu.plan(layout, clipping, &upload(gpu, data)).unwrap();
+        let mean = plan.mean(weights).unwrap();
+        mean.poison().unwrap();
+        let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        plan.record_norms(&mut encoder);
+        plan.record_threshold(&mut encoder);
+        mean.record(&mut encoder);
+        gpu.queue().submit([encoder.finish()]);
+        (mean.read_blocking().unwrap(), mean.open_blocking().unwrap())
+    }
+
+    fn tuned(gpu: &Gpu, tuning: Tuning) -> Gpu {
+        Gpu::from_device(gpu.device().clone(), gpu.queue().clone()).unwrap().with_tuning(tuning).unwrap()
+    }
+
+    /// Else every mean would be right, and slow.
+    #[test]
+    fn fast_sums_leave_few_means_open() {
+        let Some(gpu) = open() else { return };
+        let mut rng = Rng::new(10);
+        for tuning in [gpu.tuning().clone(), Tuning::portable()] {
+            let gpu = tuned(&gpu, Tuning { window: gpu.tuning().window.min(tuning.window), ..tuning });
+            for (clients, params) in [(64, 3_000), (10, 20_011), (1_500, 300)] {
+                let layout = Layout::dense(clients, params).unwrap();
+                let data: Vec<f32> = (0..layout.len()).map(|_| rng.unit()).collect();
+                let weights = weights(&mut rng, clients, 1);
+                // About half of the rows are above.
+                let clipping = Clipping::fixed((params as f32 / 3.0).sqrt());
+                let (want, report) = Reference.run_mean(&layout, &data, &clipping, &weights).unwrap();
+                assert!((1..clients).contains(&report.count(Status::Clipped)));
+                let (got, open) = mean_and_open(&gpu, &layout, &data, &clipping, &weights);
+                assert_same_bits(&format!("{clients} x {params}"), &got, &want);
+                assert!((open as usize) < params / 10, "{clients} x {params}: {open} are open");
+            }
+        }
+    }
+
+    /// Every third coordinate is a sum that cancels, which only exact sums round right.
+    #[test]
+    fn parts_of_rows_in_windows_of_any_size_make_one_mean() {
+        let Some(gpu) = open() else { return };
+        let (own, mut rng) = (gpu.tuning().clone(), Rng::new(11));
+        let small = Tuning { tile: 64, window: 1024, ..own.clone() };
+        let pairs = Tuning { doubles: false, workgroup: 16, span_workgroup: 16, ..small.clone() };
+        for tuning in [small, pairs, Tuning { tile: 64, window: 4096, wide: false, ..own.clone() }, own] {
+            let name = format!("{tuning:?}");
+            let gpu = tuned(&gpu, tuning);
+            for (clients, params) in [(200, 130), (1_100, 37), (129, 70), (2_050, 1)] {
+                let layout = Layout::dense(clients, params).unwrap();
+                let mut data: Vec<f32> = (0..layout.len()).map(|_| 1.5 + rng.unit()).collect();
+                let pairs = (clients - 1) / 2 * 2 * params;
+                for i in (0..pairs).filter(|i| i % params % 3 == 0) {
+                    data[i] = if i / params % 2 == 0 { 1e6 } else { -1e6 };
+                }
+                let clipping = Clipping::fixed(f32::INFINITY);
+                let want = Reference.run_mean(&layout, &data, &clipping, &Weights::Equal).unwrap().0;
+                let (got, open) = mean_and_open(&gpu, &layout, &data, &clipping, &Weights::Equal);
+                assert_same_bits(&format!("{clients} x {params}, {name}"), &got, &want);
+                let cancelling = params.div_ceil(3);
+                assert!(
+                    (cancelling..=cancelling + params / 3).contains(&(open as usize)),
+                    "{open} of {params}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_device_whose_fast_means_are_wrong_is_found_out_and_sums_exactly() {
+        let Some(gpu) = open() else { return };
+        let gpu = tuned(&gpu, Tuning { zero: 1, ..gpu.tuning().clone() });
+        let (mut rng, layout) = (Rng::new(12), Layout::dense(64, 500).unwrap());
+        let data: Vec<f32> = (0..layout.len()).map(|_| rng.unit()).collect();
+        let (weights, clipping) = (weights(&mut rng, 64, 1), Clipping::fixed(10.0));
+        let (want, _) = Reference.run_mean(&layout, &data, &clipping, &weights).unwrap();
+        let (got, open) = mean_and_open(&gpu, &layout, &data, &clipping, &weights);
+        assert_same_bits("spoiled sums", &got, &want);
+        assert_eq!(open, 500);
+        assert!(gpu.ran().why.contains("every mean takes the exact sum"), "{}", gpu.ran().why);
+    }
+
     #[test]
     fn a_mean_without_decisions_or_of_a_refused_batch_is_an_error_and_leaves_the_centre() {
         let Some(gpu) = open() else { return };

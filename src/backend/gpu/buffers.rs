@@ -100,7 +100,7 @@ impl Buffers {
             Resource::State => &self.state,
             Resource::Bounds => &self.bounds,
             // The mean's are in its own plan.
-            Resource::Strip | Resource::Weights | Resource::WeightSum | Resource::Sums | Resource::Means => {
+            Resource::Strip | Resource::Weights | Resource::Open | Resource::Sums | Resource::Means => {
                 return None;
             }
         })

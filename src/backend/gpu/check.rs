@@ -3,13 +3,14 @@
 //! The proof rests on the compiler keeping the compensation (see `opaque` in pairs.wgsl). Where a
 //! driver finds a way around that, sums would be wrong by an ulp and no error would say so. So every
 //! device sums a small batch of `f32`, as short rows, as long ones, and fused where plans of the tuning may be, with a centre where plans
-//! have one, against the exact sum on the host; one that fails takes exact sums only, slower and right, and the report says so.
+//! have one, against the exact sum on the host, and means before the first plan of one; one that fails takes exact sums only, slower and right, and the report says so.
 
 use std::sync::{Arc, OnceLock};
 
 use super::context::GpuContext;
 use super::session::Session;
 use super::storage::Storage;
+use crate::aggregate::Weights;
 use crate::backend::{Backend, Reference};
 use crate::batch::Layout;
 use crate::clip::{Clipping, Scope};
@@ -35,6 +36,25 @@ impl GpuContext {
             return Err(Error::Gpu {
                 during: "checking the device's arithmetic",
                 message: "wrong norms, also from integer sums".into(),
+            });
+        }
+        checked.get_or_init(|| fast);
+        Ok(())
+    }
+}
+
+impl GpuContext {
+    /// Checks the device's means, once: of updates, or of those around a centre.
+    pub(super) fn ensure_means_checked(&self, centered: bool) -> Result<()> {
+        let checked = &self.fast_means[usize::from(centered)];
+        if checked.get().is_some() {
+            return Ok(());
+        }
+        let fast = means_are_right(self, FastSums::Allowed, centered)?;
+        if !fast && !means_are_right(self, FastSums::Forbidden, centered)? {
+            return Err(Error::Gpu {
+                during: "checking the device's arithmetic",
+                message: "wrong means, also from integer sums".into(),
             });
         }
         checked.get_or_init(|| fast);
@@ -86,6 +106,44 @@ fn kind_is_right(context: &GpuContext, centered: bool) -> Result<bool> {
     session.submit("checking the device", |encoder| session.plan.record(encoder))?;
     let norms = session.plan.norms_blocking()?;
     Ok(norms == Reference.norms(&layout, &data, &clipping)?)
+}
+
+/// Of so few rows that one sum takes all, and of some parts of them.
+fn means_are_right(context: &GpuContext, fast: FastSums, centered: bool) -> Result<bool> {
+    for clients in [ROWS, 4 * ROWS] {
+        let layout = Layout::dense(clients, PARAMS)?;
+        // A fourth of the elements is negative, so that sums meet terms of either sign.
+        let sign = |i: usize| if pseudo_random(!i) < 0.625 { -1.0 } else { 1.0 };
+        let data: Vec<f32> = (0..layout.len()).map(|i| sign(i) * pseudo_random(i)).collect();
+        let weights = Weights::PerRow((0..clients).map(pseudo_random).collect());
+        // About half of the rows are above.
+        let mut clipping = Clipping::fixed((PARAMS as f32 * 7.0 / 12.0).sqrt());
+        if centered {
+            clipping = clipping.around((0..PARAMS).map(|i| 0.01 * pseudo_random(!i)).collect::<Vec<f32>>());
+        }
+        let mut context = context.clone();
+        let allowed = || OnceLock::from(fast == FastSums::Allowed);
+        context.fast_means = Arc::new([allowed(), allowed()]);
+
+        let session = Session::new(&context, &layout, &clipping, Storage::Single)?;
+        let mean = session.plan.mean(&weights)?;
+        session.upload(&data, &Scope::All)?;
+        session.submit("checking the device", |encoder| {
+            session.plan.record_norms(encoder);
+            session.plan.record_threshold(encoder);
+            mean.record(encoder);
+        })?;
+        let (expected, _) = Reference.run_mean(&layout, &data, &clipping, &weights)?;
+        if !same_bits(&mean.read_blocking()?, &expected) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn same_bits(a: &[f32], b: &[f32]) -> bool {
+    let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+    bits(a) == bits(b)
 }
 
 /// A magnitude in [0.5, 1) with all of its 24 bits in use: the hardest sums to round are those of

@@ -48,10 +48,10 @@ fn widest(limits: &wgpu::Limits, layout: &Layout, storage: Storage) -> Option<us
     Some(usize::try_from(width).unwrap_or(usize::MAX))
 }
 
-/// The most columns of a mean where a binding holds so many bytes: the mean, and the sums of columns, of which it keeps
-/// [`LONGEST_STRIP`] at once, or all where these are fewer.
+/// The most columns of a mean where a binding holds so many bytes: the list of those that are open, which has a word more than the
+/// mean, and the exact sums of columns, of which it keeps [`LONGEST_STRIP`] at once, or all where these are fewer.
 fn summed(bound: u64) -> u64 {
-    if bound / SUM_BYTES < LONGEST_STRIP { bound / SUM_BYTES } else { bound / 4 }
+    if bound / SUM_BYTES < LONGEST_STRIP { bound / SUM_BYTES } else { bound / 4 - 1 }
 }
 
 impl Gpu {

@@ -20,23 +20,41 @@ pub(crate) struct GpuContext {
     /// Whether kernels of this tuning passed the check of their fast sums, of updates and of differences from a centre; unset before
     /// the check.
     pub fast_sums: Arc<[OnceLock<bool>; 2]>,
+    /// The same of the fast sums of means, before the first plan of a mean.
+    pub fast_means: Arc<[OnceLock<bool>; 2]>,
     pub lost: LostReason,
 }
 
 impl GpuContext {
     /// The same device with kernels of another shape.
     pub(super) fn with_tuning(&self, tuning: Tuning) -> Self {
-        Self { tuning, pipelines: Arc::default(), fast_sums: Arc::default(), ..self.clone() }
+        let (fast_sums, fast_means) = (Arc::default(), Arc::default());
+        Self { tuning, pipelines: Arc::default(), fast_sums, fast_means, ..self.clone() }
     }
 
     pub(crate) fn fast_sums_failed(&self, centered: bool) -> bool {
         self.fast_sums[usize::from(centered)].get() == Some(&false)
     }
 
+    pub(crate) fn fast_means_failed(&self, centered: bool) -> bool {
+        self.fast_means[usize::from(centered)].get() == Some(&false)
+    }
+
+    /// Whether anything takes exact sums because its fast ones failed their check.
+    pub(crate) fn has_failed(&self) -> bool {
+        [false, true].into_iter().any(|c| self.fast_sums_failed(c) || self.fast_means_failed(c))
+    }
+
     pub(crate) fn ran(&self) -> Ran {
         let mut why = self.why.clone();
-        for (centered, what) in [(false, "norm"), (true, "norm around a centre")] {
-            if self.fast_sums_failed(centered) {
+        let failed = [
+            (self.fast_sums_failed(false), "norm"),
+            (self.fast_sums_failed(true), "norm around a centre"),
+            (self.fast_means_failed(false), "mean"),
+            (self.fast_means_failed(true), "mean around a centre"),
+        ];
+        for (failed, what) in failed {
+            if failed {
                 why.push_str(&format!(
                     "; its fast sums failed the check, so every {what} takes the exact sum"
                 ));

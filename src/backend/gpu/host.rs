@@ -6,7 +6,6 @@ use std::sync::PoisonError;
 use bytemuck::Pod;
 
 use super::Gpu;
-use super::context::GpuContext;
 use super::pieces::Pieces;
 use super::rules::Rules;
 use super::session::Session;
@@ -24,10 +23,13 @@ use crate::threshold::{self, Decision, Source, State, Threshold, check_decisions
 impl Backend for Gpu {
     fn ran(&self) -> Ran {
         // One whose fast sums failed is what a report has to tell.
-        let failed =
-            |context: &&GpuContext| [false, true].iter().any(|centered| context.fast_sums_failed(*centered));
         let contexts = self.calibrated.as_ref().map_or(std::slice::from_ref(&self.context), |c| c.contexts());
-        contexts.iter().find(failed).or(contexts.first()).unwrap_or(&self.context).ran()
+        contexts
+            .iter()
+            .find(|context| context.has_failed())
+            .or(contexts.first())
+            .unwrap_or(&self.context)
+            .ran()
     }
 
     fn norms(&self, layout: &Layout, data: &[f32], clipping: &Clipping) -> Result<Norms> {

@@ -31,7 +31,7 @@ pub(crate) enum Resource {
     Bounds = 12,
     Strip = 13,
     Weights = 14,
-    WeightSum = 15,
+    Open = 15,
     Columns = 16,
     Sums = 17,
     Means = 18,
@@ -66,8 +66,24 @@ pub(crate) enum Grid {
     Group,
     /// The weights of 2^14 rows.
     Weights,
-    /// As many coordinates of a tile as it has invocations; dispatched per window.
+    /// The sum of all weights.
+    Divisor,
+    /// As many groups of four coordinates of a tile as it has invocations, in a part of the rows; dispatched per window.
     Coordinates,
+    /// As many coordinates of a strip as it has invocations.
+    Strip,
+    /// Coordinates whose mean is open, in turn with the other workgroups; dispatched per window.
+    OpenCoordinates,
+}
+
+impl Grid {
+    /// Whether it is one of the mean's, which has a plan of its own.
+    pub(super) fn is_of_mean(self) -> bool {
+        matches!(
+            self,
+            Self::Weights | Self::Divisor | Self::Coordinates | Self::Strip | Self::OpenCoordinates
+        )
+    }
 }
 
 /// A row of the kernel table.
@@ -83,12 +99,12 @@ pub(crate) struct Kernel {
 
 use Access::{Read, ReadWrite, Uniform};
 use Resource::{
-    Bounds, Columns, Data, Decisions, Groups, Limbs, Means, Members, Norms, Params, Partials, Run, Spans,
-    State, Strip, Sums, Tiles, WeightSum, Weights,
+    Bounds, Columns, Data, Decisions, Groups, Limbs, Means, Members, Norms, Open, Params, Partials, Run,
+    Spans, State, Strip, Sums, Tiles, Weights,
 };
 
 /// In the order in which a run dispatches them.
-pub(crate) const KERNELS: [Kernel; 15] = [
+pub(crate) const KERNELS: [Kernel; 19] = [
     Kernel {
         name: "norms_tiles",
         file: "norms",
@@ -259,31 +275,78 @@ pub(crate) const KERNELS: [Kernel; 15] = [
     },
     Kernel {
         name: "mean_weights",
-        file: "mean",
-        bindings: &[
-            (Decisions, Read),
-            (Run, Read),
-            (Strip, Uniform),
-            (Weights, Read),
-            (WeightSum, ReadWrite),
-        ],
+        file: "mean_weights",
+        bindings: &[(Decisions, Read), (Run, Read), (Strip, Uniform), (Weights, ReadWrite)],
         grid: Grid::Weights,
     },
     Kernel {
-        name: "mean",
+        name: "mean_divisor",
+        file: "mean_weights",
+        bindings: &[(Weights, ReadWrite)],
+        grid: Grid::Divisor,
+    },
+    Kernel {
+        name: "mean_sums",
         file: "mean",
+        bindings: &[
+            (Params, Uniform),
+            (Data, Read),
+            (Tiles, Read),
+            (Decisions, Read),
+            (Strip, Uniform),
+            (Weights, Read),
+            (Open, ReadWrite),
+            (Columns, Read),
+            (Sums, ReadWrite),
+            (Means, ReadWrite),
+        ],
+        grid: Grid::Coordinates,
+    },
+    Kernel {
+        name: "mean_join",
+        file: "mean",
+        bindings: &[
+            (Params, Uniform),
+            (Strip, Uniform),
+            (Weights, Read),
+            (Open, ReadWrite),
+            (Columns, Read),
+            (Sums, ReadWrite),
+            (Means, ReadWrite),
+        ],
+        grid: Grid::Strip,
+    },
+    Kernel {
+        name: "mean_exact",
+        file: "mean_exact",
         bindings: &[
             (Data, Read),
             (Tiles, Read),
             (Decisions, Read),
             (Strip, Uniform),
             (Weights, Read),
-            (WeightSum, ReadWrite),
+            (Open, Read),
             (Columns, Read),
             (Sums, ReadWrite),
             (Means, ReadWrite),
         ],
-        grid: Grid::Coordinates,
+        grid: Grid::OpenCoordinates,
+    },
+    Kernel {
+        name: "mean_exact_many",
+        file: "mean_exact",
+        bindings: &[
+            (Data, Read),
+            (Tiles, Read),
+            (Decisions, Read),
+            (Strip, Uniform),
+            (Weights, Read),
+            (Open, Read),
+            (Columns, Read),
+            (Sums, ReadWrite),
+            (Means, ReadWrite),
+        ],
+        grid: Grid::OpenCoordinates,
     },
 ];
 
@@ -375,10 +438,10 @@ fn build_one(device: &wgpu::Device, kernel: &'static Kernel, form: Form, tuning:
         immediate_size: 0,
     });
     let workgroup = match kernel.grid {
-        Grid::Tile | Grid::OpenTiles | Grid::OpenFew | Grid::Coordinates => tuning.workgroup,
-        Grid::ShortTiles | Grid::Span | Grid::Spans | Grid::OpenSpans | Grid::Weights => {
-            tuning.span_workgroup
-        }
+        Grid::Tile | Grid::OpenTiles | Grid::OpenFew => tuning.workgroup,
+        Grid::Coordinates | Grid::OpenCoordinates => tuning.workgroup,
+        Grid::ShortTiles | Grid::Span | Grid::Spans | Grid::OpenSpans => tuning.span_workgroup,
+        Grid::Weights | Grid::Divisor | Grid::Strip => tuning.span_workgroup,
         // The most that every device can run: a selection walks through all norms of a group, five times.
         Grid::Group => 256,
     };
@@ -509,7 +572,7 @@ mod tests {
 
     #[test]
     fn every_entry_point_is_in_the_table() {
-        for file in ["norms", "fused", "exact", "threshold", "clip", "mean"] {
+        for file in ["norms", "fused", "exact", "threshold", "clip", "mean_weights", "mean", "mean_exact"] {
             let (module, _) = parse(file, PORTABLE);
             for entry in &module.entry_points {
                 assert!(
@@ -540,9 +603,10 @@ mod tests {
 
     #[test]
     fn the_mean_has_the_hosts_constants_and_strips() {
-        use super::super::mean::{CELLS, Strip, WEIGHT_CELLS, WEIGHT_ROWS};
-        let (module, _) = parse("mean", PORTABLE);
-        let constant = |name: &str| {
+        use super::super::mean::{CELLS, REFUSAL, SUM_WORDS, SUMMED, Strip, WEIGHT_ROWS, WEIGHTS};
+        let modules = ["mean_weights", "mean", "mean_exact"].map(|file| parse(file, PORTABLE).0);
+        let [of_weights, module, exact] = &modules;
+        let constant = |module: &naga::Module, name: &str| {
             let (_, constant) =
                 module.constants.iter().find(|(_, c)| c.name.as_deref() == Some(name)).unwrap();
             match module.global_expressions[constant.init] {
@@ -550,9 +614,12 @@ mod tests {
                 ref other => panic!("{name} is {other:?}"),
             }
         };
-        assert_eq!(constant("CELLS"), CELLS);
-        assert_eq!(constant("WEIGHT_CELLS"), WEIGHT_CELLS);
-        assert_eq!(constant("WEIGHT_ROWS"), WEIGHT_ROWS);
+        assert_eq!(constant(exact, "CELLS"), CELLS);
+        assert_eq!(constant(module, "SUM_WORDS"), SUM_WORDS);
+        assert_eq!(constant(module, "JOINED"), super::super::tuning::JOINED);
+        assert_eq!(constant(of_weights, "WEIGHT_ROWS"), WEIGHT_ROWS);
+        let cells = constant(of_weights, "WEIGHT_CELLS");
+        assert_eq!((SUMMED, REFUSAL, WEIGHTS), (cells, cells + 1, cells + 4));
         let strip = module.types.iter().find(|(_, ty)| ty.name.as_deref() == Some("Strip")).unwrap().1;
         let naga::TypeInner::Struct { members, .. } = &strip.inner else { panic!("Strip is not a struct") };
         let offsets: Vec<_> =
@@ -569,6 +636,9 @@ mod tests {
                 ("blocks", offset_of!(Strip, blocks)),
                 ("first", offset_of!(Strip, first)),
                 ("length", offset_of!(Strip, length)),
+                ("rows", offset_of!(Strip, rows)),
+                ("parts", offset_of!(Strip, parts)),
+                ("error", offset_of!(Strip, error)),
             ]
         );
     }

@@ -9,30 +9,47 @@ use super::context::GpuContext;
 use super::device::{guarded, read_mapped};
 use super::geometry::{Geometry, Window};
 use super::kernels::{Form, Grid, Kernel, Pipeline, Resource};
+use super::params::Params;
 use super::steps::{Step, bind, folded};
+use super::tuning::MANY_ROWS;
 use crate::aggregate::Weights;
 use crate::batch::{Granularity, Layout};
 use crate::error::{Error, Result};
 
-/// Cells of a sum, of the sum of the weights, and rows of one workgroup of `mean_weights`, as in mean.wgsl.
+/// Cells of an exact sum, words of a fast one, and rows of one workgroup of `mean_weights`, as in the shaders.
 pub(crate) const CELLS: u64 = 38;
-pub(crate) const WEIGHT_CELLS: u64 = 20;
+pub(crate) const SUM_WORDS: u64 = 4;
 pub(crate) const WEIGHT_ROWS: u64 = 1 << 14;
 
-/// Bytes of the sum of a coordinate.
+/// Words before the weights, as in strip.wgsl: whether they are summed, the row that is refused, and how many there are.
+pub(crate) const SUMMED: u64 = 20;
+pub(crate) const REFUSAL: u64 = 21;
+pub(crate) const WEIGHTS: u64 = 24;
+
+/// Bytes of the exact sum of a coordinate.
 pub(super) const SUM_BYTES: u64 = CELLS * 4;
 
-/// Rows of one dispatch: their products fit the cells, and drivers cut off loops of 2^16 iterations.
+/// Rows of one dispatch of exact sums: their products fit the cells, and drivers cut off loops of 2^16 iterations.
 const ROWS: u64 = 1 << 13;
 
-/// Coordinates whose sums wait between dispatches: 20 MB.
+/// Coordinates whose exact sums wait between dispatches: 20 MB, and as much for the fast ones.
 pub(super) const LONGEST_STRIP: u64 = 1 << 17;
+
+/// More rows have no fast sums: their error would leave every mean open.
+const MOST_ROWS: u64 = 1 << 20;
+/// Rows of a part, at most: drivers cut off longer loops; and at least, where there are enough coordinates for a device.
+const LONGEST_PART: u64 = 1 << 14;
+const SHORTEST_PART: u64 = 64;
+/// Coordinates of an invocation: four groups of four.
+const COORDINATES: u32 = 16;
+/// Invocations that are enough for a device.
+const ENOUGH: u64 = 1 << 17;
 
 /// Bytes between strips in their buffer: every device can bind a uniform at a multiple of these.
 const STRIP_BYTES: u64 = 256;
 
 /// `Strip` of mean.wgsl.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
 #[repr(C)]
 pub(crate) struct Strip {
     pub clients: u32,
@@ -43,6 +60,9 @@ pub(crate) struct Strip {
     pub blocks: u32,
     pub first: u32,
     pub length: u32,
+    pub rows: u32,
+    pub parts: u32,
+    pub error: f32,
 }
 
 /// The parts of a plan that a mean is made of.
@@ -55,6 +75,7 @@ pub(super) struct Source<'a> {
     pub columns: &'a wgpu::Buffer,
     pub decisions: &'a wgpu::Buffer,
     pub run: &'a wgpu::Buffer,
+    pub params: &'a wgpu::Buffer,
     pub centered: bool,
 }
 
@@ -106,27 +127,41 @@ pub struct MeanPlan {
 #[derive(Debug)]
 struct Buffers {
     strips: wgpu::Buffer,
+    /// Their sum, and behind it the weights.
     weights: wgpu::Buffer,
-    weight_sum: wgpu::Buffer,
+    /// How many coordinates the fast sums left open, and which.
+    open: wgpu::Buffer,
+    /// What waits between dispatches: fast sums of parts of the rows, later exact ones.
     sums: wgpu::Buffer,
     means: wgpu::Buffer,
 }
 
-/// How the coordinates are cut for the device: pure arithmetic.
+/// How rows and coordinates are cut for the device: pure arithmetic.
 #[derive(Debug)]
 struct Cut {
-    /// Parts of the windows, with rows that one dispatch can add.
-    windows: Vec<Window>,
+    /// Strips of coordinates.
     strips: Vec<Strip>,
+    /// Strips of the list of open coordinates.
+    places: Vec<Strip>,
+    /// Parts of the windows, with rows that one dispatch can add exactly.
+    windows: Vec<Window>,
+    /// Words that wait between dispatches.
+    sums: u64,
 }
 
 impl MeanPlan {
     pub(super) fn new(context: &GpuContext, source: &Source<'_>, weights: &Weights) -> Result<Self> {
         source.layout.check_alike()?;
+        context.ensure_means_checked(source.centered)?;
         let context = context.clone();
-        let chosen = |kernel: &Kernel| matches!(kernel.grid, Grid::Weights | Grid::Coordinates);
+        let many = source.layout.clients() as u64 >= MANY_ROWS;
+        let chosen = |kernel: &Kernel| match kernel.name {
+            "mean_exact" => !many,
+            "mean_exact_many" => many,
+            _ => kernel.grid.is_of_mean(),
+        };
         let pipelines = context.pipelines.get(&context.device, &context.tuning, source.form(), chosen)?;
-        let cut = Cut::new(source, context.tuning.workgroup);
+        let cut = Cut::new(source, &context);
         let buffers = Buffers::new(&context, source.layout, &cut)?;
         let steps = guarded(&context.device, "binding the buffers", || {
             steps(&context, &pipelines, source, &buffers, &cut)
@@ -136,10 +171,12 @@ impl MeanPlan {
             source.centered.then(|| (source.columns.clone(), source.geometry.columns.len() as u64 * 4));
         let plan =
             Self { clients, params, center, buffers, steps, recorded: AtomicBool::new(false), context };
-        let words = STRIP_BYTES as usize / size_of::<Strip>();
-        let mut strips = vec![Strip::zeroed(); cut.strips.len() * words];
-        cut.strips.iter().enumerate().for_each(|(i, strip)| strips[i * words] = *strip);
-        plan.upload(&plan.buffers.strips, bytemuck::cast_slice(&strips))?;
+        let words = STRIP_BYTES as usize / 4;
+        let mut strips = vec![0u32; (cut.strips.len() + cut.places.len()) * words];
+        for (place, strip) in strips.chunks_exact_mut(words).zip(cut.strips.iter().chain(&cut.places)) {
+            place[..size_of::<Strip>() / 4].copy_from_slice(bytemuck::cast_slice(bytemuck::bytes_of(strip)));
+        }
+        plan.upload(&plan.buffers.strips, 0, bytemuck::cast_slice(&strips))?;
         plan.set_weights(weights)?;
         Ok(plan)
     }
@@ -149,13 +186,15 @@ impl MeanPlan {
     /// # Errors
     /// Those of [`Weights::of_rows`]; errors of the device.
     pub fn set_weights(&self, weights: &Weights) -> Result<()> {
-        self.upload(&self.buffers.weights, bytemuck::cast_slice(&weights.of_rows(self.clients)?))
+        let weights = weights.of_rows(self.clients)?;
+        self.upload(&self.buffers.weights, WEIGHTS * 4, bytemuck::cast_slice(&weights))
     }
 
     /// Records the mean stage, on the decisions in the plan that it was made from.
     pub fn record(&self, encoder: &mut wgpu::CommandEncoder) {
         self.recorded.store(true, Ordering::Release);
-        encoder.clear_buffer(&self.buffers.weight_sum, 0, None);
+        encoder.clear_buffer(&self.buffers.weights, 0, Some(WEIGHTS * 4));
+        encoder.clear_buffer(&self.buffers.open, 0, Some(4));
         if self.steps.is_empty() {
             // Without rows the mean is the centre, or zeros.
             encoder.clear_buffer(&self.buffers.means, 0, None);
@@ -187,16 +226,17 @@ impl MeanPlan {
         if !self.recorded.load(Ordering::Acquire) {
             return Err(Error::NotRecorded);
         }
-        let (bytes, summed) = (self.buffers.means.size(), WEIGHT_CELLS * 4);
+        let bytes = self.buffers.means.size();
         let staging = self.context.staging("the mean", bytes + 8)?;
         self.context.submit(DURING, |encoder| {
             encoder.copy_buffer_to_buffer(&self.buffers.means, 0, &staging, 0, bytes);
-            encoder.copy_buffer_to_buffer(&self.buffers.weight_sum, summed, &staging, bytes, 8);
+            // SUMMED and, behind it, REFUSAL.
+            encoder.copy_buffer_to_buffer(&self.buffers.weights, SUMMED * 4, &staging, bytes, 8);
         })?;
         let read = |read: &[u8]| {
             let (mean, rest) = read.split_at(bytes as usize);
             let rest = bytemuck::pod_collect_to_vec::<u8, u32>(rest);
-            (bytemuck::pod_collect_to_vec::<u8, f32>(mean), rest[0], rest[1])
+            (bytemuck::pod_collect_to_vec::<u8, f32>(mean), rest[0], rest[(REFUSAL - SUMMED) as usize])
         };
         let read = read_mapped(&staging, bytes + 8, DURING, read);
         let (mut mean, summed, refusal) = self.context.wait_for(read, DURING)?;
@@ -210,79 +250,143 @@ impl MeanPlan {
         Ok(mean)
     }
 
+    /// How many coordinates the fast sums of the last submitted run left open, for tests.
+    ///
+    /// # Errors
+    /// Errors of the device.
+    #[doc(hidden)]
+    pub fn open_blocking(&self) -> Result<u32> {
+        const DURING: &str = "reading the list of open means";
+        let staging = self.context.staging(DURING, 4)?;
+        self.context.submit(DURING, |encoder| {
+            encoder.copy_buffer_to_buffer(&self.buffers.open, 0, &staging, 0, 4);
+        })?;
+        let read = read_mapped(&staging, 4, DURING, |bytes| bytemuck::pod_read_unaligned::<u32>(bytes));
+        self.context.wait_for(read, DURING)
+    }
+
     /// Overwrites everything that a run computes with nonsense, for tests.
     ///
     /// # Errors
     /// Errors of the device.
     #[doc(hidden)]
     pub fn poison(&self) -> Result<()> {
-        for buffer in [&self.buffers.weight_sum, &self.buffers.sums, &self.buffers.means] {
-            self.upload(buffer, &vec![0xa5; buffer.size() as usize])?;
+        self.upload(&self.buffers.weights, 0, &[0xa5; WEIGHTS as usize * 4])?;
+        for buffer in [&self.buffers.open, &self.buffers.sums, &self.buffers.means] {
+            self.upload(buffer, 0, &vec![0xa5; buffer.size() as usize])?;
         }
         Ok(())
     }
 
-    fn upload(&self, buffer: &wgpu::Buffer, bytes: &[u8]) -> Result<()> {
+    fn upload(&self, buffer: &wgpu::Buffer, offset: u64, bytes: &[u8]) -> Result<()> {
         if bytes.is_empty() {
             return Ok(());
         }
         let queue = &self.context.queue;
-        guarded(&self.context.device, "writing the plan", || queue.write_buffer(buffer, 0, bytes))
+        guarded(&self.context.device, "writing the plan", || queue.write_buffer(buffer, offset, bytes))
             .map_err(|e| self.context.lost.explain(e))
     }
 }
 
 impl Cut {
-    fn new(source: &Source<'_>, workgroup: u32) -> Self {
-        let (geometry, clients) = (source.geometry, source.layout.clients());
+    fn new(source: &Source<'_>, context: &GpuContext) -> Self {
+        let (geometry, layout) = (source.geometry, source.layout);
         let tiles_per_row = geometry.columns.len();
-        let windows = geometry.windows.iter().flat_map(|window| parts(window, tiles_per_row as u64));
-        let mut cut = Self { windows: windows.collect(), strips: Vec::new() };
-        let longest = if cut.windows.len() > 1 { LONGEST_STRIP } else { u64::MAX };
-        let mut needed = 0;
-        let ends = geometry.columns.iter().skip(1).copied().chain([source.layout.params() as u32]);
-        for (tile, (&first, end)) in geometry.columns.iter().zip(ends).enumerate() {
-            let count = end - first;
-            let blocks = count.div_ceil(workgroup);
-            // A strip has as many workgroups for each tile as its largest one needs: no more than half may be idle.
-            needed += blocks;
-            let fits = |strip: &Strip| {
-                let all = (strip.tiles + 1) * strip.blocks.max(blocks);
-                u64::from(strip.length + count) <= longest && all <= 2 * needed
-            };
-            match cut.strips.last_mut() {
-                Some(strip) if fits(strip) => {
-                    strip.tiles += 1;
-                    strip.length += count;
-                    strip.blocks = strip.blocks.max(blocks);
-                }
-                _ => cut.strips.push({
-                    needed = blocks;
-                    Strip {
-                        clients: clients as u32,
-                        spans_per_row: source.layout.spans_of(source.granularity, 0).len() as u32,
-                        tiles_per_row: tiles_per_row as u32,
-                        first_tile: tile as u32,
-                        tiles: 1,
-                        blocks,
-                        first,
-                        length: count,
-                    }
-                }),
-            }
-        }
-        cut
-    }
-
-    /// Elements of the buffer of sums: none where one window holds all rows.
-    fn sums(&self) -> u64 {
-        let longest = self.strips.iter().map(|strip| u64::from(strip.length)).max().unwrap_or(0);
-        if self.windows.len() > 1 { longest * CELLS } else { 0 }
+        let limits = context.device.limits();
+        let bound = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size) / 4;
+        let most = bound.min(LONGEST_STRIP * CELLS);
+        let tuning = &context.tuning;
+        let exact_only = tuning.force_exact || context.fast_means_failed(source.centered);
+        let clients = layout.clients() as u64;
+        let parts = if exact_only {
+            0
+        } else {
+            parts_of(clients, layout.params() as u64, most / (SUM_WORDS * geometry.longest.max(1)))
+        };
+        let rows = clients.div_ceil(parts.max(1)).max(1);
+        let parts = if parts == 0 { 0 } else { clients.div_ceil(rows) };
+        let strip = Strip {
+            clients: clients as u32,
+            spans_per_row: if clients == 0 { 0 } else { layout.spans_of(source.granularity, 0).len() as u32 },
+            tiles_per_row: tiles_per_row as u32,
+            rows: rows as u32,
+            parts: parts as u32,
+            error: tuning.mean_error(rows, parts, geometry.windows.len() as u64),
+            ..Strip::zeroed()
+        };
+        // Without sums that wait a strip is as long as it likes.
+        let waits = parts != 1 || geometry.windows.len() > 1;
+        let longest = if waits && parts > 0 { most / SUM_WORDS / parts } else { u64::MAX };
+        let strips = strips(&strip, source, COORDINATES * tuning.workgroup, longest);
+        let windows: Vec<_> =
+            geometry.windows.iter().flat_map(|window| pieces(window, tiles_per_row as u64)).collect();
+        let longest_list = if windows.len() > 1 { LONGEST_STRIP.min(bound / CELLS).max(1) } else { u64::MAX };
+        let params = layout.params() as u64;
+        let places = |first: u64| Strip {
+            first: first as u32,
+            length: (params - first).min(longest_list) as u32,
+            ..strip
+        };
+        let places: Vec<_> = if strips.is_empty() {
+            Vec::new()
+        } else {
+            (0..params).step_by(usize::try_from(longest_list).unwrap_or(usize::MAX)).map(places).collect()
+        };
+        let most_of =
+            |strips: &[Strip]| strips.iter().map(|strip| u64::from(strip.length)).max().unwrap_or(0);
+        let fast = if waits { most_of(&strips) * parts * SUM_WORDS } else { 0 };
+        let exact = if windows.len() > 1 { most_of(&places) * CELLS } else { 0 };
+        Self { strips, places, windows, sums: fast.max(exact) }
     }
 }
 
-/// A window's tiles in parts of at most [`ROWS`] rows; a part begins where a binding can, as 2^13 tiles do.
-fn parts(window: &Window, tiles_per_row: u64) -> impl Iterator<Item = Window> {
+/// In how many parts the rows are summed: enough for a device where there are few coordinates, and no more than the sums that wait have
+/// room for. 0 where all sums have to be exact.
+fn parts_of(clients: u64, params: u64, most: u64) -> u64 {
+    let enough = (u64::from(COORDINATES) * ENOUGH / params.max(1)).min(clients / SHORTEST_PART);
+    let parts = enough.min(most).max(clients.div_ceil(LONGEST_PART)).max(1);
+    if clients > MOST_ROWS || parts > most { 0 } else { parts }
+}
+
+/// The coordinates in strips of whole tiles, of no more than `longest` where they are shorter; a workgroup takes `each` coordinates.
+fn strips(strip: &Strip, source: &Source<'_>, each: u32, longest: u64) -> Vec<Strip> {
+    let columns = &source.geometry.columns;
+    let mut strips: Vec<Strip> = Vec::new();
+    let mut needed = 0;
+    let ends = columns.iter().skip(1).copied().chain([source.layout.params() as u32]);
+    for (tile, (&first, end)) in columns.iter().zip(ends).enumerate() {
+        let count = end - first;
+        let blocks = count.div_ceil(each);
+        // A strip has as many workgroups for each tile as its largest one needs: no more than half may be idle.
+        needed += blocks;
+        let fits = |strip: &Strip| {
+            let all = (strip.tiles + 1) * strip.blocks.max(blocks);
+            u64::from(strip.length + count) <= longest && all <= 2 * needed
+        };
+        match strips.last_mut() {
+            Some(strip) if fits(strip) => {
+                strip.tiles += 1;
+                strip.length += count;
+                strip.blocks = strip.blocks.max(blocks);
+            }
+            _ => {
+                needed = blocks;
+                strips.push(Strip {
+                    first_tile: tile as u32,
+                    tiles: 1,
+                    blocks,
+                    first,
+                    length: count,
+                    ..*strip
+                });
+            }
+        }
+    }
+    strips
+}
+
+/// A window's tiles in pieces of at most [`ROWS`] rows; a piece begins where a binding can, as 2^13 tiles do.
+fn pieces(window: &Window, tiles_per_row: u64) -> impl Iterator<Item = Window> {
     let Range { start, end } = window.tiles;
     let (elements, step) = (window.elements.clone(), ROWS * tiles_per_row.max(1));
     (start..end)
@@ -290,7 +394,7 @@ fn parts(window: &Window, tiles_per_row: u64) -> impl Iterator<Item = Window> {
         .map(move |first| Window { elements: elements.clone(), tiles: first..(first + step).min(end) })
 }
 
-/// Every dispatch, in order: the weights, and for each strip of coordinates the windows.
+/// Every dispatch, in order: the weights, the fast sums of each strip, and the exact ones of what these leave open.
 fn steps(
     context: &GpuContext,
     pipelines: &[&Pipeline],
@@ -299,34 +403,54 @@ fn steps(
     cut: &Cut,
 ) -> Vec<Step> {
     let mut steps = Vec::new();
+    if cut.strips.is_empty() {
+        return steps;
+    }
     let limit = context.device.limits().max_compute_workgroups_per_dimension;
-    for pipeline in pipelines {
-        let mut push = |strip: usize, window: Option<&Window>, workgroups: u64| {
+    let mut push = |grid: Grid, strip: usize, window: Option<&Window>, work: &dyn Fn(u64) -> u64| {
+        for pipeline in pipelines.iter().filter(|pipeline| pipeline.kernel.grid == grid) {
             steps.push(Step {
                 kernel: pipeline.kernel.name,
                 pipeline: pipeline.pipeline.clone(),
                 bindings: bind(context, pipeline, |resource| {
                     buffers.binding(source, resource, strip, window)
                 }),
-                workgroups: folded(workgroups, limit),
+                workgroups: folded(work(u64::from(pipeline.workgroup)), limit),
                 in_scope: false,
             });
-        };
-        match pipeline.kernel.grid {
-            Grid::Weights if !cut.strips.is_empty() => {
-                push(0, None, (source.layout.clients() as u64).div_ceil(WEIGHT_ROWS));
-            }
-            Grid::Coordinates => {
-                for (i, strip) in cut.strips.iter().enumerate() {
-                    for window in &cut.windows {
-                        push(i, Some(window), u64::from(strip.tiles) * u64::from(strip.blocks));
-                    }
-                }
-            }
-            _ => {}
+        }
+    };
+    push(Grid::Weights, 0, None, &|_| (source.layout.clients() as u64).div_ceil(WEIGHT_ROWS));
+    push(Grid::Divisor, 0, None, &|_| 1);
+    let windows = &source.geometry.windows;
+    for (i, strip) in cut.strips.iter().enumerate() {
+        for window in windows.iter().filter(|_| strip.parts > 0) {
+            let parts = parts_in(source.geometry, window, strip);
+            push(Grid::Coordinates, i, Some(window), &|_| {
+                u64::from(strip.tiles) * u64::from(strip.blocks) * parts
+            });
+        }
+        if strip.parts != 1 || windows.len() > 1 {
+            push(Grid::Strip, i, None, &|each| u64::from(strip.length).div_ceil(each));
+        }
+    }
+    for (i, strip) in cut.places.iter().enumerate() {
+        for window in &cut.windows {
+            let tiles = window.tiles.end - window.tiles.start;
+            let rows = tiles.div_ceil(source.geometry.columns.len() as u64) + 1;
+            push(Grid::OpenCoordinates, cut.strips.len() + i, Some(window), &|_| {
+                let clients = u64::from(strip.clients);
+                context.tuning.exact_mean_workgroups(u64::from(strip.length), rows, clients)
+            });
         }
     }
     steps
+}
+
+/// Of how many parts of the rows the window has something.
+fn parts_in(geometry: &Geometry, window: &Window, strip: &Strip) -> u64 {
+    let part = |tile: u64| geometry.tiles[tile as usize].slot / strip.tiles_per_row / strip.rows;
+    u64::from(part(window.tiles.end - 1) - part(window.tiles.start)) + 1
 }
 
 impl Buffers {
@@ -335,13 +459,14 @@ impl Buffers {
         let uniform = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
         let read = storage | wgpu::BufferUsages::COPY_SRC;
         let words = |what, words: u64, usage| context.buffer(what, words.max(1) * 4, usage);
-        let strips = cut.strips.len().max(1) as u64;
+        let strips = (cut.strips.len() + cut.places.len()).max(1) as u64;
+        let (clients, params) = (layout.clients() as u64, layout.params() as u64);
         Ok(Self {
             strips: context.buffer("the strips of the mean", strips * STRIP_BYTES, uniform)?,
-            weights: words("the weights", layout.clients() as u64, storage)?,
-            weight_sum: words("the sum of the weights", WEIGHT_CELLS + 2, read)?,
-            sums: words("the sums of coordinates", cut.sums(), storage)?,
-            means: words("the mean", layout.params() as u64, read)?,
+            weights: words("the weights", WEIGHTS + clients, read)?,
+            open: words("the list of open means", 1 + params, read)?,
+            sums: words("the sums of coordinates", cut.sums, storage)?,
+            means: words("the mean", params, read)?,
         })
     }
 
@@ -361,8 +486,9 @@ impl Buffers {
             }
             (Resource::Decisions, _) => (source.decisions, 0..source.decisions.size()),
             (Resource::Run, _) => (source.run, 0..source.run.size()),
+            (Resource::Params, _) => (source.params, 0..size_of::<Params>() as u64),
             (Resource::Weights, _) => (&self.weights, 0..self.weights.size()),
-            (Resource::WeightSum, _) => (&self.weight_sum, 0..self.weight_sum.size()),
+            (Resource::Open, _) => (&self.open, 0..self.open.size()),
             (Resource::Columns, _) => (source.columns, 0..source.columns.size()),
             (Resource::Sums, _) => (&self.sums, 0..self.sums.size()),
             (Resource::Means, _) => (&self.means, 0..self.means.size()),

@@ -129,6 +129,7 @@ impl Gpu {
             tuning,
             pipelines: Arc::default(),
             fast_sums: Arc::default(),
+            fast_means: Arc::default(),
             lost: LostReason::default(),
             device,
             queue,

@@ -392,6 +392,7 @@ impl Plan {
             columns: &self.buffers.columns,
             decisions: &self.buffers.decisions,
             run: &self.buffers.run,
+            params: &self.buffers.params,
             centered: self.centered,
         };
         MeanPlan::new(&self.context, &source, weights)

@@ -80,6 +80,15 @@ pub(crate) fn source(file: &str, variant: Variant) -> String {
     let decide = include_str!("../../../shaders/decide.wgsl");
     let apply = include_str!("../../../shaders/apply.wgsl");
     let fused = include_str!("../../../shaders/fused.wgsl");
+    let strip = include_str!("../../../shaders/strip.wgsl");
+    let signed_pairs = include_str!("../../../shaders/signed_pairs.wgsl");
+    let terms = if variant.doubles {
+        include_str!("../../../shaders/terms_doubles.wgsl")
+    } else {
+        include_str!("../../../shaders/terms_pairs.wgsl")
+    };
+    let mean = include_str!("../../../shaders/mean.wgsl");
+    let mean_exact = include_str!("../../../shaders/mean_exact.wgsl");
     let parts: &[&str] = match file {
         "norms" => {
             &[data, center, pairs, sum, settle, decide, include_str!("../../../shaders/norms.wgsl"), reduce]
@@ -87,7 +96,9 @@ pub(crate) fn source(file: &str, variant: Variant) -> String {
         "fused" => &[data, store, center, pairs, sum, settle, decide, product, around, apply, fused, reduce],
         "exact" => &[data, center, decide, include_str!("../../../shaders/exact.wgsl")],
         "threshold" => &[decide, include_str!("../../../shaders/threshold.wgsl")],
-        "mean" => &[data, center, product, around, include_str!("../../../shaders/mean.wgsl")],
+        "mean_weights" => &[strip, include_str!("../../../shaders/mean_weights.wgsl")],
+        "mean" => &[data, center, product, around, pairs, signed_pairs, strip, terms, mean],
+        "mean_exact" => &[data, center, product, around, strip, mean_exact],
         _ => &[data, store, center, product, around, apply, include_str!("../../../shaders/clip.wgsl")],
     };
     [&[include_str!("../../../shaders/common.wgsl")], parts].concat().join("\n")

@@ -52,7 +52,7 @@ pub(super) fn is_step(kernel: &Kernel, geometry: &Geometry) -> bool {
         "clip_left" => matches!(geometry.strategy, Strategy::Fused | Strategy::Grouped),
         "exact_few" => geometry.few_exact,
         "exact_tiles" | "exact_spans" => !geometry.few_exact,
-        _ => !matches!(kernel.grid, Grid::Weights | Grid::Coordinates),
+        _ => !kernel.grid.is_of_mean(),
     }
 }
 
@@ -157,7 +157,8 @@ impl Binder<'_> {
                 // A group has a member at least, so there are no more of them than spans; the kernel leaves
                 // those past the end at once.
                 Grid::Group => vec![(geometry.most_groups as u64, None)],
-                Grid::Weights | Grid::Coordinates => Vec::new(),
+                Grid::Weights | Grid::Divisor => Vec::new(),
+                Grid::Coordinates | Grid::Strip | Grid::OpenCoordinates => Vec::new(),
             };
             let in_scope = extent.in_scope && pipeline.kernel.grid == Grid::Tile;
             for (workgroups, window) in work.into_iter().filter(|(workgroups, _)| *workgroups > 0) {

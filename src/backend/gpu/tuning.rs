@@ -65,6 +65,13 @@ pub struct Tuning {
     pub zero: u32,
 }
 
+/// Parts of a mean's rows that are joined before they join the sum, as in mean.wgsl.
+pub(crate) const JOINED: u64 = 32;
+
+/// Rows from which on a workgroup shares those of a coordinate that is summed exactly: an invocation alone would be busy with them
+/// long after the others are done.
+pub(crate) const MANY_ROWS: u64 = 1024;
+
 /// Tiles of a span that is summed exactly by one workgroup, at most.
 const MOST_WHOLE: u32 = 16;
 
@@ -277,6 +284,29 @@ impl Tuning {
     pub(super) fn exact_span_workgroups(&self, spans: u64) -> u64 {
         let workgroups = spans.div_ceil(u64::from(self.span_workgroup));
         workgroups.min(u64::from(self.exact_workgroups)).max((workgroups * 200).div_ceil(1 << 15))
+    }
+
+    /// A bound of the error of a mean's fast sum, relative to the sum of the magnitudes, where so many parts of so many rows are
+    /// summed, in so many windows (NUMERICS.md, "The mean").
+    pub(super) fn mean_error(&self, rows: u64, parts: u64, windows: u64) -> f32 {
+        // In units of 2^-48: what an addition loses, and what making the quotient takes.
+        let of_rows = if self.doubles { rows.div_ceil(16) + 4 * (windows + 1) } else { 3 * rows };
+        let joins = JOINED.min(parts) + parts.div_ceil(JOINED);
+        let units = (of_rows + 3 * joins + 16) as f32;
+        // A fourth more, because the magnitudes are summed in f32.
+        1.25 * units * 2.0f32.powi(-48)
+    }
+
+    /// Workgroups of `mean_exact`, or `mean_exact_many`, for so many coordinates, and rows in a window: few, but that no invocation goes round its loops
+    /// more than 2^15 times, were all of them open. A quotient takes some 1,600 turns.
+    pub(super) fn exact_mean_workgroups(&self, coordinates: u64, rows: u64, clients: u64) -> u64 {
+        let each = u64::from(self.workgroup);
+        let (workgroups, turns) = if clients >= MANY_ROWS {
+            (coordinates, rows.div_ceil(each) + 1800)
+        } else {
+            (coordinates.div_ceil(each), rows + 1600)
+        };
+        workgroups.min(u64::from(self.exact_workgroups)).max((workgroups * turns).div_ceil(1 << 15))
     }
 
     /// Additions in a row that join the sums of a workgroup.
