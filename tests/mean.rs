@@ -391,7 +391,9 @@ mod gpu {
     fn every_strategy_gives_the_bits_of_the_reference() {
         let Some(gpu) = open() else { return };
         let own = gpu.tuning().clone();
-        let portable = Tuning { window: own.window.min(Tuning::portable().window), ..Tuning::portable() };
+        // Software adapters take their time for workgroups that find nothing open.
+        let window = own.window.min(Tuning::portable().window);
+        let portable = Tuning { window, exact_workgroups: 8, ..Tuning::portable() };
         let tunings = [
             Tuning { tile: 64, window: 256, ..portable.clone() },
             Tuning {
@@ -502,7 +504,7 @@ mod gpu {
         }
     }
 
-    /// Every third coordinate is a sum that cancels, which only exact sums round right.
+    /// Every third coordinate is a sum that cancels, but for its last term, which fast sums lose nearly all of.
     #[test]
     fn parts_of_rows_in_windows_of_any_size_make_one_mean() {
         let Some(gpu) = open() else { return };
@@ -512,16 +514,20 @@ mod gpu {
         for tuning in [small, pairs, Tuning { tile: 64, window: 4096, wide: false, ..own.clone() }, own] {
             let name = format!("{tuning:?}");
             let gpu = tuned(&gpu, tuning);
-            for (clients, params) in [(200, 130), (1_100, 37), (129, 70), (2_050, 1)] {
+            for (clients, params) in [(201, 130), (1_101, 37), (129, 70), (2_051, 1)] {
                 let layout = Layout::dense(clients, params).unwrap();
+                let half = clients / 2;
                 let mut data: Vec<f32> = (0..layout.len()).map(|_| 1.5 + rng.unit()).collect();
-                let pairs = (clients - 1) / 2 * 2 * params;
-                for i in (0..pairs).filter(|i| i % params % 3 == 0) {
-                    data[i] = if i / params % 2 == 0 { 1e6 } else { -1e6 };
+                for i in (0..half * params).filter(|i| i % params % 3 == 0) {
+                    data[i] *= (1 << rng.below(20)) as f32;
+                    data[i + half * params] = -data[i];
                 }
-                let clipping = Clipping::fixed(f32::INFINITY);
-                let want = Reference.run_mean(&layout, &data, &clipping, &Weights::Equal).unwrap().0;
-                let (got, open) = mean_and_open(&gpu, &layout, &data, &clipping, &Weights::Equal);
+                let mut weights: Vec<f32> = (0..half).map(|_| 1.5 + rng.unit()).collect();
+                weights.extend_from_within(..);
+                weights.push(1.0);
+                let (weights, clipping) = (Weights::PerRow(weights), Clipping::fixed(f32::INFINITY));
+                let want = Reference.run_mean(&layout, &data, &clipping, &weights).unwrap().0;
+                let (got, open) = mean_and_open(&gpu, &layout, &data, &clipping, &weights);
                 assert_same_bits(&format!("{clients} x {params}, {name}"), &got, &want);
                 let cancelling = params.div_ceil(3);
                 assert!(

@@ -1,8 +1,9 @@
-//! The mean on the CPU: certified `f64` sums for a strip of coordinates at a time, exact ones where those
+//! The mean on the CPU: certified `f64` sums for a strip of coordinates at a time, four rows together, exact ones where those
 //! leave the rounding open.
 
 use std::ops::Range;
 
+use super::simd::{Kernel, vectorised};
 use super::threads::Team;
 use super::{Cpu, PART, half};
 use crate::aggregate::{Divisor, ExactMean, clipped, counts};
@@ -10,11 +11,17 @@ use crate::batch::{Granularity, Layout};
 use crate::clip::{Clipping, Status};
 use crate::error::Result;
 use crate::half::Half;
-use crate::numerics::{clamped, scaled, scaled_around};
+use crate::numerics::{clamped, power_of_two, scaled, scaled_around, single_factor};
 use crate::threshold::Decision;
 
 /// Coordinates that one task averages: their sums stay in a core's cache while the rows pass.
 const STRIP: usize = 1024;
+
+/// Rows whose sums join those of the others when they are done, so that fewer additions follow each other.
+const BLOCK: usize = 256;
+
+/// Rows whose terms are added at a time: their sums are read and written once.
+const TOGETHER: usize = 4;
 
 /// What a term of the mean takes, as a number of elements of a norm.
 const TERM: usize = 16;
@@ -54,11 +61,19 @@ struct Strip<'a> {
     mean: &'a mut [f32],
 }
 
-/// The sum of a coordinate's terms and of their magnitudes.
-#[derive(Clone, Copy, Default)]
-struct MeanSum {
-    sum: f64,
-    size: f64,
+/// The sums of the terms of some coordinates, and of the terms' magnitudes.
+#[derive(Default)]
+struct Sums {
+    sums: Vec<f64>,
+    sizes: Vec<f64>,
+}
+
+/// What a row adds to a strip: its values times a factor, times its weight.
+#[derive(Clone, Copy)]
+struct Terms<'a> {
+    values: &'a [f32],
+    factor: f32,
+    weight: f64,
 }
 
 impl<'a> MeanBatch<'a> {
@@ -87,22 +102,26 @@ impl<'a> MeanBatch<'a> {
             return;
         }
         let strips = self.strips(mean);
-        let parts = |strip: &Strip<'_>| self.rows.len().div_ceil((PART / strip.mean.len()).max(1));
+        let rows = self.rows.len();
+        let of_part = |strip: &Strip<'_>| (PART / strip.mean.len()).max(1);
+        let parts = |strip: &Strip<'_>| rows.div_ceil(of_part(strip));
         if self.team.is_even_over(strips.len()) || strips.iter().all(|strip| parts(strip) <= strips.len()) {
             self.team.share(strips.into_iter(), |strip| {
                 let sums = self.sums(&strip, &self.rows);
-                self.mean_of(strip, sums);
+                self.mean_of(strip, &sums, additions(rows, 1));
             });
             return;
         }
-        // Of few strips and many rows threads share the rows: the error bound of the sums holds in any order.
+        // Of few strips and many rows threads share the rows.
         let sums = |strip: &Strip<'_>| {
-            let rows = self.rows.chunks((PART / strip.mean.len()).max(1));
-            let of_rows = self.team.collect(rows, |rows| self.sums(strip, rows));
-            of_rows.into_iter().reduce(joined).unwrap_or_default()
+            let of_rows = self.team.collect(self.rows.chunks(of_part(strip)), |rows| self.sums(strip, rows));
+            of_rows.into_iter().reduce(Sums::joined).unwrap_or_default()
         };
         let sums: Vec<_> = strips.iter().map(sums).collect();
-        self.team.share(strips.into_iter().zip(sums), |(strip, sums)| self.mean_of(strip, sums));
+        self.team.share(strips.into_iter().zip(sums), |(strip, sums)| {
+            let additions = additions(rows.min(of_part(&strip)), parts(&strip));
+            self.mean_of(strip, &sums, additions);
+        });
     }
 
     fn granularity(&self) -> Granularity {
@@ -127,19 +146,47 @@ impl<'a> MeanBatch<'a> {
         strips
     }
 
-    /// The means of a strip from its fast sums; coordinates that those leave open are summed exactly.
-    fn mean_of(&self, strip: Strip<'_>, sums: Vec<MeanSum>) {
-        let divisor = self.divisor.to_f64();
-        for (i, sum) in sums.into_iter().enumerate() {
-            let certain = if self.force_exact { None } else { sum.certify(self.rows.len(), divisor) };
-            strip.mean[i] = certain.unwrap_or_else(|| self.exact(&strip, i));
+    /// The means of a strip from its fast sums, in which a term took part in so many additions; coordinates that those leave open are
+    /// summed exactly.
+    fn mean_of(&self, strip: Strip<'_>, sums: &Sums, additions: usize) {
+        let mut open = [false; STRIP];
+        let open = &mut open[..strip.mean.len()];
+        if self.force_exact {
+            open.fill(true);
+        } else {
+            let divisor = self.divisor.to_f64();
+            vectorised(Certify { sums, additions, divisor, mean: &mut *strip.mean, open: &mut *open });
+        }
+        for i in (0..open.len()).filter(|i| open[*i]) {
+            strip.mean[i] = self.exact(&strip, i);
         }
     }
 
-    /// The fast sums of some rows of a strip.
-    fn sums(&self, strip: &Strip<'_>, rows: &[MeanRow]) -> Vec<MeanSum> {
-        let mut sums = vec![MeanSum::default(); strip.mean.len()];
-        rows.iter().for_each(|row| self.add_row(&mut sums, strip, row));
+    /// The fast sums of some rows of a strip, a block of them after the other.
+    fn sums(&self, strip: &Strip<'_>, rows: &[MeanRow]) -> Sums {
+        rows.chunks(BLOCK)
+            .map(|rows| self.sums_of_block(strip, rows))
+            .reduce(Sums::joined)
+            .unwrap_or_else(|| Sums::zeros(strip.mean.len()))
+    }
+
+    fn sums_of_block(&self, strip: &Strip<'_>, rows: &[MeanRow]) -> Sums {
+        let mut sums = Sums::zeros(strip.mean.len());
+        let mut waiting = [Terms { values: &[], factor: 0.0, weight: 0.0 }; TOGETHER];
+        let mut count = 0;
+        for row in rows {
+            if let Some(terms) = self.terms(strip, row) {
+                waiting[count] = terms;
+                count += 1;
+            } else {
+                self.add_made(&mut sums, strip, row);
+            }
+            if count == TOGETHER {
+                vectorised(Add { sums: &mut sums, rows: waiting });
+                count = 0;
+            }
+        }
+        waiting[..count].iter().for_each(|&terms| vectorised(Add { sums: &mut sums, rows: [terms] }));
         sums
     }
 
@@ -150,48 +197,52 @@ impl<'a> MeanBatch<'a> {
         (start + strip.elements.start..start + strip.elements.end, &self.decisions[span])
     }
 
-    /// Adds the terms of one row.
-    fn add_row(&self, sums: &mut [MeanSum], strip: &Strip<'_>, row: &MeanRow) {
+    /// The terms of a row where its elements are the values, perhaps times a factor.
+    fn terms(&self, strip: &Strip<'_>, row: &MeanRow) -> Option<Terms<'a>> {
         let (elements, decision) = self.span(strip, row);
+        let Elements::Single(data) = self.data else { return None };
+        let factor = match (decision.status, self.granularity(), strip.center) {
+            (Status::Untouched | Status::OutOfScope, _, _) => 1.0,
+            (Status::Clipped, Granularity::Row | Granularity::Segment, None) => {
+                single_factor(decision.factor)?
+            }
+            _ => return None,
+        };
+        Some(Terms { values: &data[elements], factor, weight: f64::from(row.weight) })
+    }
+
+    /// Adds the terms of a row whose values are made of its elements first.
+    fn add_made(&self, sums: &mut Sums, strip: &Strip<'_>, row: &MeanRow) {
+        let (elements, decision) = self.span(strip, row);
+        if matches!(decision.status, Status::Zeroed | Status::Kept) {
+            return;
+        }
+        let mut values = [0.0; STRIP];
+        let values = &mut values[..elements.len()];
         match self.data {
-            Elements::Single(data) => self.add_values(sums, strip, &data[elements], decision, row.weight),
-            Elements::Half(..) if matches!(decision.status, Status::Zeroed | Status::Kept) => {}
+            Elements::Single(data) => self.clipped(&data[elements], decision, strip.center, values),
             Elements::Half(half, data) => {
-                let (mut bits, mut values) = ([0; STRIP], [0.0; STRIP]);
-                let (bits, values) = (&mut bits[..elements.len()], &mut values[..elements.len()]);
+                let mut bits = [0; STRIP];
+                let bits = &mut bits[..elements.len()];
                 bits.copy_from_slice(&data[elements]);
                 half::apply(half, bits, decision, self.granularity());
                 half::widen(half, bits, values);
-                add_terms(sums, values.iter().copied(), row.weight);
             }
         }
+        let terms = Terms { values, factor: 1.0, weight: f64::from(row.weight) };
+        vectorised(Add { sums, rows: [terms] });
     }
 
-    /// A loop for each status, so that each is vectorised for itself.
-    fn add_values(
-        &self,
-        sums: &mut [MeanSum],
-        strip: &Strip<'_>,
-        values: &[f32],
-        decision: &Decision,
-        weight: f32,
-    ) {
+    /// What the clip stage would write of a clipped row.
+    fn clipped(&self, elements: &[f32], decision: &Decision, center: Option<&[f32]>, values: &mut [f32]) {
         let (factor, bound) = (decision.factor, decision.bound);
-        let values = values.iter().copied();
-        match (decision.status, self.granularity()) {
-            (Status::Zeroed | Status::Kept, _) => {}
-            (Status::Untouched | Status::OutOfScope, _) => add_terms(sums, values, weight),
-            (Status::Clipped, Granularity::Coordinate) => {
-                add_terms(sums, values.map(|value| clamped(value, bound)), weight);
-            }
-            (Status::Clipped, Granularity::Row | Granularity::Segment) => match strip.center {
-                None => add_terms(sums, values.map(|value| scaled(value, factor)), weight),
-                Some(center) => {
-                    let pairs = values.zip(center);
-                    let moved = pairs.map(|(value, &center)| scaled_around(value, center, factor));
-                    add_terms(sums, moved, weight);
-                }
-            },
+        let pairs = values.iter_mut().zip(elements);
+        match (self.granularity(), center) {
+            (Granularity::Coordinate, _) => pairs.for_each(|(to, &value)| *to = clamped(value, bound)),
+            (_, None) => pairs.for_each(|(to, &value)| *to = scaled(value, factor)),
+            (_, Some(center)) => pairs
+                .zip(center)
+                .for_each(|((to, &value), &center)| *to = scaled_around(value, center, factor)),
         }
     }
 
@@ -213,32 +264,82 @@ impl<'a> MeanBatch<'a> {
     }
 }
 
-fn joined(mut a: Vec<MeanSum>, b: Vec<MeanSum>) -> Vec<MeanSum> {
-    a.iter_mut().zip(b).for_each(|(a, b)| (a.sum, a.size) = (a.sum + b.sum, a.size + b.size));
-    a
+/// How many additions follow each other in which a term takes part, where so many parts of so many rows are summed, and joined.
+fn additions(rows: usize, parts: usize) -> usize {
+    rows.min(BLOCK) + rows.div_ceil(BLOCK) + parts
 }
 
-/// The product of two `f32` is exact in `f64`. What is not finite counts as 0.
-fn add_terms(sums: &mut [MeanSum], values: impl Iterator<Item = f32>, weight: f32) {
-    for (sum, value) in sums.iter_mut().zip(values) {
-        let term = f64::from(weight) * if value.is_finite() { f64::from(value) } else { 0.0 };
-        sum.sum += term;
-        sum.size += term.abs();
+impl Sums {
+    fn zeros(coordinates: usize) -> Self {
+        Self { sums: vec![0.0; coordinates], sizes: vec![0.0; coordinates] }
+    }
+
+    fn joined(mut self, other: Self) -> Self {
+        self.sums.iter_mut().zip(other.sums).for_each(|(a, b)| *a += b);
+        self.sizes.iter_mut().zip(other.sizes).for_each(|(a, b)| *a += b);
+        self
     }
 }
 
-impl MeanSum {
-    /// The mean, where every sum within the error of this one rounds to the same.
-    ///
-    /// Of `rows` additions each rounds by at most 2^-53 of the magnitudes so far; magnitudes, divisor and
-    /// what is computed here round as well. Twice as many units and eight more cover all of it.
-    fn certify(self, rows: usize, divisor: f64) -> Option<f32> {
-        if self.size == 0.0 {
-            return Some(0.0);
+/// Adds the terms of `N` rows.
+///
+/// The product of two `f32` is exact in `f64`. What is not finite counts as 0. A product with the factor that is subnormal is off by less
+/// than 2^-126, which [`Certify`] knows.
+struct Add<'a, 'b, const N: usize> {
+    sums: &'a mut Sums,
+    rows: [Terms<'b>; N],
+}
+
+impl<const N: usize> Kernel for Add<'_, '_, N> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Sums { sums, sizes } = self.sums;
+        let length = sums.len();
+        let mut rows = [&[][..]; N];
+        for (row, terms) in rows.iter_mut().zip(&self.rows) {
+            *row = &terms.values[..length];
         }
-        let error = self.size * (2 * rows + 8) as f64 * f64::EPSILON;
-        let (least, most) = ((self.sum - error) / divisor, (self.sum + error) / divisor);
-        let (least, most) = (least as f32, most as f32);
-        (least.to_bits() == most.to_bits()).then_some(least)
+        for (i, (sum, size)) in sums.iter_mut().zip(&mut sizes[..length]).enumerate() {
+            for (row, terms) in rows.iter().zip(&self.rows) {
+                let value = if row[i].is_finite() { row[i] * terms.factor } else { 0.0 };
+                let term = f64::from(value) * terms.weight;
+                *sum += term;
+                *size += term.abs();
+            }
+        }
+    }
+}
+
+/// The means, where every sum within the error of these rounds to the same; the others are open.
+///
+/// An addition rounds by at most 2^-53 of the magnitudes so far; magnitudes, divisor and what is computed here round as well. Twice as many
+/// units and eight more cover all of it.
+struct Certify<'a> {
+    sums: &'a Sums,
+    additions: usize,
+    divisor: f64,
+    mean: &'a mut [f32],
+    open: &'a mut [bool],
+}
+
+impl Kernel for Certify<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let relative = (2 * self.additions + 8) as f64 * f64::EPSILON;
+        // Of subnormal products, each times its weight.
+        let absolute = self.divisor * power_of_two(-125);
+        let reciprocal = 1.0 / self.divisor;
+        let sums = self.sums.sums.iter().zip(&self.sums.sizes);
+        for ((&sum, &size), (mean, open)) in sums.zip(self.mean.iter_mut().zip(self.open)) {
+            let error = size * relative + absolute;
+            let least = ((sum - error) * reciprocal) as f32;
+            let most = ((sum + error) * reciprocal) as f32;
+            *mean = if size == 0.0 { 0.0 } else { least };
+            *open = size != 0.0 && least.to_bits() != most.to_bits();
+        }
     }
 }
