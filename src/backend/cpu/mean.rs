@@ -3,9 +3,9 @@
 
 use std::ops::Range;
 
-use super::simd::{Kernel, vectorised};
+use super::simd::{Kernel, prefetch, vectorised};
 use super::threads::Team;
-use super::{Cpu, PART, half};
+use super::{Cpu, LINE, PART, half};
 use crate::aggregate::{Divisor, ExactMean, clipped, counts};
 use crate::batch::{Granularity, Layout};
 use crate::clip::{Clipping, Status};
@@ -24,7 +24,7 @@ const BLOCK: usize = 256;
 const TOGETHER: usize = 4;
 
 /// What a term of the mean takes, as a number of elements of a norm.
-const TERM: usize = 16;
+const TERM: usize = 8;
 
 /// The elements of the rows.
 #[derive(Clone, Copy)]
@@ -172,21 +172,25 @@ impl<'a> MeanBatch<'a> {
 
     fn sums_of_block(&self, strip: &Strip<'_>, rows: &[MeanRow]) -> Sums {
         let mut sums = Sums::zeros(strip.mean.len());
-        let mut waiting = [Terms { values: &[], factor: 0.0, weight: 0.0 }; TOGETHER];
-        let mut count = 0;
+        let mut straight = Vec::with_capacity(rows.len());
         for row in rows {
-            if let Some(terms) = self.terms(strip, row) {
-                waiting[count] = terms;
-                count += 1;
-            } else {
-                self.add_made(&mut sums, strip, row);
-            }
-            if count == TOGETHER {
-                vectorised(Add { sums: &mut sums, rows: waiting });
-                count = 0;
+            match self.terms(strip, row) {
+                Some(terms) => straight.push(terms),
+                None => self.add_made(&mut sums, strip, row),
             }
         }
-        waiting[..count].iter().for_each(|&terms| vectorised(Add { sums: &mut sums, rows: [terms] }));
+        let (groups, left) = straight.as_chunks::<TOGETHER>();
+        for (i, group) in groups.iter().enumerate() {
+            let ahead = match groups.get(i + 1) {
+                Some(next) => next.map(|terms| terms.values.as_ptr()),
+                // The next strip of the rows that come first, most likely.
+                None => groups[0].map(|terms| terms.values.as_ptr().wrapping_add(STRIP)),
+            };
+            vectorised(Add { sums: &mut sums, rows: *group, ahead });
+        }
+        for &terms in left {
+            vectorised(Add { sums: &mut sums, rows: [terms], ahead: [] });
+        }
         sums
     }
 
@@ -230,7 +234,7 @@ impl<'a> MeanBatch<'a> {
             }
         }
         let terms = Terms { values, factor: 1.0, weight: f64::from(row.weight) };
-        vectorised(Add { sums, rows: [terms] });
+        vectorised(Add { sums, rows: [terms], ahead: [] });
     }
 
     /// What the clip stage would write of a clipped row.
@@ -285,12 +289,17 @@ impl Sums {
 ///
 /// The product of two `f32` is exact in `f64`. What is not finite counts as 0. A product with the factor that is subnormal is off by less
 /// than 2^-126, which [`Certify`] knows.
-struct Add<'a, 'b, const N: usize> {
+struct Add<'a, 'b, const N: usize, const AHEAD: usize> {
     sums: &'a mut Sums,
     rows: [Terms<'b>; N],
+    /// Memory that is asked for beside it.
+    ahead: [*const f32; AHEAD],
 }
 
-impl<const N: usize> Kernel for Add<'_, '_, N> {
+/// Elements of a cache line.
+const CHUNK: usize = LINE / size_of::<f32>();
+
+impl<const N: usize, const AHEAD: usize> Kernel for Add<'_, '_, N, AHEAD> {
     type Output = ();
 
     #[inline(always)]
@@ -301,15 +310,49 @@ impl<const N: usize> Kernel for Add<'_, '_, N> {
         for (row, terms) in rows.iter_mut().zip(&self.rows) {
             *row = &terms.values[..length];
         }
-        for (i, (sum, size)) in sums.iter_mut().zip(&mut sizes[..length]).enumerate() {
-            for (row, terms) in rows.iter().zip(&self.rows) {
-                let value = if row[i].is_finite() { row[i] * terms.factor } else { 0.0 };
-                let term = f64::from(value) * terms.weight;
-                *sum += term;
-                *size += term.abs();
+        let (sums, last_sums) = sums.as_chunks_mut::<CHUNK>();
+        let (sizes, last_sizes) = sizes[..length].as_chunks_mut::<CHUNK>();
+        for (i, (sums, sizes)) in sums.iter_mut().zip(sizes).enumerate() {
+            for ahead in self.ahead {
+                prefetch(ahead.wrapping_add(i * CHUNK).cast(), LINE);
+            }
+            let mut chunks = [&[0.0; CHUNK]; N];
+            for (chunk, row) in chunks.iter_mut().zip(&rows) {
+                *chunk = &row.as_chunks().0[i];
+            }
+            for j in 0..CHUNK {
+                let mut values = [0.0; N];
+                for (value, chunk) in values.iter_mut().zip(&chunks) {
+                    *value = chunk[j];
+                }
+                (sums[j], sizes[j]) = added((sums[j], sizes[j]), &values, &self.rows);
             }
         }
+        let done = length - last_sums.len();
+        for (j, (sum, size)) in last_sums.iter_mut().zip(last_sizes).enumerate() {
+            let mut values = [0.0; N];
+            for (value, row) in values.iter_mut().zip(&rows) {
+                *value = row[done + j];
+            }
+            (*sum, *size) = added((*sum, *size), &values, &self.rows);
+        }
     }
+}
+
+/// A coordinate's sums and those of the magnitudes, with the terms of these values.
+#[inline(always)]
+fn added<const N: usize>(
+    (mut sum, mut size): (f64, f64),
+    values: &[f32; N],
+    rows: &[Terms<'_>; N],
+) -> (f64, f64) {
+    for (&value, terms) in values.iter().zip(rows) {
+        let value = if value.is_finite() { value * terms.factor } else { 0.0 };
+        let term = f64::from(value) * terms.weight;
+        sum += term;
+        size += term.abs();
+    }
+    (sum, size)
 }
 
 /// The means, where every sum within the error of these rounds to the same; the others are open.

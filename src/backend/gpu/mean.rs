@@ -261,7 +261,7 @@ impl MeanPlan {
         self.context.submit(DURING, |encoder| {
             encoder.copy_buffer_to_buffer(&self.buffers.open, 0, &staging, 0, 4);
         })?;
-        let read = read_mapped(&staging, 4, DURING, |bytes| bytemuck::pod_read_unaligned::<u32>(bytes));
+        let read = read_mapped(&staging, 4, DURING, bytemuck::pod_read_unaligned::<u32>);
         self.context.wait_for(read, DURING)
     }
 
