@@ -1,4 +1,4 @@
-//! The cases of `byzclip bench` under criterion: on the CPU, and on the adapter named by `BYZCLIP_BENCH_ADAPTER`.
+//! The cases of `byzclip bench` under criterion, and the mean: on the CPU, and on the adapter named by `BYZCLIP_BENCH_ADAPTER`.
 //!
 //! ```text
 //! cargo bench --bench clip
@@ -12,14 +12,15 @@
 use std::hint::black_box;
 use std::time::Duration;
 
-use byzclip::bench::cases::{Batch, Case, SHAPES, Shape, Stage};
+use byzclip::bench::cases::{Batch, Case, MAX_NORM, SHAPES, Shape, Stage};
 use byzclip::bench::element::Dtype;
 use byzclip::bench::expected::Expected;
 use byzclip::bench::host::AnyBatch;
 use byzclip::bench::measure::timed;
 use byzclip::bench::{Settings, host, plain};
-use byzclip::{Backend, Clipping, Cpu, Layout, Norms};
+use byzclip::{Backend, Clipping, Cpu, Layout, Norms, Reference, Weights};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use rayon::prelude::*;
 
 fn backends() -> Vec<(String, Box<dyn Backend>)> {
     let cpu: (String, Box<dyn Backend>) = ("cpu".into(), Box::new(Cpu::new().unwrap()));
@@ -74,6 +75,53 @@ fn clip(criterion: &mut Criterion) {
     }
 }
 
+/// The mean of a batch of which a fifth is clipped, weighted by samples; host batches go to a GPU and back.
+fn mean(criterion: &mut Criterion) {
+    let case = Case::clip(0.2);
+    for (name, backend) in backends() {
+        for shape in SHAPES {
+            let mut batch = Batch::<f32>::new(shape).unwrap();
+            batch.fill(&case);
+            let (layout, data, clipping) = (&batch.layout, &batch.original[..], Clipping::fixed(MAX_NORM));
+            let norms = norms(backend.as_ref(), layout, data);
+            let decisions = backend.threshold(layout, &norms, &clipping, &mut Default::default()).unwrap();
+            let samples: Vec<f32> = (0..shape.clients).map(|row| (100 + row % 500) as f32).collect();
+            let weights = Weights::PerRow(samples.clone());
+            let run = || backend.mean(layout, black_box(data), &clipping, &decisions, &weights).unwrap();
+            let expected = Reference.mean(layout, data, &clipping, &decisions, &weights).unwrap();
+            let bits = |mean: &[f32]| mean.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+            assert!(bits(&run()) == bits(&expected), "{name}: the mean of {shape} is wrong");
+            let total: f32 = samples.iter().sum();
+            let of_rows: Vec<f32> = (samples.iter().zip(&decisions))
+                .map(|(samples, decision)| samples / total * decision.factor as f32)
+                .collect();
+
+            let mut group = criterion.benchmark_group(format!("{name}/{shape}"));
+            group.sample_size(10);
+            group.throughput(Throughput::Bytes(4 * shape.elements() as u64));
+            group.bench_function("byzclip/mean", |bencher| bencher.iter(run));
+            group.bench_function("plain/mean", |bencher| {
+                bencher.iter(|| plain_mean(shape, black_box(data), &of_rows));
+            });
+            group.finish();
+        }
+    }
+}
+
+/// In `f32`, as it comes: a strip of coordinates at a time, a thread to each.
+fn plain_mean(shape: Shape, data: &[f32], of_rows: &[f32]) -> Vec<f32> {
+    const STRIP: usize = 1024;
+    let mut mean = vec![0.0f32; shape.params];
+    mean.par_chunks_mut(STRIP).enumerate().for_each(|(i, strip)| {
+        for (row, of_row) in data.chunks_exact(shape.params).zip(of_rows) {
+            for (mean, value) in strip.iter_mut().zip(&row[i * STRIP..]) {
+                *mean += of_row * value;
+            }
+        }
+    });
+    mean
+}
+
 /// Seconds of one run; the rows that it wrote are restored afterwards.
 fn ours(backend: &dyn Backend, batch: &mut Batch, case: &Case) -> f64 {
     let clipping = case.clipping(batch.shape.clients);
@@ -98,5 +146,5 @@ fn total(runs: u64, mut run: impl FnMut() -> f64) -> Duration {
     Duration::from_secs_f64((0..runs).map(|_| run()).sum())
 }
 
-criterion_group!(benches, clip);
+criterion_group!(benches, clip, mean);
 criterion_main!(benches);
