@@ -129,7 +129,7 @@ fn norms_rows(
     }
     let joined = join_lanes(local, sum_part(tile, local % LANES, LANES));
     if (local % LANES == 0u) & (tile.span != NO_SPAN) {
-        let listed_at = settle(tile.span, span, joined, true);
+        let listed_at = settle(tile.span, span, joined, IS_WHOLE);
         if listed_at != NO_SPAN {
             list_tile(listed_at, tile.slot, tile.span);
         }

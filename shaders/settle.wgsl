@@ -7,6 +7,9 @@ struct Partial {
     largest: u32,
 }
 
+// Where a row's workgroup is all that it takes, no run is in part.
+const IS_WHOLE: bool = true;
+
 // Writes the norm of a span, and its decision where that is all it takes. A span that stays open joins the list for the
 // exact sums; its tiles' place there is the result, and NO_SPAN for all others. A run that is not whole is none.
 fn settle(index: u32, span: Span, sum: Partial, is_whole: bool) -> u32 {

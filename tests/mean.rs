@@ -277,6 +277,21 @@ fn the_ends_of_the_range_neither_over_nor_underflow() {
     }
 }
 
+/// Of a row whose factor is no normal `f32`, what is left is small, and not nothing.
+#[test]
+fn rows_with_tiny_factors_count_with_what_is_left_of_them() {
+    let layout = Layout::dense(2, 41).unwrap();
+    for exponent in 120..128 {
+        let mut data = vec![1e-5f32; layout.len()];
+        for (i, value) in data[..41].iter_mut().enumerate() {
+            *value = 2.0f32.powi(88) * (0.5 + i as f32 / 41.0);
+        }
+        data[40] = 2.0f32.powi(exponent) * 1.4;
+        let mean = conform("tiny factors", &layout, &data, &Clipping::fixed(1.0), &Weights::Equal);
+        assert!(mean[..40].iter().all(|&value| value > 5e-6), "{mean:?}");
+    }
+}
+
 #[test]
 fn ties_go_to_even_and_what_lies_beside_them_to_its_own_side() {
     // Means in the middle of two neighbours, and 2^-149 off it.

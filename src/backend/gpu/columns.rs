@@ -4,14 +4,14 @@
 
 use std::ops::Range;
 
-use bytemuck::{Pod, cast_slice};
+use bytemuck::Pod;
 
 use super::Gpu;
 use super::buffers::EXACT_SUM_BYTES;
 use super::mean::{LONGEST_STRIP, SUM_BYTES};
+use super::on_host::OnHost;
 use super::storage::Storage;
 use crate::aggregate::{Weights, counts};
-use crate::backend::{Backend, Cpu};
 use crate::batch::{Granularity, Layout};
 use crate::clip::{Clipping, Status};
 use crate::error::Result;
@@ -72,18 +72,11 @@ impl Gpu {
         decisions: &[Decision],
         weights: &Weights,
     ) -> Result<Vec<f32>> {
-        match (self.widest_columns(layout, storage), storage) {
-            (Some(width), _) => {
-                let columns = cut(width, layout, clipping.granularity);
-                ByColumns { gpu: self, layout, clipping, storage, columns }.mean(data, decisions, weights)
-            }
-            (None, Storage::Single) => {
-                Cpu::new()?.mean(layout, cast_slice(data), clipping, decisions, weights)
-            }
-            (None, Storage::Half(half)) => {
-                Cpu::new()?.mean_half(layout, half, cast_slice(data), clipping, decisions, weights)
-            }
-        }
+        let Some(width) = self.widest_columns(layout, storage) else {
+            return OnHost::of(storage)?.mean(layout, data, clipping, decisions, weights);
+        };
+        let columns = cut(width, layout, clipping.granularity);
+        ByColumns { gpu: self, layout, clipping, storage, columns }.mean(data, decisions, weights)
     }
 
     /// The columns that the mean of such a batch takes at a time; `None` where the CPU takes it.

@@ -30,6 +30,7 @@ mod geometry;
 mod host;
 mod kernels;
 mod mean;
+mod on_host;
 mod params;
 mod pieces;
 mod plan;

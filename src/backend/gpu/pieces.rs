@@ -7,14 +7,15 @@
 
 use std::ops::Range;
 
-use bytemuck::{Pod, cast_slice, cast_slice_mut};
+use bytemuck::Pod;
 
 use super::Gpu;
 use super::buffers::EXACT_SUM_BYTES;
 use super::context::GpuContext;
 use super::geometry::SEGMENTS_PER_ROW;
+use super::on_host::OnHost;
 use super::storage::Storage;
-use crate::backend::{Backend, Cpu};
+use crate::backend::Backend;
 use crate::batch::{Granularity, Layout};
 use crate::clip::{Clipping, NonFinite};
 use crate::error::Result;
@@ -181,10 +182,10 @@ impl Gpu {
         for piece in pieces.each(layout, clipping) {
             let Piece { is_on_host, layout, clipping, elements, .. } = piece?;
             let data = &data[elements];
-            let of_piece = match storage {
-                _ if !is_on_host => self.norms_of(storage, &layout, data, &clipping)?,
-                Storage::Single => Cpu::new()?.norms(&layout, cast_slice(data), &clipping)?,
-                Storage::Half(half) => Cpu::new()?.norms_half(&layout, half, cast_slice(data), &clipping)?,
+            let of_piece = if is_on_host {
+                OnHost::of(storage)?.norms(&layout, data, &clipping)?
+            } else {
+                self.norms_of(storage, &layout, data, &clipping)?
             };
             norms.rows.extend(of_piece.rows);
             norms.segments.extend(of_piece.segments);
@@ -208,12 +209,10 @@ impl Gpu {
             if !decisions.iter().any(|decision| decision.status.is_written()) {
                 continue;
             }
-            match storage {
-                _ if !is_on_host => self.clip_of(storage, &layout, data, &clipping, decisions)?,
-                Storage::Single => Cpu::new()?.clip(&layout, cast_slice_mut(data), &clipping, decisions)?,
-                Storage::Half(half) => {
-                    Cpu::new()?.clip_half(&layout, half, cast_slice_mut(data), &clipping, decisions)?;
-                }
+            if is_on_host {
+                OnHost::of(storage)?.clip(&layout, data, &clipping, decisions)?;
+            } else {
+                self.clip_of(storage, &layout, data, &clipping, decisions)?;
             }
         }
         Ok(())
@@ -244,12 +243,10 @@ impl Gpu {
         for piece in pieces.each(layout, clipping) {
             let Piece { is_on_host, layout, clipping, elements, .. } = piece?;
             let data = &mut data[elements];
-            let of_piece = match storage {
-                _ if !is_on_host => self.run_of(storage, &layout, data, &clipping, state)?,
-                Storage::Single => Cpu::new()?.run_with(&layout, cast_slice_mut(data), &clipping, state)?,
-                Storage::Half(half) => {
-                    Cpu::new()?.run_half_with(&layout, half, cast_slice_mut(data), &clipping, state)?
-                }
+            let of_piece = if is_on_host {
+                OnHost::of(storage)?.run(&layout, data, &clipping, state)?
+            } else {
+                self.run_of(storage, &layout, data, &clipping, state)?
             };
             strategy = of_piece.ran.strategy.or(strategy);
             report.append(of_piece);
