@@ -393,7 +393,7 @@ fn many_rows_are_averaged_in_several_dispatches() {
 #[cfg(feature = "gpu")]
 mod gpu {
     use byzclip::backend::gpu::Tuning;
-    use byzclip::{Gpu, wgpu};
+    use byzclip::{Gpu, Half, wgpu};
 
     use super::*;
 
@@ -517,6 +517,46 @@ mod gpu {
                 let (got, open) = mean_and_open(&gpu, &layout, &data, &clipping, &weights);
                 assert_same_bits(&format!("{clients} x {params}"), &got, &want);
                 assert!((open as usize) < params / 10, "{clients} x {params}: {open} are open");
+            }
+        }
+    }
+
+    /// Of ordinary values, so that fast sums decide.
+    #[test]
+    fn fast_sums_are_of_what_every_kind_of_clipping_writes() {
+        let Some(gpu) = open() else { return };
+        let mut rng = Rng::new(13);
+        let (clients, widths) = (70, [90, 0, 200, 11]);
+        let params = widths.iter().sum();
+        let layout = Layout::dense(clients, params).unwrap().layered(&widths).unwrap();
+        let data: Vec<f32> = (0..layout.len()).map(|_| rng.unit()).collect();
+        let center: Vec<f32> = (0..params).map(|_| 0.1 * rng.unit()).collect();
+        let scope = Scope::Mask((0..clients).map(|row| row % 5 != 2).collect());
+        for tuning in [gpu.tuning().clone(), Tuning { doubles: false, wide: false, ..gpu.tuning().clone() }] {
+            let gpu = tuned(&gpu, tuning);
+            for (granularity, bound) in
+                [(Granularity::Row, 10.0), (Granularity::Segment, 5.0), (Granularity::Coordinate, 0.6)]
+            {
+                let plain = Clipping::fixed(bound).granularity(granularity).scope(scope.clone());
+                let weights = weights(&mut rng, clients, 1);
+                for clipping in [plain.clone(), plain.clone().around(center.clone())] {
+                    if granularity == Granularity::Coordinate && clipping.center.is_some() {
+                        continue;
+                    }
+                    let context = format!("{granularity:?}, centre: {}", clipping.center.is_some());
+                    let (want, report) = Reference.run_mean(&layout, &data, &clipping, &weights).unwrap();
+                    let clipped = report.count(Status::Clipped);
+                    assert!((10..clients).contains(&clipped), "{context}: {clipped} clipped");
+                    let (got, open) = mean_and_open(&gpu, &layout, &data, &clipping, &weights);
+                    assert_same_bits(&context, &got, &want);
+                    assert!((open as usize) < params / 10, "{context}: {open} are open");
+                }
+                for half in [Half::F16, Half::Bf16] {
+                    let bits: Vec<u16> = data.iter().map(|&value| half.truncate(value)).collect();
+                    let want = Reference.run_mean_half(&layout, half, &bits, &plain, &weights).unwrap().0;
+                    let got = gpu.run_mean_half(&layout, half, &bits, &plain, &weights).unwrap().0;
+                    assert_same_bits(&format!("{half:?}, {granularity:?}"), &got, &want);
+                }
             }
         }
     }
