@@ -20,7 +20,8 @@ struct Sums {
     low: vec4<f32>,
     // The sums of the terms' magnitudes.
     size: vec4<f32>,
-    // The bits of the largest magnitude; TOO_LARGE where the sum is of no use.
+    // The bits of the largest magnitude among the values that count; 0 only where all elements are zeros, and TOO_LARGE where the
+    // sum is of no use.
     largest: vec4<u32>,
 }
 
@@ -83,7 +84,8 @@ fn mean_sums(
             add_group(&d, tile, decision, bitcast<f32>(weight));
         }
     }
-    let is_all = strip.parts == 1u && begin == 0u && end == strip.clients;
+    // Where this window is not all there is, mean_join settles every coordinate, those too of which it has all rows.
+    let is_all = strip.parts == 1u && count == strip.clients * strip.tiles_per_row;
     finish(a, columns[column], elements, is_all);
     finish(b, columns[column], elements, is_all);
     finish(c, columns[column], elements, is_all);
@@ -112,7 +114,7 @@ fn add_group(sum: ptr<function, Group4>, tile: Tile, decision: Decision, weight:
     }
     let bits = finite(coordinates4(tile, group));
     let value = counted(bits, tile, group, decision);
-    let magnitude = max(bits & vec4<u32>(MAGNITUDE), bitcast<vec4<u32>>(value) & vec4<u32>(MAGNITUDE));
+    let magnitude = max(min(bits & vec4<u32>(MAGNITUDE), vec4<u32>(1u)), bitcast<vec4<u32>>(value) & vec4<u32>(MAGNITUDE));
     (*sum).largest = max((*sum).largest, magnitude);
     if !CENTERED && is_too_small(decision) {
         (*sum).largest = vec4<u32>(TOO_LARGE);
@@ -222,7 +224,7 @@ fn settle_mean(coordinate: u32, sum: Pair, size: f32, largest: u32) {
     mean += rest_of(sum, mean, divisor) / divisor.high;
     let field = (bitcast<u32>(mean) & MAGNITUDE) >> 23u;
     // Neither terms nor their sums may overflow: 2^20 terms below 2^91.
-    let fits = (largest >> 23u) + (weights[DIVISOR] >> 23u) < 2u * 127u + 90u;
+    let fits = weights[DIVISOR] < INFINITY && (largest >> 23u) + (weights[DIVISOR] >> 23u) < 2u * 127u + 90u;
     if fits && field > 26u && field < 254u {
         // Half the distance to the next number towards 0, which is less below a power of two.
         let power = select(0u, 1u, (bitcast<u32>(mean) & 0x7fffffu) == 0u);

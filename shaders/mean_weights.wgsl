@@ -29,6 +29,10 @@ fn mean_weights(
         }
         if enters(status) {
             let weight = atomicLoad(&weights[WEIGHTS + row]);
+            // Its lower half has a unit of its own exponent, less 23.
+            if weight != 0u && weight < 24u << 23u {
+                atomicStore(&weights[TINY], 1u);
+            }
             let position = exponent_of(weight);
             let pieces = shl64(vec2<u32>(mantissa_of(weight), 0u), position % 16u);
             let limb = position / 16u;
@@ -72,7 +76,7 @@ fn mean_divisor(@builtin(local_invocation_index) local: u32) {
     var pair = vec2<u32>(INFINITY, 0u);
     if length == 0u || atomicLoad(&weights[SUMMED]) == 0u || atomicLoad(&weights[REFUSAL]) != 0u {
         pair = vec2<u32>();
-    } else if length >= LEAST_LENGTH && length <= GREATEST_LENGTH {
+    } else if atomicLoad(&weights[TINY]) == 0u && length >= LEAST_LENGTH && length <= GREATEST_LENGTH {
         // The upper 24 bits and the next 24, in units of 2^-149; what is below them is less than 2^-47 of the sum.
         pair.x = (bits24(length - 24u) & 0x7fffffu) | ((length - 23u) << 23u);
         let low = bits24(length - 48u);

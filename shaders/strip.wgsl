@@ -29,9 +29,11 @@ const WEIGHT_CELLS: u32 = 20u;
 // 1 once the weights are summed; 2^32 - 1 less the first row that is refused, or 0;
 const SUMMED: u32 = WEIGHT_CELLS;
 const REFUSAL: u32 = WEIGHT_CELLS + 1u;
-// their sum again as a pair of f32: 0 where the mean changes nothing, INFINITY where no pair is good enough.
-const DIVISOR: u32 = WEIGHT_CELLS + 2u;
-const WEIGHTS: u32 = WEIGHT_CELLS + 4u;
+// whether one of them is so small that a device may flush some of its bits;
+const TINY: u32 = WEIGHT_CELLS + 2u;
+// their sum again as a pair of f32: 0 where the mean changes nothing, INFINITY where fast sums are not good enough.
+const DIVISOR: u32 = WEIGHT_CELLS + 3u;
+const WEIGHTS: u32 = WEIGHT_CELLS + 5u;
 
 // Rows that are zeroed, refused, or kept with NaN or Inf, do not count.
 fn enters(status: u32) -> bool {

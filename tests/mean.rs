@@ -277,6 +277,24 @@ fn the_ends_of_the_range_neither_over_nor_underflow() {
     }
 }
 
+/// Bits of a weight, or all of it, that a device may flush, times values so large that they matter.
+#[test]
+fn tiny_weights_keep_their_bits() {
+    let layout = Layout::dense(2, 2).unwrap();
+    for (weights, values) in [
+        ([1e-40, 2.0f32.powi(-60)], [1e36, 1.0]),
+        ([1.234_567_8e-36, 2.0f32.powi(-30)], [1.234_567_8e36, 1.0]),
+        ([1.234_567_8e-36, 1e-9], [1.234_567_8e30, 0.0]),
+        ([f32::from_bits(1), 1e-3], [3e38, 1e-10]),
+        ([f32::from_bits((24 << 23) - 1), 1.0], [3e38, 1e-3]),
+        ([f32::from_bits((24 << 23) + 1), 1.0], [3e38, 1e-3]),
+    ] {
+        let data = [values[0], -values[0], values[1], values[1]];
+        let clipping = Clipping::fixed(f32::INFINITY);
+        conform("tiny weights", &layout, &data, &clipping, &Weights::PerRow(weights.to_vec()));
+    }
+}
+
 /// Of a row whose factor is no normal `f32`, what is left is small, and not nothing.
 #[test]
 fn rows_with_tiny_factors_count_with_what_is_left_of_them() {
@@ -474,7 +492,7 @@ mod gpu {
         buffer
     }
 
-    /// The mean by a plan, and how many coordinates its fast sums left open.
+    /// The mean by a plan, and how many coordinates its fast sums left open: in buffers that begin as zeros, and with nonsense in them.
     fn mean_and_open(
         gpu: &Gpu,
         layout: &Layout,
@@ -486,13 +504,20 @@ mod gpu {
         let buffer = upload(gpu, &[data, &[0.0; 8]].concat());
         let plan = gpu.plan(layout, clipping, &buffer).unwrap();
         let mean = plan.mean(weights).unwrap();
+        let run = || {
+            let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+            plan.record_norms(&mut encoder);
+            plan.record_threshold(&mut encoder);
+            mean.record(&mut encoder);
+            gpu.queue().submit([encoder.finish()]);
+            (mean.read_blocking().unwrap(), mean.open_blocking().unwrap())
+        };
+        let (first, open) = run();
         mean.poison().unwrap();
-        let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        plan.record_norms(&mut encoder);
-        plan.record_threshold(&mut encoder);
-        mean.record(&mut encoder);
-        gpu.queue().submit([encoder.finish()]);
-        (mean.read_blocking().unwrap(), mean.open_blocking().unwrap())
+        let (again, still_open) = run();
+        assert_same_bits("nonsense in the buffers", &again, &first);
+        assert_eq!(still_open, open);
+        (first, open)
     }
 
     fn tuned(gpu: &Gpu, tuning: Tuning) -> Gpu {
@@ -519,6 +544,40 @@ mod gpu {
                 assert!((open as usize) < params / 10, "{clients} x {params}: {open} are open");
             }
         }
+    }
+
+    /// A window may have all rows of some columns, and of others a part.
+    #[test]
+    fn columns_that_one_window_holds_are_settled_once() {
+        let Some(gpu) = open() else { return };
+        let mut rng = Rng::new(14);
+        for doubles in [false, gpu.tuning().doubles] {
+            let gpu = tuned(&gpu, Tuning { tile: 64, window: 256, doubles, ..gpu.tuning().clone() });
+            for (clients, params) in [(1, 1_000), (2, 150), (2, 700), (3, 400), (13, 90)] {
+                let layout = Layout::dense(clients, params).unwrap();
+                let data: Vec<f32> = (0..layout.len()).map(|_| rng.unit()).collect();
+                let weights = weights(&mut rng, clients, 1);
+                let clipping = Clipping::fixed(f32::INFINITY);
+                let want = Reference.run_mean(&layout, &data, &clipping, &weights).unwrap().0;
+                let (got, open) = mean_and_open(&gpu, &layout, &data, &clipping, &weights);
+                assert_same_bits(&format!("{clients} x {params}"), &got, &want);
+                assert!((open as usize) < params / 10, "{clients} x {params}: {open} are open");
+            }
+        }
+    }
+
+    /// One hostile client must not make everybody wait for exact sums.
+    #[test]
+    fn a_boosted_row_leaves_no_more_means_open() {
+        let Some(gpu) = open() else { return };
+        let (mut rng, layout) = (Rng::new(15), Layout::dense(64, 1_000).unwrap());
+        let mut data: Vec<f32> = (0..layout.len()).map(|_| rng.unit()).collect();
+        data[..1_000].iter_mut().for_each(|value| *value *= 1e36);
+        let (weights, clipping) = (weights(&mut rng, 64, 1), Clipping::fixed(10.0));
+        let want = Reference.run_mean(&layout, &data, &clipping, &weights).unwrap().0;
+        let (got, open) = mean_and_open(&gpu, &layout, &data, &clipping, &weights);
+        assert_same_bits("boosted", &got, &want);
+        assert!(open < 50, "{open} are open");
     }
 
     /// Of ordinary values, so that fast sums decide.

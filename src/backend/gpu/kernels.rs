@@ -619,7 +619,7 @@ mod tests {
         assert_eq!(constant(module, "JOINED"), super::super::tuning::JOINED);
         assert_eq!(constant(of_weights, "WEIGHT_ROWS"), WEIGHT_ROWS);
         let cells = constant(of_weights, "WEIGHT_CELLS");
-        assert_eq!((SUMMED, REFUSAL, WEIGHTS), (cells, cells + 1, cells + 4));
+        assert_eq!((SUMMED, REFUSAL, WEIGHTS), (cells, cells + 1, cells + 5));
         let strip = module.types.iter().find(|(_, ty)| ty.name.as_deref() == Some("Strip")).unwrap().1;
         let naga::TypeInner::Struct { members, .. } = &strip.inner else { panic!("Strip is not a struct") };
         let offsets: Vec<_> =

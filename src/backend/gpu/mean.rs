@@ -24,7 +24,7 @@ pub(crate) const WEIGHT_ROWS: u64 = 1 << 14;
 /// Words before the weights, as in strip.wgsl: whether they are summed, the row that is refused, and how many there are.
 pub(crate) const SUMMED: u64 = 20;
 pub(crate) const REFUSAL: u64 = 21;
-pub(crate) const WEIGHTS: u64 = 24;
+pub(crate) const WEIGHTS: u64 = 25;
 
 /// Bytes of the exact sum of a coordinate.
 pub(super) const SUM_BYTES: u64 = CELLS * 4;
