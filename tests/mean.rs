@@ -260,6 +260,11 @@ fn the_ends_of_the_range_neither_over_nor_underflow() {
         ([-max, -max, -max, -max], -max),
         ([1e38, -1e38, 1e-38, 0.0], 1e-38 / 4.0),
         ([max, -max, 4.0 * least, 0.0], least),
+        // What f64 would lose: 2^40 beside 2^-24.
+        (
+            [1_099_511_627_776.0, 1.788_139_343_261_718_8e-7, -1_099_511_627_776.0, 0.0],
+            4.470_348_358_154_297e-8,
+        ),
         ([least, least, least, least], least),
         ([least, 0.0, 0.0, 0.0], 0.0),
         ([-least, 0.0, 0.0, 0.0], -0.0),
@@ -274,6 +279,27 @@ fn the_ends_of_the_range_neither_over_nor_underflow() {
         let weights = Weights::PerRow(vec![weight; 4]);
         let mean = conform("ends", &layout, &data, &Clipping::fixed(f32::INFINITY), &weights);
         assert_same_bits("ends", &mean, &want);
+    }
+}
+
+/// Sums of few bits, which `f64` holds, over small numbers of rows.
+#[test]
+fn means_of_equal_weights_that_are_often_ties_go_to_even() {
+    let mut rng = Rng::new(16);
+    for (clients, weight) in [(2, 1.0), (3, 0.1), (6, 600.0), (10, 1.0), (64, 3.0)] {
+        let layout = Layout::dense(clients, 300).unwrap();
+        for exponent in [-148, -127, -24, 0, 80] {
+            let unit = 2.0f32.powi(exponent);
+            // Sums of 24 or 25 bits, and some of far fewer.
+            let mut value = |i: usize| {
+                let bits = [8, 23, 24][i % 3];
+                (rng.below(1 << bits) as f32 - rng.below(1 << bits) as f32) * unit
+            };
+            let data: Vec<f32> = (0..layout.len()).map(&mut value).collect();
+            let weights = Weights::PerRow(vec![weight; clients]);
+            let clipping = Clipping::fixed(f32::INFINITY);
+            conform(&format!("{clients} rows, 2^{exponent}"), &layout, &data, &clipping, &weights);
+        }
     }
 }
 

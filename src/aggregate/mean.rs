@@ -186,6 +186,13 @@ impl Divisor {
         self.limbs == [0; SUM]
     }
 
+    /// As an `f64`, where it has no more than so many significant bits, at most 53.
+    pub(crate) fn exact_f64(self, bits: u32) -> Option<f64> {
+        let (first, limb) = self.limbs.iter().enumerate().find(|(_, limb)| **limb != 0)?;
+        let trailing = first as u32 * 64 + limb.trailing_zeros();
+        (bit_length(&self.limbs) - trailing <= bits).then(|| self.to_f64())
+    }
+
     /// An `f64` within a relative error of 2^-49: at most five of the limbs are in use, two roundings each.
     pub(crate) fn to_f64(self) -> f64 {
         let limbs = self.limbs.iter().rev();

@@ -173,10 +173,12 @@ impl<'a> MeanBatch<'a> {
     fn sums_of_block(&self, strip: &Strip<'_>, rows: &[MeanRow]) -> Sums {
         let mut sums = Sums::zeros(strip.mean.len());
         let mut straight = Vec::with_capacity(rows.len());
+        let mut made = [0.0; STRIP];
+        let made = &mut made[..strip.mean.len()];
         for row in rows {
             match self.terms(strip, row) {
                 Some(terms) => straight.push(terms),
-                None => self.add_made(&mut sums, strip, row),
+                None => self.add_made(&mut sums, strip, row, made),
             }
         }
         let (groups, left) = straight.as_chunks::<TOGETHER>();
@@ -216,13 +218,11 @@ impl<'a> MeanBatch<'a> {
     }
 
     /// Adds the terms of a row whose values are made of its elements first.
-    fn add_made(&self, sums: &mut Sums, strip: &Strip<'_>, row: &MeanRow) {
+    fn add_made(&self, sums: &mut Sums, strip: &Strip<'_>, row: &MeanRow, values: &mut [f32]) {
         let (elements, decision) = self.span(strip, row);
         if matches!(decision.status, Status::Zeroed | Status::Kept) {
             return;
         }
-        let mut values = [0.0; STRIP];
-        let values = &mut values[..elements.len()];
         match self.data {
             Elements::Single(data) => self.clipped(&data[elements], decision, strip.center, values),
             Elements::Half(half, data) => {
@@ -250,9 +250,38 @@ impl<'a> MeanBatch<'a> {
         }
     }
 
+    /// The mean of a coordinate that the fast sums leave open.
     fn exact(&self, strip: &Strip<'_>, i: usize) -> f32 {
+        if let (false, Some(mean)) = (self.force_exact, self.exact_in_f64(strip, i)) {
+            return mean;
+        }
         let mut sum = ExactMean::default();
-        for row in &self.rows {
+        self.terms_at(strip, i).for_each(|(weight, value)| sum.add(weight, value));
+        sum.over(&self.divisor)
+    }
+
+    /// The same, where `f64` holds all sums exactly: most of what is open lies in the middle between two `f32`, as means of few
+    /// rows of equal weight often do.
+    fn exact_in_f64(&self, strip: &Strip<'_>, i: usize) -> Option<f32> {
+        // So that its products with 25 bits are exact.
+        let divisor = self.divisor.exact_f64(28)?;
+        let (mut sum, mut size, mut unit) = (0.0, 0.0, i32::MAX);
+        for (weight, value) in self.terms_at(strip, i) {
+            let term = f64::from(weight) * f64::from(value);
+            if term != 0.0 {
+                sum += term;
+                size += term.abs();
+                unit = unit.min(unit_of(term));
+            }
+        }
+        // All sums are multiples of the smallest unit, and those below 2^53 of it are exact.
+        let is_exact = size == 0.0 || size < power_of_two(unit + 53);
+        if is_exact { nearest_quotient(sum, divisor) } else { None }
+    }
+
+    /// The weights and values of a coordinate.
+    fn terms_at(&self, strip: &Strip<'_>, i: usize) -> impl Iterator<Item = (f32, f32)> {
+        self.rows.iter().map(move |row| {
             let (elements, decision) = self.span(strip, row);
             let (at, granularity) = (elements.start + i, self.granularity());
             let value = match self.data {
@@ -262,10 +291,39 @@ impl<'a> MeanBatch<'a> {
                 }
                 Elements::Half(half, data) => half.clipped(data[at], decision, granularity),
             };
-            sum.add(row.weight, value);
-        }
-        sum.over(&self.divisor)
+            (row.weight, value)
+        })
     }
+}
+
+/// The exponent of the lowest bit of a normal number.
+fn unit_of(term: f64) -> i32 {
+    let field = (term.to_bits() >> 52) as i32 & 0x7ff;
+    let fraction = term.to_bits() & ((1 << 52) - 1);
+    field - 1075 + (fraction | 1 << 52).trailing_zeros() as i32
+}
+
+/// The `f32` nearest to a quotient of exact numbers, ties to even, where it is a normal one; the divisor has at most 28 bits.
+fn nearest_quotient(sum: f64, divisor: f64) -> Option<f32> {
+    if sum == 0.0 {
+        return Some(0.0);
+    }
+    // Rounded, but no further off than a unit of f64: one of the two neighbours is the nearest.
+    let quotient = sum.abs() / divisor;
+    if quotient < power_of_two(-125) || quotient >= f64::from(f32::MAX) {
+        return None;
+    }
+    let near = quotient as f32;
+    let below = if f64::from(near) > quotient { near.next_down() } else { near };
+    let above = below.next_up();
+    let middle = (f64::from(below) + f64::from(above)) / 2.0;
+    let even = if below.to_bits() % 2 == 0 { below } else { above };
+    let nearest = match sum.abs().total_cmp(&(middle * divisor)) {
+        std::cmp::Ordering::Less => below,
+        std::cmp::Ordering::Equal => even,
+        std::cmp::Ordering::Greater => above,
+    };
+    Some(nearest.copysign(sum as f32))
 }
 
 /// How many additions follow each other in which a term takes part, where so many parts of so many rows are summed, and joined.
