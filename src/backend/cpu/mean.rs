@@ -357,56 +357,59 @@ struct Add<'a, 'b, const N: usize, const AHEAD: usize> {
 /// Elements of a cache line.
 const CHUNK: usize = LINE / size_of::<f32>();
 
+// Loops over places: without optimisation across units what `zip` calls stays calls, without the vectors.
+#[allow(clippy::needless_range_loop)]
 impl<const N: usize, const AHEAD: usize> Kernel for Add<'_, '_, N, AHEAD> {
     type Output = ();
 
     #[inline(always)]
     fn run(self) {
-        let Sums { sums, sizes } = self.sums;
-        let length = sums.len();
+        let length = self.sums.sums.len();
         let mut rows = [&[][..]; N];
-        for (row, terms) in rows.iter_mut().zip(&self.rows) {
-            *row = &terms.values[..length];
+        for k in 0..N {
+            rows[k] = &self.rows[k].values[..length];
         }
-        let (sums, last_sums) = sums.as_chunks_mut::<CHUNK>();
-        let (sizes, last_sizes) = sizes[..length].as_chunks_mut::<CHUNK>();
-        for (i, (sums, sizes)) in sums.iter_mut().zip(sizes).enumerate() {
-            for ahead in self.ahead {
-                prefetch(ahead.wrapping_add(i * CHUNK).cast(), LINE);
+        let (sums, last_sums) = self.sums.sums.as_chunks_mut::<CHUNK>();
+        let (sizes, last_sizes) = self.sums.sizes[..length].as_chunks_mut::<CHUNK>();
+        for i in 0..sums.len() {
+            for k in 0..AHEAD {
+                prefetch(self.ahead[k].wrapping_add(i * CHUNK).cast(), LINE);
             }
             let mut chunks = [&[0.0; CHUNK]; N];
-            for (chunk, row) in chunks.iter_mut().zip(&rows) {
-                *chunk = &row.as_chunks().0[i];
+            for k in 0..N {
+                chunks[k] = &rows[k].as_chunks().0[i];
             }
+            let (sums, sizes) = (&mut sums[i], &mut sizes[i]);
             for j in 0..CHUNK {
                 let mut values = [0.0; N];
-                for (value, chunk) in values.iter_mut().zip(&chunks) {
-                    *value = chunk[j];
+                for k in 0..N {
+                    values[k] = chunks[k][j];
                 }
                 (sums[j], sizes[j]) = added((sums[j], sizes[j]), &values, &self.rows);
             }
         }
         let done = length - last_sums.len();
-        for (j, (sum, size)) in last_sums.iter_mut().zip(last_sizes).enumerate() {
+        for j in 0..last_sums.len() {
             let mut values = [0.0; N];
-            for (value, row) in values.iter_mut().zip(&rows) {
-                *value = row[done + j];
+            for k in 0..N {
+                values[k] = rows[k][done + j];
             }
-            (*sum, *size) = added((*sum, *size), &values, &self.rows);
+            (last_sums[j], last_sizes[j]) = added((last_sums[j], last_sizes[j]), &values, &self.rows);
         }
     }
 }
 
-/// A coordinate's sums and those of the magnitudes, with the terms of these values.
+/// A coordinate's sum and that of the magnitudes, with the terms of these values.
 #[inline(always)]
+#[allow(clippy::needless_range_loop)]
 fn added<const N: usize>(
     (mut sum, mut size): (f64, f64),
     values: &[f32; N],
     rows: &[Terms<'_>; N],
 ) -> (f64, f64) {
-    for (&value, terms) in values.iter().zip(rows) {
-        let value = if value.is_finite() { value * terms.factor } else { 0.0 };
-        let term = f64::from(value) * terms.weight;
+    for k in 0..N {
+        let value = if values[k].is_finite() { values[k] * rows[k].factor } else { 0.0 };
+        let term = f64::from(value) * rows[k].weight;
         sum += term;
         size += term.abs();
     }
@@ -425,6 +428,7 @@ struct Certify<'a> {
     open: &'a mut [bool],
 }
 
+#[allow(clippy::needless_range_loop)]
 impl Kernel for Certify<'_> {
     type Output = ();
 
@@ -434,13 +438,15 @@ impl Kernel for Certify<'_> {
         // Of subnormal products, each times its weight.
         let absolute = self.divisor * power_of_two(-125);
         let reciprocal = 1.0 / self.divisor;
-        let sums = self.sums.sums.iter().zip(&self.sums.sizes);
-        for ((&sum, &size), (mean, open)) in sums.zip(self.mean.iter_mut().zip(self.open)) {
-            let error = size * relative + absolute;
-            let least = ((sum - error) * reciprocal) as f32;
-            let most = ((sum + error) * reciprocal) as f32;
-            *mean = if size == 0.0 { 0.0 } else { least };
-            *open = size != 0.0 && least.to_bits() != most.to_bits();
+        let length = self.mean.len();
+        let (sums, sizes) = (&self.sums.sums[..length], &self.sums.sizes[..length]);
+        let open = &mut self.open[..length];
+        for i in 0..length {
+            let error = sizes[i] * relative + absolute;
+            let least = ((sums[i] - error) * reciprocal) as f32;
+            let most = ((sums[i] + error) * reciprocal) as f32;
+            self.mean[i] = if sizes[i] == 0.0 { 0.0 } else { least };
+            open[i] = sizes[i] != 0.0 && least.to_bits() != most.to_bits();
         }
     }
 }
