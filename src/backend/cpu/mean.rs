@@ -190,8 +190,11 @@ impl<'a> MeanBatch<'a> {
             };
             vectorised(Add { sums: &mut sums, rows: *group, ahead });
         }
-        for &terms in left {
-            vectorised(Add { sums: &mut sums, rows: [terms], ahead: [] });
+        match *left {
+            [a, b, c] => vectorised(Add { sums: &mut sums, rows: [a, b, c], ahead: [] }),
+            [a, b] => vectorised(Add { sums: &mut sums, rows: [a, b], ahead: [] }),
+            [a] => vectorised(Add { sums: &mut sums, rows: [a], ahead: [] }),
+            _ => {}
         }
         sums
     }
