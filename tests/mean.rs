@@ -261,10 +261,7 @@ fn the_ends_of_the_range_neither_over_nor_underflow() {
         ([1e38, -1e38, 1e-38, 0.0], 1e-38 / 4.0),
         ([max, -max, 4.0 * least, 0.0], least),
         // What f64 would lose: 2^40 beside 2^-24.
-        (
-            [1_099_511_627_776.0, 1.788_139_343_261_718_8e-7, -1_099_511_627_776.0, 0.0],
-            4.470_348_358_154_297e-8,
-        ),
+        ([2.0f32.powi(40), 3.0 * 2.0f32.powi(-24), -2.0f32.powi(40), 0.0], 3.0 * 2.0f32.powi(-26)),
         ([least, least, least, least], least),
         ([least, 0.0, 0.0, 0.0], 0.0),
         ([-least, 0.0, 0.0, 0.0], -0.0),

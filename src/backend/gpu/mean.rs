@@ -48,7 +48,7 @@ const ENOUGH: u64 = 1 << 17;
 /// Bytes between strips in their buffer: every device can bind a uniform at a multiple of these.
 const STRIP_BYTES: u64 = 256;
 
-/// `Strip` of mean.wgsl.
+/// `Strip` of strip.wgsl.
 #[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
 #[repr(C)]
 pub(crate) struct Strip {
