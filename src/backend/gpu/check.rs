@@ -28,41 +28,33 @@ const COORDINATES: usize = 301;
 const SHORT_TILE: u32 = 64;
 
 impl GpuContext {
-    /// Checks the device, once: the kernels for updates, or those around a centre.
+    /// Checks the device's norms, once: those of updates, or those around a centre.
     pub(super) fn ensure_checked(&self, centered: bool) -> Result<()> {
-        let checked = &self.fast_sums[usize::from(centered)];
-        if checked.get().is_some() {
-            return Ok(());
-        }
-        let fast = all_kinds_are_right(self, FastSums::Allowed, centered)?;
-        if !fast && !all_kinds_are_right(self, FastSums::Forbidden, centered)? {
-            return Err(Error::Gpu {
-                during: "checking the device's arithmetic",
-                message: "wrong norms, also from integer sums".into(),
-            });
-        }
-        checked.get_or_init(|| fast);
-        Ok(())
+        let are_right = |fast| all_kinds_are_right(self, fast, centered);
+        ensure(&self.fast_sums[usize::from(centered)], "norms", are_right)
+    }
+
+    /// Checks the device's means, once: those of updates, or those around a centre.
+    pub(super) fn ensure_means_checked(&self, centered: bool) -> Result<()> {
+        let are_right = |fast| means_are_right(self, fast, centered);
+        ensure(&self.fast_means[usize::from(centered)], "means", are_right)
     }
 }
 
-impl GpuContext {
-    /// Checks the device's means, once: of updates, or of those around a centre.
-    pub(super) fn ensure_means_checked(&self, centered: bool) -> Result<()> {
-        let checked = &self.fast_means[usize::from(centered)];
-        if checked.get().is_some() {
-            return Ok(());
-        }
-        let fast = means_are_right(self, FastSums::Allowed, centered)?;
-        if !fast && !means_are_right(self, FastSums::Forbidden, centered)? {
-            return Err(Error::Gpu {
-                during: "checking the device's arithmetic",
-                message: "wrong means, also from integer sums".into(),
-            });
-        }
-        checked.get_or_init(|| fast);
-        Ok(())
+/// Notes whether fast sums are right; where exact ones are not either, the device is of no use.
+fn ensure(checked: &OnceLock<bool>, what: &str, are_right: impl Fn(FastSums) -> Result<bool>) -> Result<()> {
+    if checked.get().is_some() {
+        return Ok(());
     }
+    let fast = are_right(FastSums::Allowed)?;
+    if !fast && !are_right(FastSums::Forbidden)? {
+        return Err(Error::Gpu {
+            during: "checking the device's arithmetic",
+            message: format!("wrong {what}, also from integer sums"),
+        });
+    }
+    checked.get_or_init(|| fast);
+    Ok(())
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
