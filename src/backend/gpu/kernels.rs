@@ -103,6 +103,19 @@ use Resource::{
     Spans, State, Strip, Sums, Tiles, Weights,
 };
 
+/// What both kernels of exact means bind.
+const OF_EXACT_MEANS: &[(Resource, Access)] = &[
+    (Data, Read),
+    (Tiles, Read),
+    (Decisions, Read),
+    (Strip, Uniform),
+    (Weights, Read),
+    (Open, Read),
+    (Columns, Read),
+    (Sums, ReadWrite),
+    (Means, ReadWrite),
+];
+
 /// In the order in which a run dispatches them.
 pub(crate) const KERNELS: [Kernel; 19] = [
     Kernel {
@@ -316,36 +329,11 @@ pub(crate) const KERNELS: [Kernel; 19] = [
         ],
         grid: Grid::Strip,
     },
-    Kernel {
-        name: "mean_exact",
-        file: "mean_exact",
-        bindings: &[
-            (Data, Read),
-            (Tiles, Read),
-            (Decisions, Read),
-            (Strip, Uniform),
-            (Weights, Read),
-            (Open, Read),
-            (Columns, Read),
-            (Sums, ReadWrite),
-            (Means, ReadWrite),
-        ],
-        grid: Grid::OpenCoordinates,
-    },
+    Kernel { name: "mean_exact", file: "mean_exact", bindings: OF_EXACT_MEANS, grid: Grid::OpenCoordinates },
     Kernel {
         name: "mean_exact_many",
         file: "mean_exact",
-        bindings: &[
-            (Data, Read),
-            (Tiles, Read),
-            (Decisions, Read),
-            (Strip, Uniform),
-            (Weights, Read),
-            (Open, Read),
-            (Columns, Read),
-            (Sums, ReadWrite),
-            (Means, ReadWrite),
-        ],
+        bindings: OF_EXACT_MEANS,
         grid: Grid::OpenCoordinates,
     },
 ];
