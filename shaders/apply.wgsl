@@ -7,9 +7,9 @@ fn apply(decision: Decision, tile: Tile, first: u32, step: u32) {
     }
     let whole = whole_groups(tile);
     if !CENTERED && decision.status == CLIPPED && is_quick(decision) {
-        let factors = quick_factors(decision);
+        let quick = quick_of(decision);
         for (var group = first; group < whole; group += step) {
-            store_whole4(tile, group, scaled_quickly(whole4(tile, group), factors));
+            scale_whole4(tile, group, quick);
         }
     } else {
         for (var group = first; group < whole; group += step) {

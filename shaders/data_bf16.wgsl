@@ -1,13 +1,19 @@
 // Elements in half precision, bfloat16: the upper half of an f32.
 
-// The values of four halves.
-fn widened(half: vec4<u32>) -> vec4<u32> {
-    return half << vec4<u32>(16u);
+const NOT_FINITE: u32 = INFINITY;
+
+// The values of the four halves in two words.
+fn widened(words: vec2<u32>) -> vec4<u32> {
+    return vec4<u32>(words.x << 16u, words.x & 0xffff0000u, words.y << 16u, words.y & 0xffff0000u);
+}
+
+fn magnitudes(words: vec2<u32>) -> vec4<u32> {
+    return widened(words) & vec4<u32>(MAGNITUDE);
 }
 
 // The halves of four values that are halves.
-fn narrowed(bits: vec4<u32>) -> vec4<u32> {
-    return bits >> vec4<u32>(16u);
+fn narrowed(bits: vec4<u32>) -> vec2<u32> {
+    return (bits.xz >> vec2<u32>(16u)) | bits.yw;
 }
 
 // Finite magnitudes cut to a half, towards zero.

@@ -1,29 +1,39 @@
 // Elements in half precision, IEEE 754 binary16: their bits as those of an f32, and back.
 //
-// On integers, and products that are exact: unpack2x16float may flush subnormals, and pack2x16float may round in any
-// direction.
+// On integers, and arithmetic that is exact and meets no subnormal: unpack2x16float may flush subnormals, and
+// pack2x16float may round in any direction.
 
-// The values of four halves; every half is an f32, and NaN keeps its payload.
-fn widened(half: vec4<u32>) -> vec4<u32> {
-    let sign = (half & vec4<u32>(0x8000u)) << vec4<u32>(16u);
-    let magnitude = half & vec4<u32>(0x7fffu);
-    // The exponent's bias grows by 112, and by as much again where it is that of Inf and NaN.
-    let bias = select(vec4<u32>(112u << 23u), vec4<u32>(224u << 23u), magnitude >= vec4<u32>(0x7c00u));
-    let normal = (magnitude << vec4<u32>(13u)) + bias;
-    // Subnormals count units of 2^-24, of which none is subnormal as an f32.
-    let subnormal = bitcast<vec4<u32>>(vec4<f32>(magnitude) * 5.9604644775390625e-8);
-    return sign | select(normal, subnormal, magnitude < vec4<u32>(0x400u));
+// What the fields of Inf and NaN become where they count as one more exponent.
+const NOT_FINITE: u32 = 143u << 23u;
+
+// The values of the four halves in two words; NaN keeps its payload.
+fn widened(words: vec2<u32>) -> vec4<u32> {
+    let magnitude = magnitudes(words);
+    // The exponent of Inf and NaN is f32's, 112 further up.
+    let all = select(magnitude, magnitude + vec4<u32>(112u << 23u), magnitude >= vec4<u32>(NOT_FINITE));
+    let signs = vec4<u32>(words.x << 16u, words.x, words.y << 16u, words.y) & vec4<u32>(0x80000000u);
+    return all | signs;
+}
+
+// Magnitudes, those of Inf and NaN as if they were numbers from 2^16 on.
+fn magnitudes(words: vec2<u32>) -> vec4<u32> {
+    let fields = vec4<u32>(words.x << 13u, words.x >> 3u, words.y << 13u, words.y >> 3u) & vec4<u32>(0xfffe000u);
+    // With f32's bias, which is 112 more; a subnormal m * 2^-24 comes out as 2^-15 + m * 2^-25. Twice that less 2^-14
+    // is m * 2^-24 again, and of no other half is it less than the half.
+    let value = bitcast<vec4<f32>>(fields + vec4<u32>(112u << 23u));
+    return bitcast<vec4<u32>>(min(value, (value + value) - vec4<f32>(0.00006103515625)));
 }
 
 // The halves of four finite values that are halves.
-fn narrowed(bits: vec4<u32>) -> vec4<u32> {
+fn narrowed(bits: vec4<u32>) -> vec2<u32> {
     let sign = (bits >> vec4<u32>(16u)) & vec4<u32>(0x8000u);
     let magnitude = bits & vec4<u32>(MAGNITUDE);
     let field = magnitude >> vec4<u32>(23u);
     let normal = (magnitude - vec4<u32>(112u << 23u)) >> vec4<u32>(13u);
     let mantissa = (magnitude & vec4<u32>(0x7fffffu)) | vec4<u32>(0x800000u);
     let subnormal = mantissa >> min(vec4<u32>(126u) - min(field, vec4<u32>(112u)), vec4<u32>(31u));
-    return sign | select(normal, subnormal, field < vec4<u32>(113u));
+    let halves = sign | select(normal, subnormal, field < vec4<u32>(113u));
+    return halves.xz | (halves.yw << vec2<u32>(16u));
 }
 
 // Finite magnitudes below 2^16 cut to a half, towards zero.

@@ -29,27 +29,3 @@ fn product(bits: vec4<u32>, decision: Decision) -> vec4<f32> {
 fn is_too_small(decision: Decision) -> bool {
     return decision.status == CLIPPED && decision.exponent < -126;
 }
-
-// Whether scaled_quickly() may take the factor: it and 2^32 times it are normal numbers, and 2^32 times the bound,
-// which no product exceeds, is far from overflow.
-fn is_quick(decision: Decision) -> bool {
-    return decision.exponent >= -90 && decision.bound < (217u << 23u);
-}
-
-// The factor as an f32, and 2^32 times it.
-fn quick_factors(decision: Decision) -> vec2<f32> {
-    let factor = decision.mantissa + (bitcast<u32>(decision.exponent) << 23u);
-    return vec2<f32>(bitcast<f32>(factor), bitcast<f32>(factor + (32u << 23u)));
-}
-
-// What scaled() gives, in fewer steps. A product above 2^-125 is the device's own; of smaller ones, and of those
-// that a device would flush or round among subnormals, the one with 2^32 times the factor is rounded right, and
-// its exponent tells whether it vanishes.
-fn scaled_quickly(bits: vec4<u32>, factors: vec2<f32>) -> vec4<u32> {
-    let product = bitcast<vec4<u32>>(bitcast<vec4<f32>>(bits) * factors.x);
-    let larger = bitcast<vec4<u32>>(bitcast<vec4<f32>>(bits) * factors.y);
-    let magnitude = larger & vec4<u32>(MAGNITUDE);
-    let sign = bits & vec4<u32>(0x80000000u);
-    let small = select(sign, larger - vec4<u32>(32u << 23u), magnitude >= vec4<u32>(33u << 23u));
-    return select(small, product, magnitude >= vec4<u32>(34u << 23u));
-}

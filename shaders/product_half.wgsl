@@ -33,16 +33,3 @@ fn product(bits: vec4<u32>, decision: Decision) -> vec4<f32> {
 fn is_too_small(decision: Decision) -> bool {
     return false;
 }
-
-// There is no quicker way.
-fn is_quick(decision: Decision) -> bool {
-    return false;
-}
-
-fn quick_factors(decision: Decision) -> vec2<f32> {
-    return vec2<f32>();
-}
-
-fn scaled_quickly(bits: vec4<u32>, factors: vec2<f32>) -> vec4<u32> {
-    return bits;
-}

@@ -44,6 +44,12 @@ fn list_tile(place: u32, slot: u32, span: u32) {
     atomicStore(&run[open_tile(place, params.spans) + 1u], span);
 }
 
+// From the largest magnitude that a sum has seen, by lanes of a vector.
+fn largest_of(largest: vec4<u32>) -> u32 {
+    let joined = max(max(largest.x, largest.y), max(largest.z, largest.w));
+    return select(joined, max(joined, INFINITY), joined >= NOT_FINITE);
+}
+
 fn fast_norm(sum: Partial, span: Span) -> Norm {
     if sum.largest >= INFINITY {
         return Norm(0u, NON_FINITE);
@@ -107,9 +113,8 @@ fn certify(sum: Pair, span: Span) -> Norm {
     let scale = root_scale(length);
     // The radicand of 49 or 50 bits, and seven bits after the point.
     let radicand = shl64(integer, u32(exponent - 2 * scale + 7));
-    // Flushed subnormals: below 2^-122 for each element, prescaled; in units of the radicand that
-    // is 2^-flushed.
-    let flushed = 2 * scale + 2 * i32(PRESCALE) - (298 - 122 + 7);
+    // Flushed subnormals, for each element; in units of the radicand that is 2^-flushed.
+    let flushed = 2 * scale + 2 * i32(PRESCALE) - (298 - bits_before_flushed() + 7);
     if flushed < 0 {
         return undecided;
     }

@@ -2,8 +2,7 @@
 fn store4(tile: Tile, group: u32, bits: vec4<u32>) {
     let old = halves4(tile, group);
     let left = tile.count - group * 4u;
-    let halves = narrowed(bits);
-    var words = vec2<u32>(halves.x | (halves.y << 16u), halves.z | (halves.w << 16u));
+    var words = narrowed(bits);
     if left == 1u { words.x = (words.x & 0xffffu) | (old.x & 0xffff0000u); }
     if left == 3u { words.y = (words.y & 0xffffu) | (old.y & 0xffff0000u); }
     store_words(tile, group, words, left);
@@ -11,6 +10,5 @@ fn store4(tile: Tile, group: u32, bits: vec4<u32>) {
 
 // A group that lies in the tile as a whole.
 fn store_whole4(tile: Tile, group: u32, bits: vec4<u32>) {
-    let halves = narrowed(bits);
-    store_words(tile, group, vec2<u32>(halves.x | (halves.y << 16u), halves.z | (halves.w << 16u)), 4u);
+    store_words(tile, group, narrowed(bits), 4u);
 }

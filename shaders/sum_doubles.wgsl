@@ -24,7 +24,7 @@ fn sum_part(tile: Tile, first: u32, step: u32) -> Partial {
     }
     if first == 0u {
         for (var group = whole; group < groups(tile); group++) {
-            let a = group_at(load4(tile, group), tile, group);
+            let a = squares_at(load4(tile, group), tile, group);
             largest = max(largest, a.largest);
             sums += a.squares;
         }
@@ -33,7 +33,7 @@ fn sum_part(tile: Tile, first: u32, step: u32) -> Partial {
     let total = ((sums.x + sums.y) + (sums.z + sums.w)) * 281474976710656.0lf;
     let high = f32(total);
     let low = f32(total - f64(opaque(high)));
-    return Partial(high, low, max(max(largest.x, largest.y), max(largest.z, largest.w)));
+    return Partial(high, low, largest_of(largest));
 }
 
 struct Squares {
@@ -42,16 +42,32 @@ struct Squares {
 }
 
 fn whole_at(tile: Tile, group: u32) -> Squares {
-    return group_at(whole4(tile, group), tile, group);
+    if CENTERED {
+        return squares_at(whole4(tile, group), tile, group);
+    }
+    return squares_of(magnitudes4(tile, group));
 }
 
-fn group_at(value: vec4<u32>, tile: Tile, group: u32) -> Squares {
-    var x = vec4<f64>(bitcast<vec4<f32>>(value));
-    var largest = value & vec4<u32>(MAGNITUDE);
-    if CENTERED {
-        let center = center4(tile, group, params.tiles_per_row);
-        largest = max(largest, center & vec4<u32>(MAGNITUDE));
-        x -= vec4<f64>(bitcast<vec4<f32>>(center));
+fn squares_at(value: vec4<u32>, tile: Tile, group: u32) -> Squares {
+    let magnitude = value & vec4<u32>(MAGNITUDE);
+    if !CENTERED {
+        return squares_of(magnitude);
     }
-    return Squares(x * x, largest);
+    let center = center4(tile, group, params.tiles_per_row);
+    let x = vec4<f64>(bitcast<vec4<f32>>(value)) - vec4<f64>(bitcast<vec4<f32>>(center));
+    return Squares(x * x, max(magnitude, center & vec4<u32>(MAGNITUDE)));
+}
+
+fn squares_of(magnitude: vec4<u32>) -> Squares {
+    let x = bitcast<vec4<f32>>(magnitude);
+    // That of a half is exact in f32 already, but below 2^-126.
+    if HALVES {
+        return Squares(vec4<f64>(x * x), magnitude);
+    }
+    return Squares(vec4<f64>(x) * vec4<f64>(x), magnitude);
+}
+
+// What a square loses where a device flushes subnormals is below 2^-bits, prescaled.
+fn bits_before_flushed() -> i32 {
+    return select(122, 78, HALVES);
 }

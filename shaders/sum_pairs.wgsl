@@ -13,7 +13,7 @@ fn sum_part(tile: Tile, first: u32, step: u32) -> Partial {
         var sums = vec4<f32>();
         var lost = vec4<f32>();
         for (var link = 0u; (link < CHAIN) & (group < whole); link++) {
-            add_group(whole4(tile, group), tile, group, &sums, &lost, &largest);
+            add_whole(tile, group, &sums, &lost, &largest);
             group += step;
         }
         total = add_pairs(total, joined_chains(sums, lost));
@@ -26,7 +26,23 @@ fn sum_part(tile: Tile, first: u32, step: u32) -> Partial {
             total = add_pairs(total, joined_chains(sums, lost));
         }
     }
-    return Partial(total.high, total.low, max(max(largest.x, largest.y), max(largest.z, largest.w)));
+    return Partial(total.high, total.low, largest_of(largest));
+}
+
+fn add_whole(
+    tile: Tile,
+    group: u32,
+    sums: ptr<function, vec4<f32>>,
+    lost: ptr<function, vec4<f32>>,
+    largest: ptr<function, vec4<u32>>,
+) {
+    if CENTERED {
+        add_group(whole4(tile, group), tile, group, sums, lost, largest);
+    } else {
+        let magnitude = magnitudes4(tile, group);
+        *largest = max(*largest, magnitude);
+        add_squares(magnitude, sums, lost);
+    }
 }
 
 fn add_group(
@@ -56,9 +72,15 @@ fn joined_chains(sums: vec4<f32>, lost: vec4<f32>) -> Pair {
 
 // Adds the squares of four magnitudes to four sums, each a rounded sum and what rounding lost.
 fn add_squares(magnitude: vec4<u32>, sums: ptr<function, vec4<f32>>, lost: ptr<function, vec4<f32>>) {
-    // On the bits, since a compiler may reorder multiplications. Subnormals count as 0; what is too
-    // large to scale becomes nonsense, but then the span does not use this sum.
-    add_scaled_squares(prescaled(magnitude), sums, lost);
+    // On the bits, since a compiler may reorder multiplications. Zeros and subnormals become less than 2^-101, whose
+    // squares are nothing; what is too large to scale becomes nonsense, but then the span does not use this sum.
+    let bits = magnitude + vec4<u32>(PRESCALE << 23u);
+    if HALVES {
+        let x = bitcast<vec4<f32>>(bits);
+        add_terms(opaque4(x * x), vec4<f32>(), sums, lost);
+    } else {
+        add_scaled_squares(bits, sums, lost);
+    }
 }
 
 // Adds the squares of four differences. A difference rounds to x and loses y, so its square is x² + 2xy but
@@ -91,10 +113,25 @@ fn add_scaled_squares(bits: vec4<u32>, sums: ptr<function, vec4<f32>>, lost: ptr
     let head = bitcast<vec4<f32>>(bits & vec4<u32>(0xfffff000u));
     let tail = x - head;
     let square_error = ((head * head - square) + (head + head) * tail) + tail * tail;
-    let larger = max(*sums, square);
-    let smaller = min(*sums, square);
+    add_terms(square, square_error, sums, lost);
+}
+
+// Adds four terms that are not negative, and what they lost before.
+fn add_terms(
+    term: vec4<f32>,
+    term_error: vec4<f32>,
+    sums: ptr<function, vec4<f32>>,
+    lost: ptr<function, vec4<f32>>,
+) {
+    let larger = max(*sums, term);
+    let smaller = min(*sums, term);
     let sum = opaque4(larger + smaller);
     let sum_error = smaller - opaque4(sum - larger);
-    *lost += sum_error + square_error;
+    *lost += sum_error + term_error;
     *sums = sum;
+}
+
+// What a square loses where a device flushes subnormals is below 2^-bits, prescaled.
+fn bits_before_flushed() -> i32 {
+    return 122;
 }

@@ -14,7 +14,7 @@ pub(crate) struct Variant {
 }
 
 impl Storage {
-    /// Sources of `load4`, `load1` and `groups`, of `store4`, and of `scaled` and `cut`.
+    /// Sources of `load4`, `load1` and `groups`, of `store4` and `scale_whole4`, and of `scaled` and `cut`.
     fn sources(self, fours: Fours) -> [String; 3] {
         let by_count = include_str!("../../../shaders/groups.wgsl");
         match self {
@@ -33,13 +33,22 @@ impl Storage {
                         include_str!("../../../shaders/store_vec4.wgsl"),
                     ),
                 };
-                [data, store.into(), include_str!("../../../shaders/product.wgsl").into()]
+                let data = [&data, include_str!("../../../shaders/data_single.wgsl")].join("\n");
+                let store = [store, include_str!("../../../shaders/scale_single.wgsl")].join("\n");
+                [data, store, include_str!("../../../shaders/product.wgsl").into()]
             }
             Self::Half(half) => {
-                let format = match half {
-                    Half::F16 => include_str!("../../../shaders/data_f16.wgsl"),
-                    Half::Bf16 => include_str!("../../../shaders/data_bf16.wgsl"),
+                let (format, scale) = match half {
+                    Half::F16 => (
+                        include_str!("../../../shaders/data_f16.wgsl"),
+                        include_str!("../../../shaders/scale_f16.wgsl"),
+                    ),
+                    Half::Bf16 => (
+                        include_str!("../../../shaders/data_bf16.wgsl"),
+                        include_str!("../../../shaders/scale_bf16.wgsl"),
+                    ),
                 };
+                let scale = [include_str!("../../../shaders/scale_half.wgsl"), scale].join("\n");
                 let (words, store) = match fours {
                     Fours::Aligned => (
                         include_str!("../../../shaders/half_wide.wgsl"),
@@ -52,7 +61,7 @@ impl Storage {
                 };
                 [
                     [by_count, format, words, include_str!("../../../shaders/data_half.wgsl")].join("\n"),
-                    [store, include_str!("../../../shaders/store_half.wgsl")].join("\n"),
+                    [store, include_str!("../../../shaders/store_half.wgsl"), &scale].join("\n"),
                     include_str!("../../../shaders/product_half.wgsl").into(),
                 ]
             }
