@@ -35,7 +35,7 @@ fn fused(
     }
     let joined = reduce(lane, Pair(part.high, part.low), part.largest);
     if lane.local == 0u {
-        let listed_at = settle(tile.span, span, joined, IS_WHOLE);
+        let listed_at = settle_or_list(tile.span, span, joined, IS_WHOLE);
         if listed_at != NO_SPAN {
             list_tile(listed_at, tile.slot, tile.span);
         }

@@ -38,11 +38,6 @@ fn norms_tiles(
     }
 }
 
-// Whether a workgroup came for every tile in scope: this may have been recorded when there were fewer.
-fn is_run_whole() -> bool {
-    return params.tiles_in_scope <= partials[arrayLength(&partials) - 1u].largest;
-}
-
 // The place in the list of the first tile of a span that is open; NO_SPAN where it is not.
 var<workgroup> listed: u32;
 
@@ -68,7 +63,7 @@ fn norms_spans(
     }
     let joined = reduce(lane, total, largest);
     if lane.local == 0u {
-        listed = settle(index, span, joined, is_run_whole());
+        listed = settle_or_list(index, span, joined, is_run_whole());
     }
     workgroupBarrier();
     if listed != NO_SPAN {
@@ -91,15 +86,7 @@ fn norms_few(
         return;
     }
     let span = spans[index];
-    var sum = Partial(0.0, 0.0, 0u);
-    if span.in_scope != 0u {
-        for (var slot = 0u; slot < span.slot_count; slot++) {
-            let partial = partials[span.first_slot + slot];
-            let joined = add_pairs(Pair(sum.high, sum.low), Pair(partial.high, partial.low));
-            sum = Partial(joined.high, joined.low, max(sum.largest, partial.largest));
-        }
-    }
-    let listed_at = settle(index, span, sum, is_run_whole());
+    let listed_at = settle_or_list(index, span, joined_partials(span), is_run_whole());
     if listed_at != NO_SPAN {
         for (var tile = 0u; tile < span.slot_count; tile++) {
             list_tile(listed_at + tile, span.first_slot + tile, index);
@@ -129,7 +116,7 @@ fn norms_rows(
     }
     let joined = join_lanes(local, sum_part(tile, local % LANES, LANES));
     if (local % LANES == 0u) & (tile.span != NO_SPAN) {
-        let listed_at = settle(tile.span, span, joined, IS_WHOLE);
+        let listed_at = settle_or_list(tile.span, span, joined, IS_WHOLE);
         if listed_at != NO_SPAN {
             list_tile(listed_at, tile.slot, tile.span);
         }

@@ -1,4 +1,4 @@
-// From the fast sum of a span to its norm where that is certain, and to the list of open spans where it is not.
+// From the fast sum of a span to its norm, where that is certain.
 
 struct Partial {
     high: f32,
@@ -10,9 +10,9 @@ struct Partial {
 // Where a row's workgroup is all that it takes, no run is in part.
 const IS_WHOLE: bool = true;
 
-// Writes the norm of a span, and its decision where that is all it takes. A span that stays open joins the list for the
-// exact sums; its tiles' place there is the result, and NO_SPAN for all others. A run that is not whole is none.
-fn settle(index: u32, span: Span, sum: Partial, is_whole: bool) -> u32 {
+// Writes the norm of a span, and its decision where that is all it takes; true where it stays open. A run that is not whole
+// is none.
+fn settle(index: u32, span: Span, sum: Partial, is_whole: bool) -> bool {
     if index == 0u && is_whole {
         atomicStore(&run[RUN_NORMS], 1u);
         if params.decides != 0u {
@@ -27,21 +27,11 @@ fn settle(index: u32, span: Span, sum: Partial, is_whole: bool) -> u32 {
     if norm.kind == NON_FINITE {
         atomicOr(&run[RUN_NON_FINITE], 1u);
     }
-    if norm.kind != UNDECIDED {
-        decide_alone(index, norm, span);
-        return NO_SPAN;
+    if norm.kind == UNDECIDED {
+        return true;
     }
-    for (var limb = 0u; limb < LIMBS; limb++) {
-        limbs[index * LIMBS + limb] = 0u;
-    }
-    atomicStore(&run[RUN_LIST + atomicAdd(&run[RUN_OPEN_SPANS], 1u)], index);
-    return atomicAdd(&run[RUN_OPEN_TILES], span.slot_count);
-}
-
-// A tile and the span that it adds to: where rows are cut in segments both may be open, and both get it.
-fn list_tile(place: u32, slot: u32, span: u32) {
-    atomicStore(&run[open_tile(place, params.spans)], slot);
-    atomicStore(&run[open_tile(place, params.spans) + 1u], span);
+    decide_alone(index, norm, span);
+    return false;
 }
 
 // From the largest magnitude that a sum has seen, by lanes of a vector.

@@ -167,6 +167,10 @@ fn strategies(gpu: &Gpu) -> Vec<(&'static str, Tuning)> {
                 ..portable.clone()
             },
         ),
+        (
+            "rows settled at once, exact sums only",
+            Tuning { workgroup: 16, few_tiles: 16, short_row: 0, force_exact: true, ..portable.clone() },
+        ),
         ("no row is short", Tuning { short_row: 0, few_tiles: 0, ..own.clone() }),
         ("few tiles", Tuning { tile: 1024, few_tiles: 50, short_row: 0, ..portable.clone() }),
         (
@@ -327,7 +331,7 @@ fn a_run_takes_no_more_dispatches_than_its_clipping_needs() {
     let rows = Tuning { short_row: 1003, short_rows: 0, ..Tuning { tile: 1024, ..tiled.clone() } };
     for (tuning, norms, clip) in [
         (&fused, vec!["fused", "exact_few"], "clip_left"),
-        (&tiled, vec!["norms_tiles", "norms_few", "exact_few"], "clip"),
+        (&tiled, vec!["norms_tiles", "norms_at_once"], "clip"),
         (&rows, vec!["norms_rows", "exact_few"], "clip_rows"),
     ] {
         assert_eq!(kernels(tuning, &layout, &fixed), [&norms[..], &[clip]].concat());
@@ -335,6 +339,14 @@ fn a_run_takes_no_more_dispatches_than_its_clipping_needs() {
             assert_eq!(kernels(tuning, &layout, clipping), [&norms[..], &threshold, &[clip]].concat());
         }
     }
+    // Rows so long that a workgroup would go round its loops too often, were all of those that it settles open.
+    let longer = Layout::dense(3, 30_000).unwrap();
+    let wide = Tuning {
+        workgroup: 128.min(gpu.device().limits().max_compute_invocations_per_workgroup),
+        ..tiled.clone()
+    };
+    let wide = Tuning { tile: 1 << 13, subgroups: false, ..wide };
+    assert_eq!(kernels(&wide, &longer, &fixed), ["norms_tiles", "norms_few", "exact_few", "clip"]);
     // Two rows to a portion.
     let portion = ["norms_tiles", "norms_spans", "exact_tiles", "exact_spans", "clip"];
     let grouped = Tuning { few_tiles: 0, ..grouped };

@@ -98,6 +98,8 @@ pub(crate) struct Geometry {
     pub few: bool,
     /// Whether exact sums are those of whole spans, in one dispatch.
     pub few_exact: bool,
+    /// Whether one dispatch settles all spans, those included that take exact sums.
+    pub at_once: bool,
     /// Elements of the longest tile.
     pub longest: u64,
     /// Whether norms are those of differences from a centre.
@@ -194,6 +196,7 @@ impl Geometry {
             portions: Vec::new(),
             few: false,
             few_exact: false,
+            at_once: false,
             longest: 0,
             centered,
             fours,
@@ -204,6 +207,10 @@ impl Geometry {
         geometry.few = geometry.spans.iter().all(|span| span.slot_count <= tuning.few_tiles);
         let (tiles, elements) = geometry.largest_span();
         geometry.few_exact = geometry.windows.len() == 1 && tuning.sums_whole(tiles, elements);
+        geometry.at_once = strategy == Strategy::Tiled
+            && geometry.few
+            && geometry.few_exact
+            && tuning.settles_at_once(tiles, elements);
         if layout.check_alike().is_ok() {
             geometry.columns = geometry.first_coordinates(layout.clients());
         }

@@ -62,6 +62,8 @@ pub(crate) enum Grid {
     Span,
     /// As many spans as it has invocations.
     Spans,
+    /// As many spans as its invocations that sum tiles, within the window.
+    FewSpans,
     /// One group of spans that share a bound.
     Group,
     /// The weights of 2^14 rows.
@@ -117,7 +119,7 @@ const OF_EXACT_MEANS: &[(Resource, Access)] = &[
 ];
 
 /// In the order in which a run dispatches them.
-pub(crate) const KERNELS: [Kernel; 19] = [
+pub(crate) const KERNELS: [Kernel; 20] = [
     Kernel {
         name: "norms_tiles",
         file: "norms",
@@ -160,6 +162,22 @@ pub(crate) const KERNELS: [Kernel; 19] = [
         grid: Grid::Spans,
     },
     Kernel {
+        name: "norms_at_once",
+        file: "norms_at_once",
+        bindings: &[
+            (Params, Uniform),
+            (Data, Read),
+            (Tiles, Read),
+            (Spans, Read),
+            (Partials, ReadWrite),
+            (Norms, ReadWrite),
+            (Decisions, ReadWrite),
+            (Run, ReadWrite),
+            (Columns, Read),
+        ],
+        grid: Grid::FewSpans,
+    },
+    Kernel {
         name: "norms_rows",
         file: "norms",
         bindings: &[
@@ -200,7 +218,6 @@ pub(crate) const KERNELS: [Kernel; 19] = [
             (Tiles, Read),
             (Spans, Read),
             (Norms, ReadWrite),
-            (Limbs, ReadWrite),
             (Decisions, ReadWrite),
             (Run, Read),
             (Columns, Read),
@@ -426,7 +443,7 @@ fn build_one(device: &wgpu::Device, kernel: &'static Kernel, form: Form, tuning:
         immediate_size: 0,
     });
     let workgroup = match kernel.grid {
-        Grid::Tile | Grid::OpenTiles | Grid::OpenFew => tuning.workgroup,
+        Grid::Tile | Grid::OpenTiles | Grid::OpenFew | Grid::FewSpans => tuning.workgroup,
         Grid::Coordinates | Grid::OpenCoordinates => tuning.workgroup,
         Grid::ShortTiles | Grid::Span | Grid::Spans | Grid::OpenSpans => tuning.span_workgroup,
         Grid::Weights | Grid::Divisor | Grid::Strip => tuning.span_workgroup,
@@ -560,7 +577,17 @@ mod tests {
 
     #[test]
     fn every_entry_point_is_in_the_table() {
-        for file in ["norms", "fused", "exact", "threshold", "clip", "mean_weights", "mean", "mean_exact"] {
+        for file in [
+            "norms",
+            "norms_at_once",
+            "fused",
+            "exact",
+            "threshold",
+            "clip",
+            "mean_weights",
+            "mean",
+            "mean_exact",
+        ] {
             let (module, _) = parse(file, PORTABLE);
             for entry in &module.entry_points {
                 assert!(

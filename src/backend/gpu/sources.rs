@@ -86,6 +86,13 @@ pub(crate) fn source(file: &str, variant: Variant) -> String {
         include_str!("../../../shaders/sum_pairs.wgsl")
     };
     let settle = include_str!("../../../shaders/settle.wgsl");
+    let list = include_str!("../../../shaders/list.wgsl");
+    let partials = include_str!("../../../shaders/partials.wgsl");
+    let exact_sum = include_str!("../../../shaders/exact_sum.wgsl");
+    let exact_root = include_str!("../../../shaders/exact_root.wgsl");
+    let norms = include_str!("../../../shaders/norms.wgsl");
+    let at_once = include_str!("../../../shaders/norms_at_once.wgsl");
+    let exact = include_str!("../../../shaders/exact.wgsl");
     let decide = include_str!("../../../shaders/decide.wgsl");
     let apply = include_str!("../../../shaders/apply.wgsl");
     let fused = include_str!("../../../shaders/fused.wgsl");
@@ -99,11 +106,14 @@ pub(crate) fn source(file: &str, variant: Variant) -> String {
     let mean = include_str!("../../../shaders/mean.wgsl");
     let mean_exact = include_str!("../../../shaders/mean_exact.wgsl");
     let parts: &[&str] = match file {
-        "norms" => {
-            &[data, center, pairs, sum, settle, decide, include_str!("../../../shaders/norms.wgsl"), reduce]
+        "norms" => &[data, center, pairs, sum, settle, list, decide, partials, norms, reduce],
+        "norms_at_once" => {
+            &[data, center, pairs, sum, settle, decide, partials, exact_sum, exact_root, at_once]
         }
-        "fused" => &[data, store, center, pairs, sum, settle, decide, product, around, apply, fused, reduce],
-        "exact" => &[data, center, decide, include_str!("../../../shaders/exact.wgsl")],
+        "fused" => {
+            &[data, store, center, pairs, sum, settle, list, decide, product, around, apply, fused, reduce]
+        }
+        "exact" => &[data, center, decide, exact_sum, exact_root, exact],
         "threshold" => &[decide, include_str!("../../../shaders/threshold.wgsl")],
         "mean_weights" => &[strip, include_str!("../../../shaders/mean_weights.wgsl")],
         "mean" => &[data, center, product, around, pairs, signed_pairs, strip, terms, mean],

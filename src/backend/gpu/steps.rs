@@ -12,8 +12,16 @@ use crate::batch::Granularity;
 use crate::report::Strategy;
 
 /// The kernels of a stage.
-pub(super) const NORMS: &[&str] =
-    &["norms_tiles", "norms_spans", "norms_few", "norms_rows", "exact_few", "exact_tiles", "exact_spans"];
+pub(super) const NORMS: &[&str] = &[
+    "norms_tiles",
+    "norms_spans",
+    "norms_few",
+    "norms_at_once",
+    "norms_rows",
+    "exact_few",
+    "exact_tiles",
+    "exact_spans",
+];
 pub(super) const THRESHOLD: &[&str] = &["threshold_groups", "threshold_spans"];
 pub(super) const CLIP: &[&str] = &["clip", "clip_rows"];
 /// Those that clip what others have left.
@@ -46,11 +54,12 @@ pub(super) fn is_step(kernel: &Kernel, geometry: &Geometry) -> bool {
     match kernel.name {
         "norms_rows" | "clip_rows" => short,
         "norms_tiles" | "clip" => !short,
-        "norms_few" => !short && geometry.few,
+        "norms_few" => !short && geometry.few && !geometry.at_once,
+        "norms_at_once" => geometry.at_once,
         "norms_spans" => !short && !geometry.few,
         "fused" => geometry.strategy == Strategy::Fused,
         "clip_left" => matches!(geometry.strategy, Strategy::Fused | Strategy::Grouped),
-        "exact_few" => geometry.few_exact,
+        "exact_few" => geometry.few_exact && !geometry.at_once,
         "exact_tiles" | "exact_spans" => !geometry.few_exact,
         _ => !kernel.grid.is_of_mean(),
     }
@@ -154,6 +163,7 @@ impl Binder<'_> {
                 Grid::OpenSpans => vec![(tuning.exact_span_workgroups(spans), None)],
                 Grid::Span => vec![(spans, None)],
                 Grid::Spans => vec![(spans.div_ceil(each), None)],
+                Grid::FewSpans => vec![(spans.div_ceil(each), Some(0))],
                 // A group has a member at least, so there are no more of them than spans; the kernel leaves
                 // those past the end at once.
                 Grid::Group => vec![(geometry.most_groups as u64, None)],

@@ -274,6 +274,11 @@ impl Tuning {
         tiles <= MOST_WHOLE && self.exact_turns(tiles, elements) <= 1 << 14
     }
 
+    /// Whether an invocation of `norms_at_once` may take part in the exact sums of as many spans as its workgroup settles.
+    pub(super) fn settles_at_once(&self, tiles: u32, elements: u64) -> bool {
+        u64::from(self.workgroup) * self.exact_turns(tiles, elements) <= 1 << 15
+    }
+
     /// Workgroups of `exact_few` for spans of up to so many tiles and elements.
     pub(super) fn exact_few_workgroups(&self, spans: u64, tiles: u32, elements: u64) -> u64 {
         let least = (spans * self.exact_turns(tiles, elements)).div_ceil(1 << 15);
@@ -353,6 +358,11 @@ mod tests {
                         + 26;
                     let each = tiles.div_ceil(tuning.exact_few_workgroups(tiles, of_span, longest));
                     let fits = each * turns < 60_000;
+                    assert!(
+                        u64::from(tuning.workgroup) * turns < 60_000
+                            || !tuning.settles_at_once(of_span, longest),
+                        "{of_span} tiles of {longest}: {tuning:?}"
+                    );
                     assert!(
                         fits || !tuning.sums_whole(of_span, longest),
                         "{tiles} spans of {longest}: {tuning:?}"
