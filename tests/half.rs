@@ -765,7 +765,9 @@ mod on_a_device {
         };
         let with =
             |tuning| Gpu::from_device(device.clone(), queue.clone()).unwrap().with_tuning(tuning).unwrap();
-        vec![
+        let pairs =
+            tuning.doubles.then(|| ("pairs of f32", with(Tuning { doubles: false, ..tuning.clone() })));
+        let others = [
             ("two elements at a time", with(Tuning { wide: false, ..tuning.clone() })),
             ("small tiles", with(Tuning { tile: 64, ..tuning.clone() })),
             ("small windows", with(Tuning { tile: 256, window: 1024, ..tuning.clone() })),
@@ -775,7 +777,8 @@ mod on_a_device {
             ),
             ("exact sums only", with(Tuning { force_exact: true, tile: 64, window: 256, ..portable })),
             ("its own", own),
-        ]
+        ];
+        others.into_iter().chain(pairs).collect()
     }
 
     fn buffer_of(gpu: &Gpu, data: &[u16]) -> wgpu::Buffer {
@@ -835,6 +838,44 @@ mod on_a_device {
                     }
                 }
             }
+        }
+    }
+
+    /// Those that do not cut a batch in hundreds of windows, which takes minutes on some software adapters.
+    fn in_one_window() -> impl Iterator<Item = (&'static str, Gpu)> {
+        gpus().into_iter().filter(|(_, gpu)| gpu.tuning().window > 1 << 20)
+    }
+
+    #[test]
+    fn every_half_counts_in_a_norm() {
+        for half in FORMATS {
+            // Eight to a row, which is two groups, and the root of no square.
+            let layout = Layout::dense(1 << 13, 8).unwrap();
+            let data: Vec<u16> = (0..=u16::MAX).collect();
+            let want = Reference.norms_half(&layout, half, &data, &Clipping::default()).unwrap();
+            for (name, gpu) in in_one_window() {
+                let got = gpu.norms_half(&layout, half, &data, &Clipping::default()).unwrap();
+                let differs = (0..layout.clients()).find(|&row| got.rows[row] != want.rows[row]);
+                assert_eq!(differs, None, "{half:?}: {name}");
+            }
+        }
+    }
+
+    /// Elements of a bf16 whose squares are no normal numbers, beside one whose square is.
+    #[test]
+    fn squares_that_vanish_in_f32_are_in_the_norm() {
+        let power = |exponent: i32| Half::Bf16.truncate(1.5 * 2.0f32.powi(exponent));
+        let layout = Layout::dense(16, 10_000).unwrap();
+        let mut data = Vec::new();
+        for row in 0..layout.clients() as i32 {
+            data.extend(vec![power(-60 - row); layout.params()]);
+            let first = data.len() - layout.params();
+            data[first] = power(-48 - 2 * (row % 4));
+        }
+        let want = Reference.norms_half(&layout, Half::Bf16, &data, &Clipping::default()).unwrap();
+        for (name, gpu) in in_one_window() {
+            let got = gpu.norms_half(&layout, Half::Bf16, &data, &Clipping::default()).unwrap();
+            assert_eq!(got.rows, want.rows, "{name}");
         }
     }
 
