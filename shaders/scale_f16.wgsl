@@ -1,14 +1,11 @@
-// Bits behind the point of 11 bits times 24, less twelve of them.
-const SCALED_BITS: i32 = 21;
-
 fn scaled_words(words: vec2<u32>, quick: Quick) -> vec2<u32> {
     let magnitude = magnitudes(words);
     let mantissa = ((magnitude >> vec4<u32>(13u)) & vec4<u32>(0x3ffu)) | vec4<u32>(0x400u);
-    // 23 bits or 22.
     let integer = mantissa * vec4<u32>(quick.mantissa >> 12u)
         + ((mantissa * vec4<u32>(quick.mantissa & 0xfffu)) >> vec4<u32>(12u));
-    let power = bitcast<vec4<f32>>(magnitude & vec4<u32>(INFINITY));
-    let product = bitcast<vec4<u32>>((vec4<f32>(integer) * quick.scale) * power);
+    let sum = bitcast<vec4<u32>>(vec4<f32>(integer)) + (magnitude & vec4<u32>(INFINITY));
+    // Of a zero nothing is left.
+    let product = max(sum, vec4<u32>(quick.excess)) - vec4<u32>(quick.excess);
     // Eleven bits are enough. Below 2^-14, m * 2^-24 becomes 2^-15 + m * 2^-25, whose mantissa begins as that of the half, and
     // which is not less than any other product.
     let cut = bitcast<vec4<f32>>(product & vec4<u32>(0xffffe000u));

@@ -1,21 +1,22 @@
-// Halves multiplied in place, in fewer steps than scaled() takes. The mantissa of the product is an integer that has lost
-// only what is far below a half; as an f32 it is exact, and so is what powers of two make of it.
+// Halves multiplied in place, in fewer steps than scaled() takes. The mantissa of a product is an integer of 23 bits, or 22,
+// that has lost only what is far below a half: it is exact as an f32, and exponents are added as integers.
 
 struct Quick {
     // The factor's 24 bits.
     mantissa: u32,
-    // The power of two by which an integer of 23 bits becomes a factor.
-    scale: f32,
+    // What the exponent fields of that integer and of the half are too much by, when added, in its place.
+    excess: u32,
 }
 
-// Whether the factor is one for that: below 1, and all powers of two normal.
+// Whether the factor is one for that: below 1, and not so small that the excess would be.
 fn is_quick(decision: Decision) -> bool {
     return decision.exponent < 0 && decision.exponent >= -90 && decision.mantissa != 0u;
 }
 
 fn quick_of(decision: Decision) -> Quick {
-    let mantissa = (decision.mantissa & 0x7fffffu) | 0x800000u;
-    return Quick(mantissa, bitcast<f32>(bitcast<u32>(127 - SCALED_BITS + decision.exponent) << 23u));
+    // The integer is the product of two mantissas in [1, 2), times 2^21.
+    let excess = bitcast<u32>(127 + 21 - decision.exponent) << 23u;
+    return Quick((decision.mantissa & 0x7fffffu) | 0x800000u, excess);
 }
 
 // Scales a group that lies in the tile as a whole.

@@ -72,7 +72,7 @@ fn joined_chains(sums: vec4<f32>, lost: vec4<f32>) -> Pair {
 
 // Adds the squares of four magnitudes to four sums, each a rounded sum and what rounding lost.
 fn add_squares(magnitude: vec4<u32>, sums: ptr<function, vec4<f32>>, lost: ptr<function, vec4<f32>>) {
-    // On the bits, since a compiler may reorder multiplications. Zeros and subnormals become less than 2^-101, whose
+    // On the bits, since a compiler may reorder multiplications. Zeros and subnormals become less than 2^-102, whose
     // squares are nothing; what is too large to scale becomes nonsense, but then the span does not use this sum.
     let bits = magnitude + vec4<u32>(PRESCALE << 23u);
     if HALVES {
