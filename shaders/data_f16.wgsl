@@ -8,7 +8,7 @@ const NOT_FINITE: u32 = 143u << 23u;
 
 // The values of the four halves in two words; NaN keeps its payload.
 fn widened(words: vec2<u32>) -> vec4<u32> {
-    let magnitude = magnitudes(words);
+    let magnitude = widened_magnitudes(words);
     // The exponent of Inf and NaN is f32's, 112 further up.
     let all = select(magnitude, magnitude + vec4<u32>(112u << 23u), magnitude >= vec4<u32>(NOT_FINITE));
     let signs = vec4<u32>(words.x << 16u, words.x, words.y << 16u, words.y) & vec4<u32>(0x80000000u);
@@ -16,7 +16,7 @@ fn widened(words: vec2<u32>) -> vec4<u32> {
 }
 
 // Magnitudes, those of Inf and NaN as if they were numbers from 2^16 on.
-fn magnitudes(words: vec2<u32>) -> vec4<u32> {
+fn widened_magnitudes(words: vec2<u32>) -> vec4<u32> {
     let fields = vec4<u32>(words.x << 13u, words.x >> 3u, words.y << 13u, words.y >> 3u) & vec4<u32>(0xfffe000u);
     // With f32's bias, which is 112 more; a subnormal m * 2^-24 comes out as 2^-15 + m * 2^-25. Twice that less 2^-14
     // is m * 2^-24 again, and of no other half is it less than the half.

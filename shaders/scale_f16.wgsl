@@ -1,5 +1,5 @@
 fn scaled_words(words: vec2<u32>, quick: Quick) -> vec2<u32> {
-    let magnitude = magnitudes(words);
+    let magnitude = widened_magnitudes(words);
     let mantissa = ((magnitude >> vec4<u32>(13u)) & vec4<u32>(0x3ffu)) | vec4<u32>(0x400u);
     let integer = mantissa * vec4<u32>(quick.mantissa >> 12u)
         + ((mantissa * vec4<u32>(quick.mantissa & 0xfffu)) >> vec4<u32>(12u));

@@ -8,9 +8,9 @@ struct Quick {
     excess: u32,
 }
 
-// Whether the factor is one for that: below 1, and not so small that the excess would be.
+// Whether the factor is one for that: below 1, and no zero.
 fn is_quick(decision: Decision) -> bool {
-    return decision.exponent < 0 && decision.exponent >= -90 && decision.mantissa != 0u;
+    return decision.exponent < 0 && decision.exponent >= -90;
 }
 
 fn quick_of(decision: Decision) -> Quick {

@@ -4,10 +4,13 @@
 //! driver finds a way around that, sums would be wrong by an ulp and no error would say so. So every
 //! device sums a small batch of `f32`, as short rows, as long ones, and fused where plans of the tuning may be, with a centre where plans
 //! have one, against the exact sum on the host, and means before the first plan of one; one that fails takes exact sums only, slower and right, and the report says so.
+//!
+//! Likewise its own conversion of f16, which may flush subnormals: one that fails widens by integers.
 
 use std::sync::{Arc, OnceLock};
 
 use super::context::GpuContext;
+use super::kernels::COMPILING;
 use super::session::Session;
 use super::storage::Storage;
 use crate::aggregate::Weights;
@@ -15,6 +18,7 @@ use crate::backend::{Backend, Reference};
 use crate::batch::Layout;
 use crate::clip::{Clipping, Scope};
 use crate::error::{Error, Result};
+use crate::half::Half;
 
 /// Rows of the batch: an uncompensated sum rounds about one row in three wrong.
 const ROWS: usize = 64;
@@ -28,10 +32,15 @@ const COORDINATES: usize = 301;
 const SHORT_TILE: u32 = 64;
 
 impl GpuContext {
-    /// Checks the device's norms, once: those of updates, or those around a centre.
-    pub(super) fn ensure_checked(&self, centered: bool) -> Result<()> {
+    /// Checks the device's norms, once: those of updates, or those around a centre; and its conversion of f16, where it is to be used.
+    pub(super) fn ensure_checked(&self, storage: Storage, centered: bool) -> Result<()> {
         let are_right = |fast| all_kinds_are_right(self, fast, centered);
-        ensure(&self.fast_sums[usize::from(centered)], "norms", are_right)
+        ensure(&self.fast_sums[usize::from(centered)], "norms", are_right)?;
+        if storage == Storage::Half(Half::F16) && self.tuning.unpacks && self.unpacking.get().is_none() {
+            let is_right = every_half_is_right(self)?;
+            self.unpacking.get_or_init(|| is_right);
+        }
+        Ok(())
     }
 
     /// Checks the device's means, once: those of updates, or those around a centre.
@@ -101,6 +110,24 @@ fn kind_is_right(context: &GpuContext, centered: bool) -> Result<bool> {
     session.submit("checking the device", |encoder| session.plan.record(encoder))?;
     let norms = session.plan.norms_blocking()?;
     Ok(norms == Reference.norms(&layout, &data, &clipping)?)
+}
+
+/// Norms of all f16, eight to a row: the square root of a sum of so few tells if one of them counts as another number.
+fn every_half_is_right(context: &GpuContext) -> Result<bool> {
+    let layout = Layout::dense(1 << 13, 8)?;
+    let data: Vec<u16> = (0..=u16::MAX).collect();
+    let clipping = Clipping::default();
+    let mut context = context.clone();
+    context.unpacking = Arc::new(OnceLock::from(true));
+
+    let session = match Session::new(&context, &layout, &clipping, Storage::Half(Half::F16)) {
+        // Not every device has it: lavapipe only with the feature SHADER_F16.
+        Err(Error::Gpu { during: COMPILING, .. }) => return Ok(false),
+        session => session?,
+    };
+    session.upload(&data, &Scope::All)?;
+    session.submit("checking the device", |encoder| session.plan.record_norms(encoder))?;
+    Ok(session.plan.norms_blocking()? == Reference.norms_half(&layout, Half::F16, &data, &clipping)?)
 }
 
 /// Of so few rows that one sum takes all, and of two parts of them.

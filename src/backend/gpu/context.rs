@@ -4,8 +4,10 @@ use std::sync::{Arc, OnceLock};
 
 use super::device::{LostReason, guarded, wait};
 use super::kernels::Pipelines;
+use super::storage::Storage;
 use super::tuning::Tuning;
 use crate::error::{Error, Result};
+use crate::half::Half;
 use crate::report::{BackendKind, Ran};
 
 /// A device, and what all plans on it share. Clones are handles.
@@ -22,14 +24,16 @@ pub(crate) struct GpuContext {
     pub fast_sums: Arc<[OnceLock<bool>; 2]>,
     /// The same of the fast sums of means, before the first plan of a mean.
     pub fast_means: Arc<[OnceLock<bool>; 2]>,
+    /// Whether the device's own conversion of f16 passed its check.
+    pub unpacking: Arc<OnceLock<bool>>,
     pub lost: LostReason,
 }
 
 impl GpuContext {
     /// The same device with kernels of another shape.
     pub(super) fn with_tuning(&self, tuning: Tuning) -> Self {
-        let (fast_sums, fast_means) = (Arc::default(), Arc::default());
-        Self { tuning, pipelines: Arc::default(), fast_sums, fast_means, ..self.clone() }
+        let (fast_sums, fast_means, unpacking) = (Arc::default(), Arc::default(), Arc::default());
+        Self { tuning, pipelines: Arc::default(), fast_sums, fast_means, unpacking, ..self.clone() }
     }
 
     pub(crate) fn fast_sums_failed(&self, centered: bool) -> bool {
@@ -38,6 +42,11 @@ impl GpuContext {
 
     pub(crate) fn fast_means_failed(&self, centered: bool) -> bool {
         self.fast_means[usize::from(centered)].get() == Some(&false)
+    }
+
+    /// Whether sums of this storage take the device's own conversion.
+    pub(crate) fn unpacks(&self, storage: Storage) -> bool {
+        storage == Storage::Half(Half::F16) && self.tuning.unpacks && self.unpacking.get() == Some(&true)
     }
 
     /// Whether anything takes exact sums because its fast ones failed their check.
@@ -59,6 +68,9 @@ impl GpuContext {
                     "; its fast sums failed the check, so every {what} takes the exact sum"
                 ));
             }
+        }
+        if self.unpacking.get() == Some(&false) {
+            why.push_str("; its conversion of f16 failed the check, so integers widen f16");
         }
         Ran { backend: BackendKind::Gpu, adapter: Some(self.adapter.clone()), strategy: None, why }
     }

@@ -185,7 +185,7 @@ impl Gpu {
         work: impl FnOnce(&Session) -> Result<T>,
     ) -> Result<T> {
         let context = self.context_for(layout, clipping.granularity);
-        context.ensure_checked(clipping.center.is_some())?;
+        context.ensure_checked(storage, clipping.center.is_some())?;
         let mut slot = self.session.lock().unwrap_or_else(PoisonError::into_inner);
         let rules = Rules::new(&Source::new(&clipping.threshold, layout, clipping.granularity)?)?;
         let fits = |s: &Session| {

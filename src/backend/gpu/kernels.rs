@@ -12,6 +12,9 @@ use super::storage::{Fours, Storage};
 use crate::error::Result;
 use crate::half::Half;
 
+/// What goes on where an error is one of a kernel that does not compile.
+pub(super) const COMPILING: &str = "compiling the kernels";
+
 /// What a kernel binds; the number is its `@binding` in every shader.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
@@ -371,17 +374,19 @@ pub(crate) struct Form {
     pub fours: Fours,
     pub centered: bool,
     pub storage: Storage,
+    /// Whether sums widen f16 by the device's own conversion.
+    pub unpacks: bool,
 }
 
 impl Form {
-    /// How many there are: ways to reach elements, with a centre or without, storages.
-    const COUNT: usize = 3 * 2 * 3;
+    /// How many there are: ways to reach elements, with a centre or without, storages, and two for f16.
+    const COUNT: usize = 3 * 2 * 4;
 
     /// Its place among all.
     fn index(self) -> usize {
         let storage = match self.storage {
             Storage::Single => 0,
-            Storage::Half(Half::F16) => 1,
+            Storage::Half(Half::F16) => 1 + 2 * usize::from(self.unpacks),
             Storage::Half(Half::Bf16) => 2,
         };
         self.fours as usize + 3 * usize::from(self.centered) + 6 * storage
@@ -419,7 +424,7 @@ impl Pipelines {
         if let Some(made) = cell.get() {
             return Ok(made);
         }
-        let made = guarded(device, "compiling the kernels", || build_one(device, kernel, form, tuning))?;
+        let made = guarded(device, COMPILING, || build_one(device, kernel, form, tuning))?;
         Ok(cell.get_or_init(|| made))
     }
 }
@@ -429,6 +434,7 @@ fn build_one(device: &wgpu::Device, kernel: &'static Kernel, form: Form, tuning:
         fours: form.fours,
         subgroups: tuning.subgroups,
         doubles: tuning.doubles,
+        unpacks: form.unpacks,
         storage: form.storage,
     };
     let module = module(device, tuning, kernel.file, source(kernel.file, variant));
@@ -515,15 +521,20 @@ mod tests {
 
     const FOURS: [Fours; 3] = [Fours::None, Fours::Loose, Fours::Aligned];
 
-    const PORTABLE: Variant =
-        Variant { fours: Fours::Aligned, subgroups: false, doubles: false, storage: Storage::Single };
+    const PORTABLE: Variant = Variant {
+        fours: Fours::Aligned,
+        subgroups: false,
+        doubles: false,
+        unpacks: false,
+        storage: Storage::Single,
+    };
 
     fn variants() -> impl Iterator<Item = Variant> {
         let both = [false, true];
         STORAGES.into_iter().flat_map(move |storage| {
             FOURS.into_iter().flat_map(move |fours| {
                 both.into_iter().flat_map(move |subgroups| {
-                    both.map(|doubles| Variant { fours, subgroups, doubles, storage })
+                    both.map(|doubles| Variant { fours, subgroups, doubles, unpacks: doubles, storage })
                 })
             })
         })
@@ -533,7 +544,9 @@ mod tests {
         let text = source(file, variant);
         let module =
             naga::front::wgsl::parse_str(&text).unwrap_or_else(|e| panic!("{}", e.emit_to_string(&text)));
-        let capabilities = naga::valid::Capabilities::SUBGROUP | naga::valid::Capabilities::FLOAT64;
+        use naga::valid::Capabilities;
+        let capabilities =
+            Capabilities::SUBGROUP | Capabilities::FLOAT64 | Capabilities::SHADER_FLOAT16_IN_FLOAT32;
         let mut validator = naga::valid::Validator::new(naga::valid::ValidationFlags::all(), capabilities);
         let info = validator.validate(&module).unwrap_or_else(|e| panic!("{file}: {e:?}"));
         (module, info)
@@ -758,7 +771,7 @@ mod tests {
         let pipelines = Pipelines::default();
         for storage in STORAGES {
             for (fours, centered) in FOURS.into_iter().flat_map(|fours| [(fours, false), (fours, true)]) {
-                let form = Form { fours, centered, storage };
+                let form = Form { fours, centered, storage, unpacks: !centered };
                 let made = pipelines.get(&device, &Tuning::portable(), form, |_| true).unwrap();
                 assert_eq!(made.len(), KERNELS.len());
             }

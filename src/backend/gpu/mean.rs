@@ -81,7 +81,12 @@ pub(super) struct Source<'a> {
 
 impl Source<'_> {
     fn form(&self) -> Form {
-        Form { fours: self.geometry.fours, centered: self.centered, storage: self.geometry.storage }
+        Form {
+            fours: self.geometry.fours,
+            centered: self.centered,
+            storage: self.geometry.storage,
+            unpacks: false,
+        }
     }
 }
 

@@ -131,6 +131,7 @@ impl Gpu {
             pipelines: Arc::default(),
             fast_sums: Arc::default(),
             fast_means: Arc::default(),
+            unpacking: Arc::default(),
             lost: LostReason::default(),
             device,
             queue,
@@ -240,7 +241,7 @@ impl Gpu {
         layout.check(elements as usize)?;
         let placement = Placement::in_place(layout, clipping.granularity, elements);
         let context = self.context_for(layout, clipping.granularity);
-        context.ensure_checked(clipping.center.is_some())?;
+        context.ensure_checked(storage, clipping.center.is_some())?;
         Plan::new(context, layout, clipping, &placement, storage, buffer)
     }
 }

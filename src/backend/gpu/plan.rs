@@ -124,7 +124,8 @@ impl Plan {
         clipping.check_center(layout)?;
         let centered = clipping.center.is_some();
         let geometry = Geometry::new(layout, clipping.granularity, placement, tuning, centered, storage)?;
-        let form = Form { fours: geometry.fours, centered, storage };
+        let unpacks = context.unpacks(storage);
+        let form = Form { fours: geometry.fours, centered, storage, unpacks };
         let pipelines =
             context.pipelines.get(&context.device, tuning, form, |kernel| is_step(kernel, &geometry))?;
         let source = Source::new(&clipping.threshold, layout, clipping.granularity)?;

@@ -10,12 +10,14 @@ pub(crate) struct Variant {
     pub subgroups: bool,
     /// Sums in f64, or in pairs of f32.
     pub doubles: bool,
+    /// Sums widen f16 by the device's own conversion.
+    pub unpacks: bool,
     pub storage: Storage,
 }
 
 impl Storage {
     /// Sources of `load4`, `load1` and `groups`, of `store4` and `scale_whole4`, and of `scaled` and `cut`.
-    fn sources(self, fours: Fours) -> [String; 3] {
+    fn sources(self, fours: Fours, unpacks: bool) -> [String; 3] {
         let by_count = include_str!("../../../shaders/groups.wgsl");
         match self {
             Self::Single => {
@@ -38,6 +40,11 @@ impl Storage {
                 [data, store, include_str!("../../../shaders/product.wgsl").into()]
             }
             Self::Half(half) => {
+                let magnitudes = match (half, unpacks) {
+                    (Half::F16, false) => include_str!("../../../shaders/magnitudes_f16.wgsl"),
+                    (Half::F16, true) => include_str!("../../../shaders/magnitudes_f16_unpacked.wgsl"),
+                    (Half::Bf16, _) => "",
+                };
                 let (format, scale) = match half {
                     Half::F16 => (
                         include_str!("../../../shaders/data_f16.wgsl"),
@@ -60,7 +67,8 @@ impl Storage {
                     ),
                 };
                 [
-                    [by_count, format, words, include_str!("../../../shaders/data_half.wgsl")].join("\n"),
+                    [by_count, format, magnitudes, words, include_str!("../../../shaders/data_half.wgsl")]
+                        .join("\n"),
                     [store, include_str!("../../../shaders/store_half.wgsl"), &scale].join("\n"),
                     include_str!("../../../shaders/product_half.wgsl").into(),
                 ]
@@ -71,7 +79,7 @@ impl Storage {
 
 /// The whole source of the shader module of a file under `shaders/`.
 pub(crate) fn source(file: &str, variant: Variant) -> String {
-    let [data, store, product] = &variant.storage.sources(variant.fours);
+    let [data, store, product] = &variant.storage.sources(variant.fours, variant.unpacks);
     let reduce = if variant.subgroups {
         include_str!("../../../shaders/reduce_subgroup.wgsl")
     } else {

@@ -48,6 +48,8 @@ pub struct Tuning {
     pub few_tiles: u32,
     /// Bytes that an invocation takes one after the other in a sum in f64, a power of two; 0: neighbours read side by side.
     pub stretch: u32,
+    /// Whether sums widen f16 by the device's own conversion (`unpack2x16float`), where that passes its check; else by integers.
+    pub unpacks: bool,
     /// Parts of a batch in which a workgroup takes short rows, or spans, at once, a power of two; 1: it takes neighbours.
     pub streams: u32,
     /// Workgroups that look for norms which the fast sums left open; there are more where that could be too many
@@ -97,6 +99,7 @@ impl Tuning {
             few_tiles: 0,
             stretch: 0,
             streams: 1,
+            unpacks: false,
             exact_workgroups: 512,
             force_exact: false,
             trusted: false,
@@ -132,6 +135,7 @@ impl Tuning {
             tuning.fused_row = 1 << 14;
             tuning.group_bytes = 16 << 20;
         }
+        tuning.unpacks = true;
         tuning.loose = matches!(info.backend, wgpu::Backend::Vulkan | wgpu::Backend::Dx12);
         tuning.offset_alignment = u64::from(limits.min_storage_buffer_offset_alignment).max(256);
         // A window's offsets are u32 and its size a multiple of the alignment.

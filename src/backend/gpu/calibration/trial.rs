@@ -75,7 +75,7 @@ impl Gpu {
     /// Those of [`Gpu::calibrate`].
     #[doc(hidden)]
     pub fn calibrate_on(&self, bytes: u64, mut tell: impl FnMut(&Trial)) -> Result<Calibration> {
-        self.context.ensure_checked(false)?;
+        self.context.ensure_checked(Storage::Single, false)?;
         let mut calibration = Calibration::uniform(self);
         for class in ShapeClass::ALL {
             let bed = Bed::new(&self.context, class, bytes)?;
