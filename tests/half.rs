@@ -1104,6 +1104,19 @@ mod on_the_command_line {
         }
     }
 
+    /// There is none to read here.
+    #[test]
+    fn a_centre_for_halves_is_refused_before_it_is_read() {
+        let folder = TempDir::new().unwrap();
+        fs::write(folder.path().join("x.npy"), npy("<f2", "(2, 2)", &[0; 4])).unwrap();
+        for command in ["clip", "mean"] {
+            let arguments = [command, "x.npy", "-o", "y.npy", "--max-norm", "2", "--center", "none.npy"];
+            let output = run(folder.path(), &arguments);
+            let message = String::from_utf8(output.stderr).unwrap();
+            assert!(message.contains("a centre for rows in half precision"), "{message}");
+        }
+    }
+
     #[test]
     fn files_of_other_or_mixed_types_are_refused() {
         let folder = TempDir::new().unwrap();

@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 
-use byzclip::{Clipping, NonFinite, Scope};
+use byzclip::{Clipping, NonFinite, Scope, half};
 
 use super::batch_file::BatchFile;
 use super::batch_output;
 use super::center::Center;
+use super::elements::Dtype;
 use super::failure::Failure;
 use super::options;
 use super::threshold::ThresholdArgs;
@@ -42,7 +43,11 @@ impl ClippingArgs {
 
     /// The centre of a batch that is read so many elements at a time, where there is one.
     pub(super) fn center(&self, batch: &BatchFile, window: usize) -> Result<Option<Center>, Failure> {
-        self.center.as_ref().map(|path| Center::open(path, batch, window)).transpose()
+        let Some(path) = &self.center else { return Ok(None) };
+        if let Dtype::Half(_) = batch.dtype {
+            return Err(half::no_center().into());
+        }
+        Center::open(path, batch, window).map(Some)
     }
 
     /// Checks, before anything is read, that what is written lies apart from what is read.
