@@ -1,5 +1,5 @@
-// Stage 1 from partial sums to norms, those included that the fast sums leave open: where no span has many tiles, and one window
-// holds all. One dispatch instead of two, and no list.
+// Stage 1 from partial sums to norms, those included that the fast sums leave open: for tiled batches in one window whose spans
+// have few tiles, so few that a workgroup may sum all of its own exactly. One dispatch instead of two, and no list.
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> data: array<Element>;
@@ -10,9 +10,10 @@
 @group(0) @binding(7) var<storage, read_write> decisions: array<Decision>;
 @group(0) @binding(8) var<storage, read_write> run: array<atomic<u32>>;
 
-// The spans that are open, and how many there are.
+// The spans that are open, and how many there are: counted, and then for all to read.
 var<workgroup> open: array<u32, WORKGROUP>;
-var<workgroup> open_count: atomic<u32>;
+var<workgroup> counted: atomic<u32>;
+var<workgroup> open_count: u32;
 
 // An invocation settles a span; the workgroup sums those that stay open, one after the other.
 @compute @workgroup_size(WORKGROUP)
@@ -22,7 +23,7 @@ fn norms_at_once(
     @builtin(num_workgroups) workgroups: vec3<u32>,
 ) {
     if local == 0u {
-        atomicStore(&open_count, 0u);
+        atomicStore(&counted, 0u);
     }
     workgroupBarrier();
     let count = params.end - params.first;
@@ -30,12 +31,15 @@ fn norms_at_once(
     if index < params.end {
         let span = spans[index];
         if settle(index, span, joined_partials(span), is_run_whole()) {
-            open[atomicAdd(&open_count, 1u)] = index;
+            open[atomicAdd(&counted, 1u)] = index;
         }
     }
     workgroupBarrier();
-    let opened = atomicLoad(&open_count);
-    for (var place = 0u; place < opened; place++) {
+    if local == 0u {
+        open_count = atomicLoad(&counted);
+    }
+    let count_of_open = workgroupUniformLoad(&open_count);
+    for (var place = 0u; place < count_of_open; place++) {
         let listed = open[place];
         let norm = exact_norm(local, spans[listed]);
         if local == 0u {

@@ -11,8 +11,8 @@ fn joined_partials(span: Span) -> Partial {
     if span.in_scope != 0u {
         for (var slot = 0u; slot < span.slot_count; slot++) {
             let partial = partials[span.first_slot + slot];
-            let joined = add_pairs(Pair(sum.high, sum.low), Pair(partial.high, partial.low));
-            sum = Partial(joined.high, joined.low, max(sum.largest, partial.largest));
+            let pair = add_pairs(Pair(sum.high, sum.low), Pair(partial.high, partial.low));
+            sum = Partial(pair.high, pair.low, max(sum.largest, partial.largest));
         }
     }
     return sum;

@@ -4,11 +4,11 @@
 struct Quick {
     // The factor's 24 bits.
     mantissa: u32,
-    // What the exponent fields of that integer and of the half are too much by, when added, in its place.
+    // The exponent fields of that integer and of the half add up to that of their product and this.
     excess: u32,
 }
 
-// Whether the factor is one for that: below 1, and no zero.
+// Whether the factor is one for that: below 1, and no zero. Where the limit is does not matter: smaller ones are rare.
 fn is_quick(decision: Decision) -> bool {
     return decision.exponent < 0 && decision.exponent >= -90;
 }

@@ -10,8 +10,8 @@ struct Partial {
 // Where a row's workgroup is all that it takes, no run is in part.
 const IS_WHOLE: bool = true;
 
-// Writes the norm of a span, and its decision where that is all it takes; true where it stays open. A run that is not whole
-// is none.
+// Writes the norm of a span, and its decision where that is all it takes; or writes nothing, and is true, where the norm stays
+// open. A run that is not whole is none.
 fn settle(index: u32, span: Span, sum: Partial, is_whole: bool) -> bool {
     if index == 0u && is_whole {
         atomicStore(&run[RUN_NORMS], 1u);
@@ -23,13 +23,13 @@ fn settle(index: u32, span: Span, sum: Partial, is_whole: bool) -> bool {
     if span.in_scope != 0u && is_whole {
         norm = fast_norm(sum, span);
     }
-    norms[index] = norm;
-    if norm.kind == NON_FINITE {
-        atomicOr(&run[RUN_NON_FINITE], 1u);
-    }
     if norm.kind == UNDECIDED {
         return true;
     }
+    if norm.kind == NON_FINITE {
+        atomicOr(&run[RUN_NON_FINITE], 1u);
+    }
+    norms[index] = norm;
     decide_alone(index, norm, span);
     return false;
 }

@@ -169,7 +169,14 @@ fn strategies(gpu: &Gpu) -> Vec<(&'static str, Tuning)> {
         ),
         (
             "rows settled at once, exact sums only",
-            Tuning { workgroup: 16, few_tiles: 16, short_row: 0, force_exact: true, ..portable.clone() },
+            Tuning {
+                workgroup: 16,
+                few_tiles: 16,
+                at_once: true,
+                short_row: 0,
+                force_exact: true,
+                ..portable.clone()
+            },
         ),
         ("no row is short", Tuning { short_row: 0, few_tiles: 0, ..own.clone() }),
         ("few tiles", Tuning { tile: 1024, few_tiles: 50, short_row: 0, ..portable.clone() }),
@@ -327,7 +334,7 @@ fn a_run_takes_no_more_dispatches_than_its_clipping_needs() {
     let refusing = fixed.clone().non_finite(NonFinite::Error);
     let threshold = ["threshold_groups", "threshold_spans"];
     let [(_, fused), (_, tiled), (_, grouped)] = of_long_rows(&gpu);
-    let tiled = Tuning { few_tiles: 16, ..tiled };
+    let tiled = Tuning { few_tiles: 16, at_once: true, ..tiled };
     let rows = Tuning { short_row: 1003, short_rows: 0, ..Tuning { tile: 1024, ..tiled.clone() } };
     for (tuning, norms, clip) in [
         (&fused, vec!["fused", "exact_few"], "clip_left"),

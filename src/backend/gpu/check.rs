@@ -5,7 +5,9 @@
 //! device sums a small batch of `f32`, as short rows, as long ones, and fused where plans of the tuning may be, with a centre where plans
 //! have one, against the exact sum on the host, and means before the first plan of one; one that fails takes exact sums only, slower and right, and the report says so.
 //!
-//! Likewise its own conversion of f16, which may flush subnormals: one that fails widens by integers.
+//! The products of a clip have no other way than the device's own, rounded to the nearest: one that rounds otherwise is of no use.
+//!
+//! Likewise is checked, before it is taken, its own conversion of f16, which may flush subnormals: a device that fails widens by integers.
 
 use std::sync::{Arc, OnceLock};
 
@@ -19,6 +21,9 @@ use crate::batch::Layout;
 use crate::clip::{Clipping, Scope};
 use crate::error::{Error, Result};
 use crate::half::Half;
+
+/// What goes on where an error is one of arithmetic.
+const CHECKING: &str = "checking the device's arithmetic";
 
 /// Rows of the batch: an uncompensated sum rounds about one row in three wrong.
 const ROWS: usize = 64;
@@ -58,7 +63,7 @@ fn ensure(checked: &OnceLock<bool>, what: &str, are_right: impl Fn(FastSums) -> 
     let fast = are_right(FastSums::Allowed)?;
     if !fast && !are_right(FastSums::Forbidden)? {
         return Err(Error::Gpu {
-            during: "checking the device's arithmetic",
+            during: CHECKING,
             message: format!("wrong {what}, also from integer sums"),
         });
     }
@@ -97,7 +102,8 @@ fn all_kinds_are_right(context: &GpuContext, fast: FastSums, centered: bool) -> 
 fn kind_is_right(context: &GpuContext, centered: bool) -> Result<bool> {
     let layout = Layout::dense(ROWS, PARAMS)?;
     let data: Vec<f32> = (0..layout.len()).map(pseudo_random).collect();
-    let mut clipping = Clipping::default();
+    // About half of the rows are above.
+    let mut clipping = Clipping::fixed((PARAMS as f32 * 7.0 / 12.0).sqrt());
     if centered {
         // Less than half a unit in the last place of the elements: every difference is rounded up, by a good part of
         // that, and so a sum without compensation is too large in a third of all rows.
@@ -108,13 +114,25 @@ fn kind_is_right(context: &GpuContext, centered: bool) -> Result<bool> {
     let session = Session::new(context, &layout, &clipping, Storage::Single)?;
     session.upload(&data, &Scope::All)?;
     session.submit("checking the device", |encoder| session.plan.record(encoder))?;
-    let norms = session.plan.norms_blocking()?;
-    Ok(norms == Reference.norms(&layout, &data, &clipping)?)
+    let (norms, decisions) = session.plan.run_blocking()?;
+    if norms != Reference.norms(&layout, &data, &clipping)? {
+        return Ok(false);
+    }
+    let (mut got, mut expected) = (data.clone(), data);
+    session.download(&mut got, &decisions)?;
+    Reference.clip(&layout, &mut expected, &clipping, &decisions)?;
+    if !same_bits(&got, &expected) {
+        return Err(Error::Gpu {
+            during: CHECKING,
+            message: "products that are not rounded to the nearest, ties to even".into(),
+        });
+    }
+    Ok(true)
 }
 
-/// Norms of all f16, eight to a row: the square root of a sum of so few tells if one of them counts as another number.
+/// Norms of all f16, 64 neighbours to a row: the root of a sum of so few, of a size, tells if one of them counts as another number.
 fn every_half_is_right(context: &GpuContext) -> Result<bool> {
-    let layout = Layout::dense(1 << 13, 8)?;
+    let layout = Layout::dense(1 << 10, 64)?;
     let data: Vec<u16> = (0..=u16::MAX).collect();
     let clipping = Clipping::default();
     let mut context = context.clone();

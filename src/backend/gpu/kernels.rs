@@ -65,7 +65,7 @@ pub(crate) enum Grid {
     Span,
     /// As many spans as it has invocations.
     Spans,
-    /// As many spans as its invocations that sum tiles, within the window.
+    /// A span to each invocation, of a workgroup of the size that tiles have.
     FewSpans,
     /// One group of spans that share a bound.
     Group,

@@ -16,7 +16,7 @@ pub(crate) struct Variant {
 }
 
 impl Storage {
-    /// Sources of `load4`, `load1` and `groups`, of `store4` and `scale_whole4`, and of `scaled` and `cut`.
+    /// Sources of `load4`, `load1`, `magnitudes4` and `groups`, of `store4` and `scale_whole4`, and of `scaled` and `cut`.
     fn sources(self, fours: Fours, unpacks: bool) -> [String; 3] {
         let by_count = include_str!("../../../shaders/groups.wgsl");
         match self {

@@ -46,6 +46,8 @@ pub struct Tuning {
     pub group_bytes: u64,
     /// Where no span has more tiles than this, an invocation joins the partial sums of a span; else a workgroup does.
     pub few_tiles: u32,
+    /// Whether, where no span has more tiles than that, what settles norms sums those exactly that stay open (`norms_at_once`).
+    pub at_once: bool,
     /// Bytes that an invocation takes one after the other in a sum in f64, a power of two; 0: neighbours read side by side.
     pub stretch: u32,
     /// Whether sums widen f16 by the device's own conversion (`unpack2x16float`), where that passes its check; else by integers.
@@ -97,6 +99,7 @@ impl Tuning {
             fused_row: 0,
             group_bytes: 0,
             few_tiles: 0,
+            at_once: false,
             stretch: 0,
             streams: 1,
             unpacks: false,
@@ -123,6 +126,8 @@ impl Tuning {
             // Longer ones lose where only some of a vector's rows are in scope, or clipped.
             tuning.short_row = 512;
             tuning.few_tiles = 16;
+            // Compilers of DX12 may refuse barriers in a loop whose end comes from shared memory.
+            tuning.at_once = info.backend == wgpu::Backend::Vulkan;
             tuning.short_rows = 32 * tuning.workgroup;
             tuning.tile = 1 << 14;
             // Its lanes are read one by one: each is fastest in pages of its own.
@@ -266,7 +271,7 @@ impl Tuning {
         tiles.min(u64::from(self.exact_workgroups)).max((tiles * turns).div_ceil(1 << 15))
     }
 
-    /// The turns that an invocation of `exact_few` takes for a span of so many tiles and elements: its groups, the limbs
+    /// The turns that an invocation of `exact_few` or `norms_at_once` takes for a span of so many tiles and elements: its groups, the limbs
     /// for each tile and five times more, and the bits of a root and of a factor.
     fn exact_turns(&self, tiles: u32, elements: u64) -> u64 {
         elements.div_ceil(4 * u64::from(self.workgroup)) + 42 * u64::from(tiles) + 260
@@ -280,7 +285,7 @@ impl Tuning {
 
     /// Whether an invocation of `norms_at_once` may take part in the exact sums of as many spans as its workgroup settles.
     pub(super) fn settles_at_once(&self, tiles: u32, elements: u64) -> bool {
-        u64::from(self.workgroup) * self.exact_turns(tiles, elements) <= 1 << 15
+        self.at_once && u64::from(self.workgroup) * self.exact_turns(tiles, elements) <= 1 << 15
     }
 
     /// Workgroups of `exact_few` for spans of up to so many tiles and elements.
@@ -335,6 +340,7 @@ mod tests {
                 workgroup,
                 span_workgroup: workgroup,
                 exact_workgroups,
+                at_once: true,
                 ..Tuning::portable()
             })
         })
