@@ -150,6 +150,9 @@ override WORKGROUP: u32 = 256u;
 // Invocations that share a span where spans are short; divides WORKGROUP.
 override LANES: u32 = 1u;
 
+// Invocations of the smallest subgroup that the device may use; 1 without subgroups.
+override SUBGROUP_MIN: u32 = 1u;
+
 // Where the lanes of a vector read memory one by one, as on lavapipe, each is fastest in pages of its own; on hardware
 // neighbours read side by side, and both of these are 1. Groups of four that an invocation sums one after the other,
 // and parts of a batch in which a workgroup takes items at once.

@@ -1,4 +1,4 @@
-// Joins the pairs and magnitudes of a workgroup: shuffles in each subgroup, then shared memory.
+// Joins the pairs and magnitudes of a workgroup: shuffles in each subgroup, then shared memory where there are several.
 // Invocation 0 gets the result. The arrays hold a slot per invocation, enough for subgroups of any size.
 
 var<workgroup> shared_high: array<f32, WORKGROUP>;
@@ -20,6 +20,10 @@ fn reduce(lane: Lane, pair: Pair, largest: u32) -> Partial {
         sum = add_pairs(sum, Pair(subgroupShuffleXor(sum.high, width), subgroupShuffleXor(sum.low, width)));
     }
     let magnitude = subgroupMax(largest);
+    // Where no workgroup has a second one.
+    if SUBGROUP_MIN >= WORKGROUP {
+        return Partial(sum.high, sum.low, magnitude);
+    }
     if lane.index == 0u {
         shared_high[lane.subgroup] = sum.high;
         shared_low[lane.subgroup] = sum.low;

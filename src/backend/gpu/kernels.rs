@@ -465,6 +465,7 @@ fn build_one(device: &wgpu::Device, kernel: &'static Kernel, form: Form, tuning:
             constants: &[
                 ("WORKGROUP", f64::from(workgroup)),
                 ("LANES", f64::from(tuning.lanes())),
+                ("SUBGROUP_MIN", f64::from(tuning.subgroup_min)),
                 ("STRETCH", f64::from((tuning.stretch / (4 * form.storage.bytes() as u32)).max(1))),
                 ("STREAMS", f64::from(tuning.streams)),
                 ("CENTERED", f64::from(u8::from(form.centered))),

@@ -172,8 +172,12 @@ impl Tuning {
         if self.subgroups && !device.features().contains(wgpu::Features::SUBGROUP) {
             return invalid("subgroups", "true".into(), "false on a device without the feature SUBGROUP");
         }
-        let largest = device.adapter_info().subgroup_max_size;
-        if self.subgroups && (self.subgroup_min == 0 || self.workgroup.min(self.span_workgroup) < largest) {
+        let info = device.adapter_info();
+        let (least, largest) = (info.subgroup_min_size, info.subgroup_max_size);
+        if self.subgroups && !(1..=least).contains(&self.subgroup_min) {
+            return invalid("subgroup_min", self.subgroup_min.to_string(), "what the device says, or less");
+        }
+        if self.subgroups && self.workgroup.min(self.span_workgroup) < largest {
             return invalid("subgroups", "true".into(), "workgroups of at least a whole subgroup");
         }
         if self.doubles && !device.features().contains(wgpu::Features::SHADER_F64) {
