@@ -1252,6 +1252,7 @@ fn tunings_that_the_device_cannot_run_are_refused() {
         Tuning { short_row: 1 << 20, ..own.clone() },
         Tuning { exact_workgroups: 0, ..own.clone() },
         Tuning { stretch: 3, ..own.clone() },
+        Tuning { subgroups: true, subgroup_min: 512, ..own.clone() },
         Tuning { streams: 0, ..own.clone() },
         Tuning { fused_row: 1 << 17, ..own.clone() },
         Tuning { window: 10, ..own.clone() },
