@@ -1,3 +1,4 @@
+// Four bf16 times the factor, cut to bf16.
 fn scaled_words(words: vec2<u32>, quick: Quick) -> vec2<u32> {
     let magnitude = magnitudes(words);
     let mantissa = ((magnitude >> vec4<u32>(16u)) & vec4<u32>(0x7fu)) | vec4<u32>(0x80u);

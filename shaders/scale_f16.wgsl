@@ -1,3 +1,4 @@
+// Four f16 times the factor, cut to f16.
 fn scaled_words(words: vec2<u32>, quick: Quick) -> vec2<u32> {
     let magnitude = widened_magnitudes(words);
     let mantissa = ((magnitude >> vec4<u32>(13u)) & vec4<u32>(0x3ffu)) | vec4<u32>(0x400u);
