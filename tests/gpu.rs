@@ -1272,7 +1272,18 @@ fn a_device_whose_fast_sums_are_wrong_is_found_out_and_sums_exactly() {
     let tuning = Tuning { zero: 1, ..gpu.tuning().clone() };
     let gpu = gpu.with_tuning(tuning).unwrap();
     assert_same_as_reference(&gpu, &Layout::dense(200, 3000).unwrap(), &Clipping::fixed(2.0), "spoiled sums");
-    assert!(gpu.ran().why.len() > sound.len() && gpu.ran().why.contains("exact sum"), "{}", gpu.ran().why);
+    assert!(
+        gpu.ran().why.len() > sound.len() && gpu.ran().why.contains("every norm takes"),
+        "{}",
+        gpu.ran().why
+    );
+    for (half, name) in [(Half::F16, "every norm of f16 takes"), (Half::Bf16, "every norm of bf16 takes")] {
+        let layout = Layout::dense(20, 3000).unwrap();
+        let data: Vec<u16> = updates(&layout).iter().map(|&value| half.truncate(value)).collect();
+        let got = gpu.norms_half(&layout, half, &data, &Clipping::default()).unwrap();
+        assert!(got == Reference.norms_half(&layout, half, &data, &Clipping::default()).unwrap(), "{half:?}");
+        assert!(gpu.ran().why.contains(name), "{}", gpu.ran().why);
+    }
 }
 
 /// In a caller's buffer, where two rows may share a group of four elements; its end too may lie anywhere.

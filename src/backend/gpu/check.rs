@@ -2,7 +2,7 @@
 //!
 //! The proof rests on the compiler keeping the compensation (see `opaque` in pairs.wgsl). Where a
 //! driver finds a way around that, sums would be wrong by an ulp and no error would say so. So every
-//! device sums a small batch of `f32`, as short rows, as long ones, and fused where plans of the tuning may be, with a centre where plans
+//! device sums a small batch in the storage of its plans, as short rows, as long ones, and fused where plans of the tuning may be, with a centre where plans
 //! have one, against the exact sum on the host, and means before the first plan of one; one that fails takes exact sums only, slower and right, and the report says so.
 //!
 //! The products of a clip have no other way than the device's own, rounded to the nearest: one that rounds otherwise is of no use.
@@ -11,16 +11,20 @@
 
 use std::sync::{Arc, OnceLock};
 
+use bytemuck::Pod;
+
 use super::context::GpuContext;
 use super::kernels::COMPILING;
 use super::session::Session;
-use super::storage::Storage;
+use super::storage::{Storage, Sums};
 use crate::aggregate::Weights;
 use crate::backend::{Backend, Reference};
 use crate::batch::Layout;
 use crate::clip::{Clipping, Scope};
 use crate::error::{Error, Result};
 use crate::half::Half;
+use crate::norms::Norms;
+use crate::threshold::{Decision, Threshold};
 
 /// What goes on where an error is one of arithmetic.
 const CHECKING: &str = "checking the device's arithmetic";
@@ -37,10 +41,11 @@ const COORDINATES: usize = 301;
 const SHORT_TILE: u32 = 64;
 
 impl GpuContext {
-    /// Checks the device's norms, once: those of updates, or those around a centre; and its conversion of f16, where it is to be used.
+    /// Checks the device's norms and products, once: those of updates in this storage, or those around a centre; and then its conversion
+    /// of f16, where that is to be used.
     pub(super) fn ensure_checked(&self, storage: Storage, centered: bool) -> Result<()> {
-        let are_right = |fast| all_kinds_are_right(self, fast, centered);
-        ensure(&self.fast_sums[usize::from(centered)], "norms", are_right)?;
+        let sums = Sums::of(storage, centered);
+        ensure(&self.fast_sums[sums.index()], "norms", |fast| all_kinds_are_right(self, fast, sums))?;
         if storage == Storage::Half(Half::F16) && self.tuning.unpacks && self.unpacking.get().is_none() {
             let is_right = every_half_is_right(self)?;
             self.unpacking.get_or_init(|| is_right);
@@ -77,7 +82,7 @@ enum FastSums {
     Forbidden,
 }
 
-fn all_kinds_are_right(context: &GpuContext, fast: FastSums, centered: bool) -> Result<bool> {
+fn all_kinds_are_right(context: &GpuContext, fast: FastSums, sums: Sums) -> Result<bool> {
     // As short rows, as long ones, and fused where plans may be: the kernels differ. So do those of exact sums where rows
     // have many tiles; they matter where all sums are exact.
     let (long, own) = (PARAMS as u32, context.tuning.tile);
@@ -90,42 +95,72 @@ fn all_kinds_are_right(context: &GpuContext, fast: FastSums, centered: bool) -> 
         let mut context = context.clone();
         (context.tuning.short_row, context.tuning.short_rows) = (short_row, 0);
         (context.tuning.fused_row, context.tuning.tile) = (fused_row, tile);
-        let allowed = || OnceLock::from(fast == FastSums::Allowed);
-        context.fast_sums = Arc::new([allowed(), allowed()]);
-        if !kind_is_right(&context, centered)? {
+        context.fast_sums = Arc::new(Sums::ALL.map(|_| OnceLock::from(fast == FastSums::Allowed)));
+        if !kind_is_right(&context, sums)? {
             return Ok(false);
         }
     }
     Ok(true)
 }
 
-fn kind_is_right(context: &GpuContext, centered: bool) -> Result<bool> {
+fn kind_is_right(context: &GpuContext, sums: Sums) -> Result<bool> {
     let layout = Layout::dense(ROWS, PARAMS)?;
+    let mut clipping = Clipping::default();
+    if let Sums::Halves(half) = sums {
+        // Of several sizes, because the squares of a few bits and one size have sums that an f32 holds.
+        let sized = |i: usize| pseudo_random(i) * 0.5f32.powi((i / 7 % 6) as i32);
+        let data: Vec<u16> = (0..layout.len()).map(|i| half.truncate(sized(i))).collect();
+        let norms = Reference.norms_half(&layout, half, &data, &clipping)?;
+        clipping.threshold = Threshold::Fixed(middle(&norms));
+        let clip = |data: &mut [u16], decisions: &[Decision]| {
+            Reference.clip_half(&layout, half, data, &clipping, decisions)
+        };
+        return run_is_right(context, Storage::Half(half), &layout, &clipping, data, &norms, clip);
+    }
     let data: Vec<f32> = (0..layout.len()).map(pseudo_random).collect();
-    // About half of the rows are above.
-    let mut clipping = Clipping::fixed((PARAMS as f32 * 7.0 / 12.0).sqrt());
-    if centered {
+    if sums == Sums::Differences {
         // Less than half a unit in the last place of the elements: every difference is rounded up, by a good part of
         // that, and so a sum without compensation is too large in a third of all rows.
         let center: Vec<f32> = (0..PARAMS).map(|i| pseudo_random(!i) * f32::EPSILON / 4.0).collect();
         clipping = clipping.around(center);
     }
+    let norms = Reference.norms(&layout, &data, &clipping)?;
+    clipping.threshold = Threshold::Fixed(middle(&norms));
+    let clip = |data: &mut [f32], decisions: &[Decision]| Reference.clip(&layout, data, &clipping, decisions);
+    run_is_right(context, Storage::Single, &layout, &clipping, data, &norms, clip)
+}
 
-    let session = Session::new(context, &layout, &clipping, Storage::Single)?;
+/// A bound that about half of the rows are above.
+fn middle(norms: &Norms) -> f32 {
+    let mut values: Vec<f32> = norms.rows.iter().map(|norm| norm.value()).collect();
+    values.sort_by(f32::total_cmp);
+    values[values.len() / 2]
+}
+
+/// Whether the norms of a run are the reference's; what is clipped by them has to be.
+fn run_is_right<T: Pod>(
+    context: &GpuContext,
+    storage: Storage,
+    layout: &Layout,
+    clipping: &Clipping,
+    data: Vec<T>,
+    norms: &Norms,
+    clip: impl Fn(&mut [T], &[Decision]) -> Result<()>,
+) -> Result<bool> {
+    let session = Session::new(context, layout, clipping, storage)?;
     session.upload(&data, &Scope::All)?;
     session.submit("checking the device", |encoder| session.plan.record(encoder))?;
-    let (norms, decisions) = session.plan.run_blocking()?;
-    if norms != Reference.norms(&layout, &data, &clipping)? {
+    let (got, decisions) = session.plan.run_blocking()?;
+    if got != *norms {
         return Ok(false);
     }
     let (mut got, mut expected) = (data.clone(), data);
     session.download(&mut got, &decisions)?;
-    Reference.clip(&layout, &mut expected, &clipping, &decisions)?;
-    if !same_bits(&got, &expected) {
-        return Err(Error::Gpu {
-            during: CHECKING,
-            message: "products that are not rounded to the nearest, ties to even".into(),
-        });
+    clip(&mut expected, &decisions)?;
+    if bytemuck::cast_slice::<T, u8>(&got) != bytemuck::cast_slice::<T, u8>(&expected) {
+        let message = "rows of right norms clipped to wrong values, perhaps because products are not rounded to \
+                       the nearest, ties to even";
+        return Err(Error::Gpu { during: CHECKING, message: message.into() });
     }
     Ok(true)
 }

@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::device::{LostReason, guarded, wait};
 use super::kernels::Pipelines;
-use super::storage::Storage;
+use super::storage::{Storage, Sums};
 use super::tuning::Tuning;
 use crate::error::{Error, Result};
 use crate::half::Half;
@@ -19,10 +19,9 @@ pub(crate) struct GpuContext {
     pub why: String,
     pub tuning: Tuning,
     pub pipelines: Arc<Pipelines>,
-    /// Whether kernels of this tuning passed the check of their fast sums, of updates and of differences from a centre; unset before
-    /// the check.
-    pub fast_sums: Arc<[OnceLock<bool>; 2]>,
-    /// The same of the fast sums of means, before the first plan of a mean.
+    /// Whether kernels of this tuning passed the check of their fast sums; unset before the check.
+    pub fast_sums: Arc<[OnceLock<bool>; Sums::COUNT]>,
+    /// The same of the fast sums of means, of updates and around a centre, before the first plan of a mean.
     pub fast_means: Arc<[OnceLock<bool>; 2]>,
     /// Whether the device's own conversion of f16 passed its check.
     pub unpacking: Arc<OnceLock<bool>>,
@@ -36,8 +35,8 @@ impl GpuContext {
         Self { tuning, pipelines: Arc::default(), fast_sums, fast_means, unpacking, ..self.clone() }
     }
 
-    pub(crate) fn fast_sums_failed(&self, centered: bool) -> bool {
-        self.fast_sums[usize::from(centered)].get() == Some(&false)
+    pub(crate) fn fast_sums_failed(&self, sums: Sums) -> bool {
+        self.fast_sums[sums.index()].get() == Some(&false)
     }
 
     pub(crate) fn fast_means_failed(&self, centered: bool) -> bool {
@@ -51,14 +50,17 @@ impl GpuContext {
 
     /// Whether anything takes exact sums because its fast ones failed their check.
     pub(crate) fn has_failed(&self) -> bool {
-        [false, true].into_iter().any(|c| self.fast_sums_failed(c) || self.fast_means_failed(c))
+        Sums::ALL.into_iter().any(|sums| self.fast_sums_failed(sums))
+            || [false, true].into_iter().any(|centered| self.fast_means_failed(centered))
     }
 
     pub(crate) fn ran(&self) -> Ran {
         let mut why = self.why.clone();
         let failed = [
-            (self.fast_sums_failed(false), "norm"),
-            (self.fast_sums_failed(true), "norm around a centre"),
+            (self.fast_sums_failed(Sums::Singles), "norm"),
+            (self.fast_sums_failed(Sums::Differences), "norm around a centre"),
+            (self.fast_sums_failed(Sums::Halves(Half::F16)), "norm of f16"),
+            (self.fast_sums_failed(Sums::Halves(Half::Bf16)), "norm of bf16"),
             (self.fast_means_failed(false), "mean"),
             (self.fast_means_failed(true), "mean around a centre"),
         ];

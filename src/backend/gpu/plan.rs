@@ -15,7 +15,7 @@ use super::params::{
 };
 use super::rules::{NO_GROUP, Rules};
 use super::steps::{Binder, CLIP, Extent, NORMS, Step, THRESHOLD, folded, is_step};
-use super::storage::Storage;
+use super::storage::{Storage, Sums};
 use super::tuning::Tuning;
 use crate::aggregate::Weights;
 use crate::batch::{Granularity, Layout};
@@ -273,7 +273,8 @@ impl Plan {
             bounded: self.geometry.bounded as u32,
             non_finite: policy_code(clipping.non_finite),
             force_exact: u32::from(
-                self.context.tuning.force_exact || self.context.fast_sums_failed(self.centered),
+                self.context.tuning.force_exact
+                    || self.context.fast_sums_failed(Sums::of(self.geometry.storage, self.centered)),
             ),
             groups: rules.groups.len() as u32,
             coordinates: u32::from(self.granularity == Granularity::Coordinate),

@@ -21,6 +21,41 @@ pub(crate) enum Storage {
     Half(Half),
 }
 
+/// The fast sums of norms, which differ in what an invocation sums.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sums {
+    Singles,
+    /// Differences from a centre, which halves do not have.
+    Differences,
+    Halves(Half),
+}
+
+impl Sums {
+    /// How many there are.
+    pub(crate) const COUNT: usize = 4;
+
+    pub(crate) const ALL: [Self; Self::COUNT] =
+        [Self::Singles, Self::Differences, Self::Halves(Half::F16), Self::Halves(Half::Bf16)];
+
+    pub(crate) const fn of(storage: Storage, centered: bool) -> Self {
+        match storage {
+            Storage::Half(half) => Self::Halves(half),
+            Storage::Single if centered => Self::Differences,
+            Storage::Single => Self::Singles,
+        }
+    }
+
+    /// Its place among all.
+    pub(crate) const fn index(self) -> usize {
+        match self {
+            Self::Singles => 0,
+            Self::Differences => 1,
+            Self::Halves(Half::F16) => 2,
+            Self::Halves(Half::Bf16) => 3,
+        }
+    }
+}
+
 impl Storage {
     /// Bytes of an element.
     pub(crate) const fn bytes(self) -> u64 {

@@ -263,6 +263,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use std::sync::OnceLock;
 
+    use super::super::super::storage::Sums;
     use super::*;
 
     /// wgpu's noop backend has memory and runs nothing: every answer is wrong, and fast.
@@ -270,7 +271,7 @@ mod tests {
     fn wrong_bits_are_never_kept_however_fast() {
         let (device, queue) = wgpu::Device::noop(&wgpu::DeviceDescriptor::default());
         let mut context = Gpu::from_device(device, queue).unwrap().context;
-        context.fast_sums = [OnceLock::from(true), OnceLock::from(true)].into();
+        context.fast_sums = Sums::ALL.map(|_| OnceLock::from(true)).into();
         let bed = Bed::new(&context, ShapeClass::Medium, 1 << 20).unwrap();
         let mut trials = Vec::new();
         let best = bed.best(&context, &mut |trial: &Trial| trials.push(trial.clone())).unwrap();
