@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::attack::AdversaryMode;
 use crate::batch::{Granularity, Layout};
 use crate::error::{Error, Result};
-use crate::threshold::{Source, State, Threshold};
+use crate::threshold::{State, Threshold};
 
 /// Which rows may be clipped. Rows out of scope are neither read nor written.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -183,9 +183,12 @@ impl Clipping {
     /// # Errors
     /// Those that [`Backend::run_with`](crate::Backend::run_with) has for them.
     pub fn check(&self, layout: &Layout, state: &State) -> Result<()> {
-        Source::new(&self.threshold, layout, self.granularity)?.prepare(&mut state.clone())?;
+        self.threshold.check_with(layout, self.granularity, state)?;
         self.check_center(layout)?;
-        self.scope.mask(layout.clients()).map(drop)
+        match &self.scope {
+            Scope::All => Ok(()),
+            scope => scope.mask(layout.clients()).map(drop),
+        }
     }
 
     /// The same for the stages behind the threshold: decisions are there, and hold for rows out of scope too.

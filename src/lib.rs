@@ -59,7 +59,7 @@ pub mod threshold;
 #[cfg(feature = "train")]
 pub mod train;
 
-pub use aggregate::Weights;
+pub use aggregate::{MeanSum, Weights};
 pub use attack::AdversaryMode;
 #[cfg(feature = "gpu")]
 pub use backend::Gpu;

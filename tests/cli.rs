@@ -268,7 +268,10 @@ fn wrong_usage_ends_with_2_and_one_line() {
         (&["--max-norm", "1", "--scope", "rows:5-3"], &["5-3", "backwards", "expected"]),
         (&["--max-norm", "1", "--scope", "rows:x"], &["\"x\"", "expected all, or rows:0,3,5-8"]),
         (&["--max-norm", "1", "--scope", "some"], &["'some'", "expected all, or rows:0,3,5-8"]),
-        (&["--max-norm", "1", "--scope", "rows:0-4294967295"], &["rows", "expected", "--scope all"]),
+        (
+            &["--max-norm", "1", "--scope", "rows:0-4294967296"],
+            &["0-4294967296", "expected all, or rows:0,3,5-8"],
+        ),
         (&["--max-norm", "1", "--non-finite", "drop"], &["'drop'", "expected zero, error or keep"]),
         (&["--max-norm", "1", "--backend", "tpu"], &["'tpu'", "expected auto, gpu, cpu or reference"]),
         (&["--max-norm", "1", "--backend", "cpu", "--adapter", "x"], &["--adapter x", "expected", "leave"]),

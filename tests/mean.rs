@@ -4,8 +4,8 @@
 mod common;
 
 use byzclip::{
-    Backend, Clipping, Error, Granularity, Layout, NonFinite, Reference, Report, Scope, State, Status,
-    Threshold, Weights,
+    Backend, Clipping, Error, Granularity, Half, Layout, MeanSum, NonFinite, Reference, Report, Scope, State,
+    Status, Threshold, Weights,
 };
 use common::{Class, Rng, all, assert_same_bits, assert_same_report, oracle, poison};
 use num_bigint::{BigInt, BigUint, Sign};
@@ -364,6 +364,107 @@ fn batches_without_weight_rows_or_columns_have_means() {
     assert_eq!(mean(&Layout::ragged(&[0]).unwrap(), &[], &Weights::Equal), [0.0; 0]);
     let empty = Layout::dense(2, 0).unwrap().layered(&[]).unwrap();
     assert_eq!(mean(&empty, &[], &Weights::Equal), [0.0; 0]);
+}
+
+/// Rows that come in parts, as `f32` and as halves: for one thread, for several that share the columns, and for several that share
+/// the rows.
+#[test]
+fn a_mean_of_parts_has_the_bits_of_the_whole() {
+    let rng = &mut Rng::new(53);
+    let shapes = [(9, vec![17]), (300, vec![500, 0, 200]), (5_000, vec![30, 10]), (70_000, vec![1])];
+    let clippings = [
+        Clipping::fixed(0.7),
+        Clipping::fixed(0.7).granularity(Granularity::Segment).non_finite(NonFinite::Keep),
+        Clipping::fixed(0.1).granularity(Granularity::Coordinate),
+    ];
+    for (clients, segments) in shapes {
+        let params = segments.iter().sum();
+        let layout = Layout::dense(clients, params).unwrap().layered(&segments).unwrap();
+        let data = batch(&layout, rng);
+        let center: Vec<f32> = (0..params).map(|_| rng.unit()).collect();
+        for (kind, clipping) in clippings.iter().chain([&Clipping::fixed(0.7).around(center)]).enumerate() {
+            let masked = (0..clients).map(|row| row % 5 != 0).collect();
+            let clipping = clipping.clone().scope(Scope::Mask(masked));
+            let weights = weights(rng, clients, kind).of_rows(clients).unwrap();
+            let cuts = [0, clients / 3, clients / 3 + 1, clients / 3 + 1, clients];
+            let parts = || cuts.windows(2).map(|cut| cut[0]..cut[1]);
+            let of_parts = |decisions: &[byzclip::Decision], add: &dyn Fn(&mut MeanSum, Part<'_>)| {
+                let mut sum = MeanSum::new(params);
+                for rows in parts().rev() {
+                    let spans = layout.spans_of(clipping.granularity, 0).len();
+                    let part = Layout::dense(rows.len(), params).unwrap().layered(&segments).unwrap();
+                    let weights = Weights::PerRow(weights[rows.clone()].to_vec());
+                    let decisions = &decisions[rows.start * spans..rows.end * spans];
+                    add(&mut sum, (part, rows.start * params, decisions, weights));
+                }
+                sum.mean(&clipping).unwrap()
+            };
+            let context = format!("{clients} x {segments:?} {clipping:?}");
+            let of = |norms: &byzclip::Norms| {
+                Reference.threshold(&layout, norms, &clipping, &mut State::default()).unwrap()
+            };
+            let all_weights = Weights::PerRow(weights.clone());
+            let decisions = of(&Reference.norms(&layout, &data, &clipping).unwrap());
+            let got = of_parts(&decisions, &|sum, (layout, first, decisions, weights)| {
+                sum.add(&layout, &data[first..], &clipping, decisions, &weights).unwrap();
+            });
+            for (name, backend) in all() {
+                let whole = backend.mean(&layout, &data, &clipping, &decisions, &all_weights).unwrap();
+                assert_same_bits(&format!("{context} on {name}"), &got, &whole);
+            }
+            if clipping.center.is_some() {
+                continue;
+            }
+            for half in [Half::F16, Half::Bf16] {
+                let bits: Vec<u16> = data.iter().map(|value| half.truncate(*value)).collect();
+                let decisions = of(&Reference.norms_half(&layout, half, &bits, &clipping).unwrap());
+                let got = of_parts(&decisions, &|sum, (layout, first, decisions, weights)| {
+                    sum.add_half(&layout, half, &bits[first..], &clipping, decisions, &weights).unwrap();
+                });
+                let whole =
+                    Reference.mean_half(&layout, half, &bits, &clipping, &decisions, &all_weights).unwrap();
+                assert_same_bits(&format!("{context} {half:?}"), &got, &whole);
+            }
+        }
+    }
+}
+
+/// Rows of a batch: layout, first element, decisions and weights.
+type Part<'a> = (Layout, usize, &'a [byzclip::Decision], Weights);
+
+#[test]
+fn a_sum_refuses_what_a_mean_refuses_and_stays_as_it_is() {
+    let (layout, clipping) = (Layout::dense(2, 2).unwrap(), Clipping::default());
+    let data = [1.0, 2.0, 3.0, 4.0];
+    let norms = Reference.norms(&layout, &data, &clipping).unwrap();
+    let decisions = Reference.threshold(&layout, &norms, &clipping, &mut State::default()).unwrap();
+    let mut sum = MeanSum::new(2);
+    sum.add(&layout, &data, &clipping, &decisions, &Weights::Equal).unwrap();
+    let mean = sum.mean(&clipping).unwrap();
+    let refused = |sum: &mut MeanSum, layout: &Layout, clipping: &Clipping, weights: Weights| {
+        sum.add(layout, &data, clipping, &decisions, &weights).unwrap_err()
+    };
+    let got = refused(&mut sum, &Layout::dense(2, 1).unwrap(), &clipping, Weights::Equal);
+    assert!(matches!(got, Error::Layout { .. }), "{got}");
+    let got = refused(&mut sum, &Layout::dense(3, 2).unwrap(), &clipping, Weights::Equal);
+    assert_eq!(got, Error::DataTooShort { got: 4, expected: 6 });
+    let got = refused(&mut sum, &Layout::dense(1, 2).unwrap(), &clipping, Weights::Equal);
+    assert!(matches!(got, Error::Layout { .. }), "{got}");
+    let got = refused(&mut sum, &layout, &clipping, Weights::PerRow(vec![1.0, f32::NAN]));
+    assert!(matches!(got, Error::Setting { name: "weights", .. }), "{got}");
+    let around = |center: &[f32]| Clipping::default().around(center);
+    let got = refused(&mut sum, &layout, &around(&[1.0; 3]), Weights::Equal);
+    assert!(matches!(got, Error::Setting { name: "center", .. }), "{got}");
+    let got = sum.add_half(&layout, Half::F16, &[0; 4], &around(&[1.0; 2]), &decisions, &Weights::Equal);
+    assert!(matches!(got, Err(Error::Setting { name: "center", .. })), "{got:?}");
+    let got = sum.mean(&around(&[1.0; 3])).unwrap_err();
+    assert!(matches!(got, Error::Setting { name: "center", .. }), "{got}");
+    assert_eq!(sum.mean(&clipping), Ok(mean));
+    // Nothing weighs anything: the centre, or zero.
+    let mut none = MeanSum::new(2);
+    none.add(&layout, &data, &clipping, &decisions, &Weights::PerRow(vec![0.0; 2])).unwrap();
+    assert_eq!(none.mean(&clipping), Ok(vec![0.0; 2]));
+    assert_eq!(none.mean(&around(&[1.0, -2.0])), Ok(vec![1.0, -2.0]));
 }
 
 #[test]

@@ -69,6 +69,9 @@ fn clients() -> Vec<String> {
 /// Bytes that windows have: several rows, one, a part of one, one element.
 const WINDOWS: [&str; 5] = ["4K", "1000", "388", "100", "4"];
 
+/// What a GPU's report adds where there are many rows for a window.
+const ON_HOST: &str = "; the mean of so many rows is summed on the host";
+
 /// Runs a command with whole batches and with every window, and holds the reports and files against each other.
 #[track_caller]
 fn same_in_windows(
@@ -81,6 +84,9 @@ fn same_in_windows(
         let mut report = report.clone();
         // How a window ran is not what came of it.
         report.as_object_mut().unwrap().retain(|key, _| !["state", "strategy"].contains(&key.as_str()));
+        if let Some(why) = report.get("why").and_then(Value::as_str) {
+            report["why"] = why.replace(ON_HOST, "").into();
+        }
         report
     };
     let clean = || {
@@ -157,7 +163,9 @@ fn holds_on(backend: &[&str], windows: &[&str], thresholds: &[&[&str]]) {
     for command in ["clip", "mean"] {
         check(with(command, &["u.npy"], &["--per-coordinate", "0.05"]), Some("out.npy"));
     }
-    check(with("mean", &["h.npy"], &["--threshold", "median:1"]), Some("out.npy"));
+    for threshold in [["--threshold", "median:1"], ["--max-norm", "0.8"], ["--per-coordinate", "0.05"]] {
+        check(with("mean", &["h.npy"], &threshold), Some("out.npy"));
+    }
     check(with("norms", &["u.npy"], &[]), None);
     check(with("norms", &clients, &["--per-layer"]), None);
     check(with("analyze", &["u.npy"], &[]), None);
@@ -173,7 +181,15 @@ fn windows_change_nothing_on_the_cpu() {
 fn windows_change_nothing_on_a_gpu() {
     if let Some(adapter) = common::gpu::adapter() {
         // A process and its device cost most of this: two windows, and a threshold of each kind.
-        holds_on(&["--adapter", &adapter.get_info().name], &["1000", "100"], &THRESHOLDS[..2]);
+        let adapter = adapter.get_info().name;
+        holds_on(&["--adapter", &adapter], &["1000", "400", "100"], &THRESHOLDS[..2]);
+        let folder = folder();
+        let mean = ["mean", "u.npy", "-o", "out.npy", "--max-norm", "1", "--adapter", &adapter, "--window"];
+        let says_so = |window| {
+            let report = json_of(folder.path(), &[&mean[..], &[window]].concat());
+            report["why"].as_str().unwrap().ends_with(ON_HOST)
+        };
+        assert_eq!(["1000", "400"].map(says_so), [false, true]);
     }
 }
 
@@ -302,10 +318,10 @@ fn a_system_without_threads_or_memory_to_spare_is_an_error() {
     }
 }
 
-/// A row, a centre and a mean are no more in memory than windows of them, and a report in JSON no more than its rows.
+/// Rows, a centre, weights and a mean are no more in memory than windows of them, and what is known of all rows is not at all.
 #[test]
 #[cfg(target_os = "linux")]
-fn memory_grows_neither_with_the_length_of_rows_nor_with_that_of_the_report() {
+fn memory_grows_neither_with_the_length_of_rows_nor_with_their_number() {
     const LIMIT_KIB: u64 = 96 << 10;
     let folder = TempDir::new().unwrap();
     // Sparse: 128 MiB a row, which is more than the limit.
@@ -317,15 +333,19 @@ fn memory_grows_neither_with_the_length_of_rows_nor_with_that_of_the_report() {
     };
     sparse("long.npy", "(2, 33554432)", 2 << 25);
     sparse("center.npy", "(33554432,)", 1 << 25);
-    // In JSON, 60 bytes a row and more.
-    sparse("many.npy", "(1000000, 1)", 1_000_000);
+    // Norm, bound, factor and status of a row take 24 bytes: more than the limit.
+    sparse("many.npy", "(6000000, 1)", 6_000_000);
+    sparse("weights.npy", "(6000000,)", 6_000_000);
     for arguments in [
         "norms long.npy",
         "clip long.npy -o out.npy --max-norm 2 --center center.npy",
         "mean long.npy -o out.npy --max-norm 2",
         "mean long.npy -o out.npy --max-norm 2 --center center.npy",
+        "norms many.npy",
         "norms many.npy --json",
+        "clip many.npy -o out.npy --max-norm 2 --scope rows:0-5000000",
         "clip many.npy -o out.npy --max-norm 2 --json",
+        "mean many.npy -o out.npy --max-norm 2 --weights weights.npy --json",
     ] {
         let command = format!("ulimit -v {LIMIT_KIB}; exec \"$0\" {arguments} --backend cpu --window 1M");
         let ran = Command::new("sh")
@@ -338,4 +358,9 @@ fn memory_grows_neither_with_the_length_of_rows_nor_with_that_of_the_report() {
         assert!(ran.status.success(), "{arguments}: {}", String::from_utf8_lossy(&ran.stderr));
         drop(fs::remove_file(folder.path().join("out.npy")));
     }
+    // What has to look at all norms at once says how many it looks at.
+    let words = ["6000000 norms", "at most 2,097,152 norms"];
+    fails(folder.path(), &["analyze", "many.npy", "--backend", "cpu"], 2, &words);
+    let by_median = ["mean", "many.npy", "-o", "out.npy", "--threshold", "median", "--backend", "cpu"];
+    fails(folder.path(), &by_median, 2, &words);
 }

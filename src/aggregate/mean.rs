@@ -1,5 +1,7 @@
 //! The weighted mean of clipped rows: the contract, and its specification on the host.
 
+use std::ops::Range;
+
 use crate::batch::{Granularity, Layout};
 use crate::clip::{Clipping, Status};
 use crate::error::{Error, Result};
@@ -80,28 +82,62 @@ pub fn mean(
     decisions: &[Decision],
     weights: &Weights,
 ) -> Result<Vec<f32>> {
-    let granularity = clipping.granularity;
     let weights = check_mean(layout, data, clipping, weights)?;
-    check_decisions(layout, granularity, decisions)?;
-    let divisor = Divisor::new(layout, granularity, decisions, &weights);
+    check_decisions(layout, clipping.granularity, decisions)?;
+    let rows = Rows { layout, granularity: clipping.granularity, decisions, weights: &weights };
     let mut sums = vec![ExactMean::default(); layout.params()];
-    for (row, &weight) in
-        weights.iter().enumerate().filter(|(row, _)| counts(layout, granularity, decisions, *row))
-    {
-        let mut coordinates = sums.iter_mut().enumerate();
-        for span in layout.spans_of(granularity, row) {
-            for (&value, (coordinate, sum)) in
-                data[layout.span(granularity, span)].iter().zip(&mut coordinates)
-            {
-                let center = clipping.center.as_ref().map(|center| center[coordinate]);
-                sum.add(weight, clipped(value, center, &decisions[span], granularity));
+    rows.add_to(&mut sums, 0, 0..layout.clients(), values(data, clipping));
+    Ok(over(&sums, &Divisor::new(layout, clipping.granularity, decisions, &weights), clipping))
+}
+
+/// Rows as a mean reads them, all of it checked.
+pub(super) struct Rows<'a> {
+    pub layout: &'a Layout,
+    pub granularity: Granularity,
+    pub decisions: &'a [Decision],
+    pub weights: &'a [f32],
+}
+
+impl Rows<'_> {
+    /// Adds what some rows have from coordinate `first` on to the sums of these coordinates; `value` is what an element counts as,
+    /// by its place, its coordinate and what was decided.
+    pub(super) fn add_to(
+        &self,
+        sums: &mut [ExactMean],
+        first: usize,
+        rows: Range<usize>,
+        value: impl Fn(usize, usize, &Decision) -> f32,
+    ) {
+        let &Self { layout, granularity, decisions, weights } = self;
+        for row in rows.filter(|row| counts(layout, granularity, decisions, *row)) {
+            let start = layout.row(row).start;
+            for span in layout.spans_of(granularity, row) {
+                let elements = layout.span(granularity, span);
+                // The coordinates of the span that are asked for.
+                let from = (elements.start - start).max(first);
+                let to = (elements.end - start).min(first + sums.len()).max(from);
+                for (coordinate, sum) in (from..to).zip(sums.iter_mut().skip(from - first)) {
+                    sum.add(weights[row], value(start + coordinate, coordinate, &decisions[span]));
+                }
             }
         }
     }
-    if let (Some(center), true) = (&clipping.center, divisor.is_zero()) {
-        return Ok(center.to_vec());
+}
+
+/// What elements of `data` count as.
+pub(super) fn values(data: &[f32], clipping: &Clipping) -> impl Fn(usize, usize, &Decision) -> f32 + Sync {
+    move |element, coordinate, decision| {
+        let center = clipping.center.as_ref().map(|center| center[coordinate]);
+        clipped(data[element], center, decision, clipping.granularity)
     }
-    Ok(sums.iter().map(|sum| sum.over(&divisor)).collect())
+}
+
+/// The sums over the divisor; where nothing that counts weighs anything, the centre, or +0.
+pub(super) fn over(sums: &[ExactMean], divisor: &Divisor, clipping: &Clipping) -> Vec<f32> {
+    match &clipping.center {
+        Some(center) if divisor.is_zero() => center.to_vec(),
+        _ => sums.iter().map(|sum| sum.over(divisor)).collect(),
+    }
 }
 
 /// The weights of all rows, where that and all else that a mean asks of the caller's values holds; decisions, which are often not
@@ -181,6 +217,11 @@ impl Divisor {
         sum
     }
 
+    /// Adds the weights of other rows.
+    pub(super) fn join(&mut self, other: &Self) {
+        add(&mut self.limbs, &other.limbs);
+    }
+
     /// Whether nothing that counts weighs anything.
     pub(crate) fn is_zero(&self) -> bool {
         self.limbs == [0; SUM]
@@ -217,6 +258,12 @@ impl ExactMean {
         let position = a_exponent + b_exponent + 1;
         let side = if value.is_sign_negative() { &mut self.negative } else { &mut self.positive };
         add_at(side, position, u128::from(a * b));
+    }
+
+    /// Adds what another sum holds.
+    pub(super) fn join(&mut self, other: &Self) {
+        add(&mut self.positive, &other.positive);
+        add(&mut self.negative, &other.negative);
     }
 
     /// The sum over the divisor, rounded to nearest even; +0 where the divisor is 0.
@@ -264,6 +311,16 @@ fn add_at(limbs: &mut [u64; SUM], position: u32, value: u128) {
         let sum = u128::from(*limb) + (carry & u128::from(u64::MAX));
         *limb = sum as u64;
         carry = (carry >> 64) + (sum >> 64);
+    }
+}
+
+/// Adds two sums; what both were made of is within what limbs hold.
+fn add(limbs: &mut [u64; SUM], other: &[u64; SUM]) {
+    let mut carry = false;
+    for (limb, &other) in limbs.iter_mut().zip(other) {
+        let (sum, first) = limb.overflowing_add(other);
+        let (sum, second) = sum.overflowing_add(u64::from(carry));
+        (*limb, carry) = (sum, first || second);
     }
 }
 

@@ -4,6 +4,8 @@
 //! clipped rows are never written.
 
 mod mean;
+mod mean_sum;
 
 pub(crate) use mean::{Divisor, ExactMean, check_mean, check_mean_half, clipped, counts};
 pub use mean::{Weights, mean};
+pub use mean_sum::MeanSum;

@@ -5,7 +5,7 @@ mod plot;
 use std::path::PathBuf;
 
 use byzclip::threshold::{Adaptive, State};
-use byzclip::{Backend, Clipping, Layout, Norms, Status, Threshold};
+use byzclip::{Backend, Clipping, Granularity, Layout, Norms, Status, Threshold};
 use serde::Serialize;
 
 use super::batch_file::BatchFile;
@@ -99,6 +99,10 @@ struct Share {
 
 pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
     let batch = BatchFile::open(&args.inputs)?;
+    // Before all of them are read: policies look at so many norms, and not at more.
+    for policy in policies(batch.layout.clients(), None) {
+        policy.check(&batch.layout, Granularity::Row)?;
+    }
     let backend = args.backend.open()?;
     let clipping = Clipping::default();
     let progress = Progress::start(batch.bytes());

@@ -79,7 +79,7 @@ impl Output {
             }
         };
         let mut pending = Pending::create(&path)?;
-        pending.write_at(0, &input.head)?;
+        pending.write_at(0, &input.read_head()?)?;
         Ok(pending)
     }
 

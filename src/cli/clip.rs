@@ -3,16 +3,18 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use byzclip::{Granularity, Report, Status};
+use byzclip::{Granularity, Status};
 use serde::Serialize;
 
 use super::batch_file::BatchFile;
 use super::batch_output::{self, Output};
 use super::clipping::ClippingArgs;
 use super::failure::{Failure, Outcome};
+use super::log::{self, Shown};
 use super::options::{BackendArgs, WindowArgs};
 use super::output;
 use super::progress::Progress;
+use super::row_log::{RowLog, STATUSES};
 use super::rows::{self, Factor};
 use super::stream::Stream;
 use super::threshold::{self, SavedState};
@@ -59,65 +61,63 @@ pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
     let center = args.clipping.center(&batch, window)?;
     let state_file = args.clipping.threshold.state.as_deref();
     let mut saved = SavedState::load(state_file, &clipping, center.is_some(), &batch.layout)?;
-    clipping.check(&batch.layout, &saved.state)?;
+    args.clipping.check(&clipping, &batch.layout, &saved.state)?;
     let backend = args.backend.open()?;
 
     let (backend, center) = (backend.as_ref(), center.as_ref());
-    let stream = Stream { batch: &batch, backend, clipping: &clipping, center, window };
+    let scope = &args.clipping.scope;
+    let stream = Stream { batch: &batch, backend, clipping: &clipping, scope, center, window };
+    let shown = Shown::of(batch.layout.clients(), json);
     let start = Instant::now();
     let progress = Progress::start(stream.clip_bytes());
     let mut files = Output::new(&args.output);
-    let report = stream.clip(&mut saved.state, &mut files, &progress)?;
+    let log = stream.clip(shown, &mut saved.state, &mut files, &progress)?;
     let mut complete = files.finish(&batch)?;
     complete.extend(saved.complete()?);
     stream.check_unchanged()?;
     output::finish(complete)?;
     drop(progress);
     let seconds = start.elapsed().as_secs_f64();
-    let text = if json { None } else { Some(table(args, &stream, &report, seconds)) };
-    match text {
-        Some(text) => output::print(&text)?,
-        None => output::print_json(&Clip {
-            backend: report.ran.backend.name(),
-            adapter: report.ran.adapter.as_deref(),
-            strategy: report.ran.strategy.map(byzclip::Strategy::name),
-            why: &report.ran.why,
-            threshold: threshold::name(&clipping.threshold),
-            centered: center.is_some(),
-            clients: batch.layout.clients(),
-            params: batch.layout.params(),
-            clipped: report.count(Status::Clipped),
-            zeroed: report.count(Status::Zeroed),
-            rows: rows::clipped(&report, &batch.layers),
-        })?,
+    if !json {
+        output::print(&format!(
+            "{}\n{}\nwritten to {}\n",
+            rows_table(&stream, &log)?,
+            rows::rate(batch.bytes(), seconds),
+            rows::printable(&args.output.display().to_string())
+        ))?;
+        return Ok(Outcome::Success);
     }
+    output::print_json(&Clip {
+        backend: log.ran.backend.name(),
+        adapter: log.ran.adapter.as_deref(),
+        strategy: log.ran.strategy.map(byzclip::Strategy::name),
+        why: &log.ran.why,
+        threshold: threshold::name(&clipping.threshold),
+        centered: center.is_some(),
+        clients: batch.layout.clients(),
+        params: batch.layout.params(),
+        clipped: log.count(Status::Clipped),
+        zeroed: log.count(Status::Zeroed),
+        rows: rows::clipped(&log, &batch.layers),
+    })?;
     Ok(Outcome::Success)
 }
 
-fn table(args: &Args, stream: &Stream<'_>, report: &Report, seconds: f64) -> String {
-    format!(
-        "{}\n{}\nwritten to {}\n",
-        rows_table(stream, report),
-        rows::rate(stream.batch.bytes(), seconds),
-        rows::printable(&args.output.display().to_string())
-    )
-}
-
 /// What ran, and what happened to each client.
-pub(super) fn rows_table(stream: &Stream<'_>, report: &Report) -> String {
+pub(super) fn rows_table(stream: &Stream<'_>, log: &RowLog) -> Result<String, Failure> {
     let (layout, clipping) = (&stream.batch.layout, stream.clipping);
     let cells = |row: usize| {
-        let report = &report.rows[row];
-        vec![
+        let entry = log.row(row).map_err(|e| log::unreadable(&e))?;
+        Ok::<_, Failure>(vec![
             row.to_string(),
-            if report.norm.is_nan() { "-".into() } else { rows::number(report.norm) },
-            report.bound.map_or_else(|| "-".into(), rows::number),
-            Factor(report.factor).to_string(),
-            report.status.name().into(),
-        ]
+            if entry.norm.is_nan() { "-".into() } else { rows::number(entry.norm) },
+            entry.bound().map_or_else(|| "-".into(), rows::number),
+            Factor(entry.factor).to_string(),
+            entry.status().name().into(),
+        ])
     };
-    let counts = [Status::Untouched, Status::Clipped, Status::Zeroed, Status::OutOfScope, Status::Kept]
-        .map(|status| (report.count(status), status.name()))
+    let counts = STATUSES
+        .map(|status| (log.count(status), status.name()))
         .into_iter()
         .filter(|(count, _)| *count > 0)
         .map(|(count, name)| format!("{count} {name}"))
@@ -129,13 +129,13 @@ pub(super) fn rows_table(stream: &Stream<'_>, report: &Report) -> String {
     };
     let around =
         if stream.center.is_some() { ", around the centre; norms are those of the differences" } else { "" };
-    format!(
+    Ok(format!(
         "{}\n{}, {}, bound {}{each}{around}\n\n{}\n{}",
-        report.ran,
+        log.ran,
         rows::count(layout.clients(), "client"),
         rows::count(layout.params(), "param"),
         threshold::name(&clipping.threshold),
-        rows::table(&["client", "norm", "bound", "factor", "status"], layout.clients(), cells),
+        rows::try_table(&["client", "norm", "bound", "factor", "status"], layout.clients(), cells)?,
         if counts.is_empty() { "no clients".into() } else { counts.join(", ") },
-    )
+    ))
 }

@@ -2,15 +2,15 @@
 
 use std::path::PathBuf;
 
-use byzclip::{Clipping, NonFinite, Scope, half};
+use byzclip::{Clipping, Layout, NonFinite, Scope, State, half};
 
 use super::batch_file::BatchFile;
 use super::batch_output;
 use super::center::Center;
 use super::elements::Dtype;
 use super::failure::Failure;
-use super::options;
 use super::threshold::ThresholdArgs;
+use super::{options, scope};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct ClippingArgs {
@@ -21,8 +21,8 @@ pub(super) struct ClippingArgs {
     #[arg(long, value_name = "FILE", conflicts_with = "per_coordinate")]
     center: Option<PathBuf>,
     /// Which clients may be clipped; all others are neither read nor changed.
-    #[arg(long, value_name = "all|rows:0,3,5-8", default_value = "all", value_parser = options::parse_scope)]
-    scope: Scope,
+    #[arg(long, value_name = "all|rows:0,3,5-8", default_value = "all", value_parser = scope::Rows::parse)]
+    pub scope: scope::Rows,
     /// What is done with updates that hold NaN or Inf: zeroed (they become the centre, if there is one), refused,
     /// or kept as they are.
     #[arg(long, value_name = "zero|error|keep", default_value = "zero", value_parser = options::parse_non_finite)]
@@ -30,11 +30,11 @@ pub(super) struct ClippingArgs {
 }
 
 impl ClippingArgs {
-    /// The clipping asked for, but for the centre.
+    /// The clipping asked for, but for the centre and the scope.
     pub(super) fn clipping(&self) -> Result<Clipping, Failure> {
         Ok(Clipping {
             threshold: self.threshold.threshold()?,
-            scope: self.scope.clone(),
+            scope: Scope::All,
             non_finite: self.non_finite,
             granularity: self.threshold.granularity(),
             center: None,
@@ -48,6 +48,12 @@ impl ClippingArgs {
             return Err(half::no_center().into());
         }
         Center::open(path, batch, window).map(Some)
+    }
+
+    /// Checks, before anything is read, that the settings fit a batch and the state that its threshold goes on with.
+    pub(super) fn check(&self, clipping: &Clipping, layout: &Layout, state: &State) -> Result<(), Failure> {
+        clipping.check(layout, state)?;
+        self.scope.check(layout.clients())
     }
 
     /// Checks, before anything is read, that what is written lies apart from what is read.

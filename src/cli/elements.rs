@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use byzclip::{Backend, Clipping, Decision, Half, Layout, Norms, Report, State, Weights};
+use byzclip::{Backend, Clipping, Decision, Half, Layout, MeanSum, Norms, Report, State, Weights};
 
 /// What an element is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -145,6 +145,23 @@ impl Elements {
         match self {
             Self::F32(values) => backend.mean(layout, values, clipping, decisions, weights),
             Self::Half(half, bits) => backend.mean_half(layout, *half, bits, clipping, decisions, weights),
+        }
+    }
+
+    /// Adds rows, from an element on, to a mean.
+    pub(super) fn add_to(
+        &self,
+        sum: &mut MeanSum,
+        (layout, first): (&Layout, usize),
+        clipping: &Clipping,
+        decisions: &[Decision],
+        weights: &Weights,
+    ) -> byzclip::Result<()> {
+        match self {
+            Self::F32(values) => sum.add(layout, &values[first..], clipping, decisions, weights),
+            Self::Half(half, bits) => {
+                sum.add_half(layout, *half, &bits[first..], clipping, decisions, weights)
+            }
         }
     }
 }

@@ -1,7 +1,9 @@
 //! An input file, and where its elements lie in it.
 
 use std::fs::{self, File};
+use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::failure::Failure;
@@ -11,10 +13,10 @@ use super::failure::Failure;
 pub(super) struct InputFile {
     pub path: PathBuf,
     pub length: u64,
-    /// Everything before the elements, byte for byte.
-    pub head: Vec<u8>,
-    /// Where each layer of its first row begins; a format without layers has one.
-    pub starts: Vec<u64>,
+    /// Bytes before the elements.
+    pub head: usize,
+    /// Where each layer of its first row begins; a format without layers has one. Files of one model share it.
+    pub starts: Arc<[u64]>,
     modified: Option<SystemTime>,
 }
 
@@ -29,7 +31,7 @@ pub(super) fn open(path: &Path, expected: &str) -> Result<(InputFile, File), Fai
     }
     let reader = File::open(path).map_err(unreadable)?;
     let (length, modified) = (metadata.len(), metadata.modified().ok());
-    let file = InputFile { path: path.to_owned(), length, head: Vec::new(), starts: Vec::new(), modified };
+    let file = InputFile { path: path.to_owned(), length, head: 0, starts: Arc::default(), modified };
     Ok((file, reader))
 }
 
@@ -38,6 +40,13 @@ impl InputFile {
     pub(super) fn reopen(&self) -> Result<File, Failure> {
         self.check_unchanged()?;
         File::open(&self.path).map_err(|e| Failure::unreadable(&self.path, &e))
+    }
+
+    /// Everything before the elements, byte for byte: thousands of files may have a long one each, so it is not kept.
+    pub(super) fn read_head(&self) -> Result<Vec<u8>, Failure> {
+        let mut head = vec![0; self.head];
+        self.reopen()?.read_exact(&mut head).map_err(|e| Failure::unreadable(&self.path, &e))?;
+        Ok(head)
     }
 
     /// Fails where the file is not what it was: a bound would be that of other values.

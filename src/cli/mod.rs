@@ -14,18 +14,22 @@ mod devices;
 mod elements;
 mod failure;
 mod input_file;
+mod log;
 mod mean;
 mod norms;
 mod npy;
 mod options;
 mod output;
 mod progress;
+mod row_log;
 mod rows;
 mod safetensors;
+mod scope;
 mod stream;
 mod threshold;
 mod train;
 mod verify;
+mod weights;
 
 use std::process::ExitCode;
 

@@ -3,11 +3,12 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use byzclip::{Clipping, Granularity, NormClass};
+use byzclip::{Clipping, Granularity, Norm, NormClass};
 use serde::Serialize;
 
 use super::batch_file::BatchFile;
 use super::failure::{Failure, Outcome};
+use super::log::{self, Log, Shown};
 use super::options::{BackendArgs, WindowArgs};
 use super::output;
 use super::progress::Progress;
@@ -60,26 +61,28 @@ pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
     let start = Instant::now();
     let progress = Progress::start(batch.bytes());
     let stream = Stream::without_center(&batch, backend.as_ref(), &clipping, &args.window);
-    let norms = stream.norms(&progress)?;
+    let shown = Shown::of(layout.clients(), json);
+    let segments = if args.per_layer { batch.widths.len() } else { 0 };
+    let (mut norms, mut of_layers) = (Log::new(shown, 1), Log::new(shown, segments));
+    stream.each_norms(&progress, |more| {
+        norms.append(more.rows.len(), &more.rows)?;
+        of_layers.append(more.rows.len(), &more.segments)
+    })?;
     stream.check_unchanged()?;
     drop(progress);
     let seconds = start.elapsed().as_secs_f64();
     let ran = backend.ran();
 
     if json {
-        let row = |row: usize| Row {
-            norm: finite(norms.rows[row].value()),
-            segments: match granularity {
-                Granularity::Row | Granularity::Coordinate => Vec::new(),
-                Granularity::Segment => layout
-                    .segments_of(row)
-                    .enumerate()
-                    .map(|(i, segment)| Segment {
-                        name: batch.layers.get(i).map(String::as_str),
-                        norm: finite(norms.segments[segment].value()),
-                    })
-                    .collect(),
-            },
+        let name = |layer: usize| batch.layers.get(layer).map(String::as_str);
+        let row = |row: usize| {
+            let layers = of_layers.row(row)?;
+            let segment =
+                |(layer, norm): (usize, &Norm)| Segment { name: name(layer), norm: finite(norm.value()) };
+            Ok(Row {
+                norm: finite(norms.row(row)?[0].value()),
+                segments: layers.iter().enumerate().map(segment).collect(),
+            })
         };
         output::print_json(&Norms {
             backend: ran.backend.name(),
@@ -91,7 +94,7 @@ pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
         })?;
         return Ok(Outcome::Success);
     }
-    let shown = |norm: byzclip::Norm| match norm.class() {
+    let shown = |norm: &Norm| match norm.class() {
         NormClass::NonFinite => "NaN or Inf".to_owned(),
         _ => rows::number(norm.value()),
     };
@@ -101,13 +104,13 @@ pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
         head.extend(layers.iter().map(String::as_str));
     }
     let cells = |row: usize| {
-        let mut cells = vec![row.to_string(), shown(norms.rows[row])];
-        if args.per_layer && !batch.layers.is_empty() {
-            cells.extend(layout.segments_of(row).map(|segment| shown(norms.segments[segment])));
+        let mut cells = vec![row.to_string(), shown(&norms.row(row)?[0])];
+        if !batch.layers.is_empty() {
+            cells.extend(of_layers.row(row)?.iter().map(shown));
         }
-        cells
+        Ok(cells)
     };
-    let text = rows::table(&head, layout.clients(), cells);
+    let text = rows::try_table(&head, layout.clients(), cells).map_err(|e| log::unreadable(&e))?;
     output::print(&format!(
         "{ran}\n{}, {}\n\n{text}\n{}\n",
         rows::count(layout.clients(), "client"),

@@ -5,7 +5,7 @@
 //! <https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html>.
 
 use std::io::{BufReader, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use byzclip::{Half, Layout};
 
@@ -63,35 +63,56 @@ fn check_length(path: &Path, length: u64, expected: u64, shape: &str) -> Result<
     Err(Failure::content(path, &got, &expected, AGAIN))
 }
 
-/// The numbers of a vector of any type that NumPy's whole and floating-point numbers have up to 64 bits.
-pub(super) fn read_numbers(path: &Path) -> Result<Vec<f64>, Failure> {
-    const SAVE: &str = "save a vector with numpy.save(path, numpy.asarray(list, \"<f4\"))";
-    let wrong = |got: &str, expected: &str| Failure::content(path, got, expected, SAVE);
-    let mut file = open_header(path)?;
-    let [count] = file.described.shape[..] else {
-        let got = format!("an array of {} dimensions", file.described.shape.len());
-        return Err(wrong(&got, "a vector, one number per client"));
-    };
-    let decode: (usize, Decode) = match file.described.descr.as_str() {
-        "<f4" | "=f4" => (4, |b| Ok(f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]])))),
-        "<f8" | "=f8" => (8, |b| Ok(f64::from_le_bytes(eight(b)))),
-        "<i4" | "=i4" => (4, |b| Ok(f64::from(i32::from_le_bytes([b[0], b[1], b[2], b[3]])))),
-        "<u4" | "=u4" => (4, |b| Ok(f64::from(u32::from_le_bytes([b[0], b[1], b[2], b[3]])))),
-        "<i8" | "=i8" => (8, |b| whole(i64::from_le_bytes(eight(b)).into())),
-        "<u8" | "=u8" => (8, |b| whole(u64::from_le_bytes(eight(b)).into())),
-        _ => {
-            let got = format!("elements of type '{}'", excerpt(&file.described.descr));
-            return Err(wrong(&got, "'<f4', '<f8', '<i4', '<u4', '<i8' or '<u8'"));
-        }
-    };
-    let bytes = count.checked_mul(decode.0).and_then(|bytes| bytes.checked_add(file.header.bytes.len()));
-    let bytes = bytes
-        .ok_or_else(|| wrong(&format!("the shape ({count},)"), "a shape that fits the address space"))?;
-    check_length(path, file.file.length, bytes as u64, &format!("({count},)"))?;
-    let mut elements = Vec::new();
-    file.reader.read_to_end(&mut elements).map_err(|e| Failure::unreadable(path, &e))?;
-    let decoded = elements.chunks_exact(decode.0).map(decode.1).collect::<Result<_, _>>();
-    decoded.map_err(|number| wrong(&format!("the number {number}"), "numbers that an f64 holds"))
+/// The numbers of a vector of any type that NumPy's whole and floating-point numbers have up to 64 bits, read some at a time.
+pub(super) struct Numbers {
+    pub count: usize,
+    pub path: PathBuf,
+    reader: BufReader<std::fs::File>,
+    /// Bytes of a number.
+    width: usize,
+    decode: Decode,
+}
+
+/// How numbers are to be saved.
+const SAVE_NUMBERS: &str = "save a vector with numpy.save(path, numpy.asarray(list, \"<f4\"))";
+
+impl Numbers {
+    pub(super) fn open(path: &Path) -> Result<Self, Failure> {
+        let wrong = |got: &str, expected: &str| Failure::content(path, got, expected, SAVE_NUMBERS);
+        let Opened { reader, file, header, described } = open_header(path)?;
+        let [count] = described.shape[..] else {
+            let got = format!("an array of {} dimensions", described.shape.len());
+            return Err(wrong(&got, "a vector, one number per client"));
+        };
+        let (width, decode): (usize, Decode) = match described.descr.as_str() {
+            "<f4" | "=f4" => (4, |b| Ok(f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]])))),
+            "<f8" | "=f8" => (8, |b| Ok(f64::from_le_bytes(eight(b)))),
+            "<i4" | "=i4" => (4, |b| Ok(f64::from(i32::from_le_bytes([b[0], b[1], b[2], b[3]])))),
+            "<u4" | "=u4" => (4, |b| Ok(f64::from(u32::from_le_bytes([b[0], b[1], b[2], b[3]])))),
+            "<i8" | "=i8" => (8, |b| whole(i64::from_le_bytes(eight(b)).into())),
+            "<u8" | "=u8" => (8, |b| whole(u64::from_le_bytes(eight(b)).into())),
+            _ => {
+                let got = format!("elements of type '{}'", excerpt(&described.descr));
+                return Err(wrong(&got, "'<f4', '<f8', '<i4', '<u4', '<i8' or '<u8'"));
+            }
+        };
+        let bytes = count.checked_mul(width).and_then(|bytes| bytes.checked_add(header.bytes.len()));
+        let bytes = bytes
+            .ok_or_else(|| wrong(&format!("the shape ({count},)"), "a shape that fits the address space"))?;
+        check_length(path, file.length, bytes as u64, &format!("({count},)"))?;
+        Ok(Self { count, path: path.to_owned(), reader, width, decode })
+    }
+
+    /// The next numbers, of which there are so many.
+    pub(super) fn next(&mut self, count: usize) -> Result<Vec<f64>, Failure> {
+        let mut bytes = vec![0; count * self.width];
+        self.reader.read_exact(&mut bytes).map_err(|e| Failure::unreadable(&self.path, &e))?;
+        let decoded = bytes.chunks_exact(self.width).map(self.decode).collect::<Result<_, _>>();
+        decoded.map_err(|number| {
+            let got = format!("the number {number}");
+            Failure::content(&self.path, &got, "numbers that an f64 holds", SAVE_NUMBERS)
+        })
+    }
 }
 
 /// A number from its bytes, or the number in words where an `f64` does not hold it.
@@ -160,8 +181,8 @@ pub(super) fn open(path: &Path) -> Result<Npy, Failure> {
         let got = format!("the shape (0, {params})");
         return Err(wrong(&got, &format!("at most {MOST_EMPTY_COLUMNS} params without clients")));
     }
-    file.starts = vec![header.bytes.len() as u64];
-    file.head = header.bytes;
+    file.starts = [header.bytes.len() as u64].into();
+    file.head = header.bytes.len();
     Ok(Npy { file, layout, dtype })
 }
 

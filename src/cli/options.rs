@@ -8,7 +8,7 @@ use byzclip::backend::select;
 #[cfg(feature = "gpu")]
 use byzclip::backend::select_prepared;
 use byzclip::bench::Subject;
-use byzclip::{Backend, NonFinite, Scope};
+use byzclip::{Backend, NonFinite};
 
 use super::batch_file::BatchFile;
 use super::calibration::CalibrationArgs;
@@ -136,45 +136,9 @@ pub(super) fn parse_non_finite(text: &str) -> Result<NonFinite, String> {
     }
 }
 
-/// `all`, or `rows:` and a list of rows and ranges, both ends included.
-pub(super) fn parse_scope(text: &str) -> Result<Scope, String> {
-    const EXPECTED: &str = "expected all, or rows:0,3,5-8";
-    if text == "all" {
-        return Ok(Scope::All);
-    }
-    let list = text.strip_prefix("rows:").ok_or(EXPECTED)?;
-    let mut rows = Vec::new();
-    for item in list.split(',').filter(|_| !list.is_empty()) {
-        let (first, last) = item.split_once('-').unwrap_or((item, item));
-        let row = |text: &str| text.parse::<u32>().map_err(|_| format!("got \"{item}\"; {EXPECTED}"));
-        let (first, last) = (row(first)?, row(last)?);
-        if last < first {
-            return Err(format!("got the range {item}, which runs backwards; {EXPECTED}"));
-        }
-        if rows.len() + (last - first) as usize >= MOST_ROWS {
-            return Err(format!("got more than {MOST_ROWS} rows; expected fewer; use --scope all"));
-        }
-        rows.extend((first..=last).map(|row| row as usize));
-    }
-    Ok(Scope::Rows(rows))
-}
-
-/// Rows that a range may name: more than any file holds, and few enough to list.
-const MOST_ROWS: usize = 1 << 26;
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn scopes_are_lists_of_rows_and_ranges() {
-        assert_eq!(parse_scope("all"), Ok(Scope::All));
-        assert_eq!(parse_scope("rows:0,3,5-8"), Ok(Scope::Rows(vec![0, 3, 5, 6, 7, 8])));
-        assert_eq!(parse_scope("rows:"), Ok(Scope::Rows(vec![])));
-        for wrong in ["", "row:1", "rows:x", "rows:1,", "rows:5-3", "rows:-1", "rows:0-4294967295"] {
-            assert!(parse_scope(wrong).is_err(), "{wrong}");
-        }
-    }
 
     #[test]
     fn sizes_are_bytes_or_have_a_unit() {

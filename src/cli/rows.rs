@@ -1,10 +1,13 @@
 //! Rows of a batch as JSON and as a table.
 
-use byzclip::{Report, RowReport, SegmentReport};
+use std::convert::Infallible;
+use std::io;
+
+use serde::ser::{Error as _, SerializeSeq};
 use serde::{Serialize, Serializer};
 
-/// Rows that a table shows; longer ones lose their middle.
-const SHOWN: usize = 20;
+use super::log::Shown;
+use super::row_log::{Entry, RowLog};
 
 /// A number that is null where it is not finite.
 pub(super) fn finite(value: f32) -> Option<f32> {
@@ -60,44 +63,49 @@ struct ClippedRow<'a> {
 struct ClippedSegment<'a> {
     name: Option<&'a str>,
     norm: Option<f32>,
-    bound: Bound,
+    bound: Option<Bound>,
     factor: Factor,
     status: &'static str,
 }
 
-/// A JSON array of which each entry is made when it is its turn: a batch may have millions of rows.
+/// A JSON array of which each entry is read when it is its turn: a batch may have millions of rows.
 pub(super) struct Each<F> {
     pub count: usize,
     /// The entry with this index.
     pub entry: F,
 }
 
-impl<T: Serialize, F: Fn(usize) -> T> Serialize for Each<F> {
+impl<T: Serialize, F: Fn(usize) -> io::Result<T>> Serialize for Each<F> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_seq((0..self.count).map(&self.entry))
+        let mut entries = serializer.serialize_seq(Some(self.count))?;
+        for index in 0..self.count {
+            let entry = (self.entry)(index).map_err(|e| S::Error::custom(format!("row {index}: {e}")))?;
+            entries.serialize_element(&entry)?;
+        }
+        entries.end()
     }
 }
 
-/// The clipped rows of a report in JSON; `layers` are the names of the layers.
-pub(super) fn clipped<'a>(report: &'a Report, layers: &'a [String]) -> impl Serialize + 'a {
-    let entry = |row: usize| ClippedRow::new(&report.rows[row], report.segments(row), layers);
-    Each { count: report.rows.len(), entry }
+/// The clipped rows of a batch in JSON; `layers` are the names of the layers.
+pub(super) fn clipped<'a>(log: &'a RowLog, layers: &'a [String]) -> impl Serialize + 'a {
+    let entry = |row: usize| Ok(ClippedRow::new(log.row(row)?, &log.segments(row)?, layers));
+    Each { count: log.rows(), entry }
 }
 
 impl<'a> ClippedRow<'a> {
-    fn new(row: &RowReport, segments: &[SegmentReport], layers: &'a [String]) -> Self {
-        let segment = |(i, segment): (usize, &SegmentReport)| ClippedSegment {
+    fn new(row: Entry, segments: &[Entry], layers: &'a [String]) -> Self {
+        let segment = |(i, segment): (usize, &Entry)| ClippedSegment {
             name: layers.get(i).map(String::as_str),
             norm: finite(segment.norm),
-            bound: Bound(segment.bound),
+            bound: segment.bound().map(Bound),
             factor: Factor(segment.factor),
-            status: segment.status.name(),
+            status: segment.status().name(),
         };
         Self {
             norm: finite(row.norm),
-            bound: row.bound.map(Bound),
+            bound: row.bound().map(Bound),
             factor: Factor(row.factor),
-            status: row.status.name(),
+            status: row.status().name(),
             segments: segments.iter().enumerate().map(segment).collect(),
         }
     }
@@ -105,22 +113,36 @@ impl<'a> ClippedRow<'a> {
 
 /// A table with right-aligned columns; the first and last rows only where there are many.
 pub(super) fn table(head: &[&str], rows: usize, cells: impl Fn(usize) -> Vec<String>) -> String {
+    let Ok(text) = try_table(head, rows, |row| Ok::<_, Infallible>(cells(row)));
+    text
+}
+
+/// The same of cells that have to be read back.
+pub(super) fn try_table<E>(
+    head: &[&str],
+    rows: usize,
+    cells: impl Fn(usize) -> Result<Vec<String>, E>,
+) -> Result<String, E> {
     aligned(head, rows, cells, |cell, width| format!("{cell:>width$}"))
 }
 
-/// The same with left-aligned columns, for words.
+/// A table with left-aligned columns, for words.
 pub(super) fn table_left(head: &[&str], rows: usize, cells: impl Fn(usize) -> Vec<String>) -> String {
-    aligned(head, rows, cells, |cell, width| format!("{cell:<width$}"))
+    let cells = |row| Ok::<_, Infallible>(cells(row));
+    let Ok(text) = aligned(head, rows, cells, |cell, width| format!("{cell:<width$}"));
+    text
 }
 
-fn aligned(
+fn aligned<E>(
     head: &[&str],
     rows: usize,
-    cells: impl Fn(usize) -> Vec<String>,
+    cells: impl Fn(usize) -> Result<Vec<String>, E>,
     align: impl Fn(&str, usize) -> String,
-) -> String {
-    let (first, last) = if rows <= SHOWN { (rows, rows) } else { (SHOWN / 2, rows - SHOWN / 2) };
-    let shown: Vec<_> = (0..first).chain(last..rows).map(&cells).collect();
+) -> Result<String, E> {
+    let [first, last] = Shown::in_table(rows).ranges();
+    let is_cut = first.end < last.start;
+    let middle = first.len();
+    let shown = first.chain(last).map(cells).collect::<Result<Vec<_>, E>>()?;
     let width = |column: usize| {
         shown.iter().map(|row| row[column].len()).chain([head[column].len()]).max().unwrap_or(0)
     };
@@ -133,15 +155,15 @@ fn aligned(
     };
     line(head);
     for (i, row) in shown.iter().enumerate() {
-        if i == first && first < last {
+        if is_cut && i == middle {
             line(&["..."]);
         }
         line(&row.iter().map(String::as_str).collect::<Vec<_>>());
     }
-    if first < last {
+    if is_cut {
         text.push_str(&format!("({rows} rows in all; --json has every one)\n"));
     }
-    text
+    Ok(text)
 }
 
 /// A number that reads back to the same `f32`, with an exponent where it would be mostly zeros.

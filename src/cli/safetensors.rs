@@ -35,15 +35,18 @@ struct Tensor {
 }
 
 pub(super) fn open(paths: &[PathBuf]) -> Result<Clients, Failure> {
-    let mut files = Vec::with_capacity(paths.len());
+    let mut files: Vec<InputFile> = Vec::with_capacity(paths.len());
     let mut first: Option<BTreeMap<String, Tensor>> = None;
     for path in paths {
         let (mut file, tensors) = open_one(path)?;
         if let Some(first) = &first {
             compare(path, &tensors, &paths[0], first)?;
         }
-        let data = file.head.len() as u64;
-        file.starts = tensors.values().map(|tensor| data + tensor.bytes.start as u64).collect();
+        let starts = tensors.values().map(|tensor| (file.head + tensor.bytes.start) as u64);
+        file.starts = match files.last() {
+            Some(last) if starts.clone().eq(last.starts.iter().copied()) => last.starts.clone(),
+            _ => starts.collect(),
+        };
         files.push(file);
         first.get_or_insert(tensors);
     }
@@ -71,7 +74,7 @@ fn open_one(path: &Path) -> Result<(InputFile, BTreeMap<String, Tensor>), Failur
     if (head.len() + metadata.data_len()) as u64 != file.length {
         return Err(corrupt(&SafeTensorError::MetadataIncompleteBuffer.to_string()));
     }
-    file.head = head;
+    file.head = head.len();
     let tensors = {
         let mut tensors = BTreeMap::new();
         for (name, info) in metadata.tensors() {
@@ -168,7 +171,7 @@ fn compare(
 /// names.
 pub(super) fn header_of_values(file: &InputFile) -> Result<Vec<u8>, Failure> {
     let failed = |e: String| Failure::Failed(format!("{}: {e}", file.path.display()));
-    let header = parse(&file.head).map_err(failed)?;
+    let header = parse(&file.read_head()?).map_err(failed)?;
     let described: BTreeMap<String, &TensorInfo> = header.tensors().into_iter().collect();
     let mut end = 0;
     let tensors = described.into_iter().map(|(name, tensor)| {

@@ -66,16 +66,46 @@ impl Threshold {
     /// # Errors
     /// [`Error::InvalidBound`], [`Error::BoundCount`] or [`Error::Setting`], with what is out of its range.
     pub fn check(&self, layout: &Layout, granularity: Granularity) -> Result<()> {
-        Source::new(self, layout, granularity).map(drop)
+        // Bounds that are given are not made for this: a file may have more rows than memory has room for their bounds.
+        match self.rule()? {
+            None => self.check_given(layout),
+            Some(rule) => rule.check_number(layout, granularity),
+        }
+    }
+
+    /// The same, and that its next round can begin with this state.
+    pub(crate) fn check_with(&self, layout: &Layout, granularity: Granularity, state: &State) -> Result<()> {
+        self.check(layout, granularity)?;
+        let source = match self.rule()? {
+            None => Source::Given(Vec::new()),
+            Some(_) => Source::new(self, layout, granularity)?,
+        };
+        source.prepare(&mut state.clone())
+    }
+
+    /// Checks bounds that are given; policies that look at norms have a rule, which is checked with it.
+    fn check_given(&self, layout: &Layout) -> Result<()> {
+        match self {
+            Self::PerRow(bounds) if bounds.len() != layout.clients() => {
+                Err(Error::BoundCount { got: bounds.len(), expected: layout.clients() })
+            }
+            Self::PerRow(bounds) => bounds.iter().try_for_each(|bound| checked(*bound).map(drop)),
+            Self::Fixed(bound) | Self::SplitEqual(bound) | Self::SplitBySize(bound) => {
+                checked(*bound).map(drop)
+            }
+            Self::Median { .. }
+            | Self::Quantile(_)
+            | Self::Adaptive(_)
+            | Self::History { .. }
+            | Self::Arc { .. } => Ok(()),
+        }
     }
 
     /// The bounds of every span, for policies that do not look at norms.
     fn given(&self, layout: &Layout, granularity: Granularity) -> Result<Vec<f32>> {
+        self.check_given(layout)?;
         match self {
             Self::PerRow(bounds) => {
-                if bounds.len() != layout.clients() {
-                    return Err(Error::BoundCount { got: bounds.len(), expected: layout.clients() });
-                }
                 let mut spans = Vec::with_capacity(layout.span_count(granularity));
                 for (row, &bound) in bounds.iter().enumerate() {
                     let bound = checked(bound)?;

@@ -78,6 +78,21 @@ impl Groups {
 }
 
 impl Rule {
+    /// Fails where the rule would look at too many norms. The first group is the largest: every row that has a span is in it.
+    pub(super) fn check_number(&self, layout: &Layout, granularity: Granularity) -> Result<()> {
+        let rounds = if let Self::History { window, .. } = self { *window as usize } else { 1 };
+        let norms =
+            (0..layout.clients()).filter(|row| !layout.spans_of(granularity, *row).is_empty()).count();
+        if rounds.saturating_mul(norms) <= MOST_NORMS {
+            return Ok(());
+        }
+        Err(Error::Setting {
+            name: "threshold",
+            got: format!("{rounds} rounds of {norms} norms"),
+            expected: "at most 2,097,152 norms in all",
+        })
+    }
+
     /// Words of state that a group of so many members has.
     pub(crate) fn state_words(&self, members: usize) -> usize {
         match self {
@@ -131,17 +146,8 @@ impl Source {
             None => return Ok(Self::Given(threshold.given(layout, granularity)?)),
             Some(rule) => rule,
         };
-        let groups = Groups::of(layout, granularity);
-        let window = if let Rule::History { window, .. } = rule { window as usize } else { 1 };
-        let largest = (0..groups.count()).map(|group| groups.members_of(group).len()).max().unwrap_or(0);
-        if window.saturating_mul(largest) > MOST_NORMS {
-            return Err(Error::Setting {
-                name: "threshold",
-                got: format!("{window} rounds of {largest} norms"),
-                expected: "at most 2,097,152 norms in all",
-            });
-        }
-        Ok(Self::Computed { groups, rule })
+        rule.check_number(layout, granularity)?;
+        Ok(Self::Computed { groups: Groups::of(layout, granularity), rule })
     }
 
     /// The bounds of rows, where each row can be decided as soon as it has a norm: they are known before any norm, no later row may make an

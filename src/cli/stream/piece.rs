@@ -3,10 +3,16 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-use byzclip::{Decision, Granularity, Layout};
+use byzclip::{Decision, Error, Granularity, Layout};
 
 use crate::cli::batch_file::BatchFile;
 use crate::cli::failure::Failure;
+
+/// Bytes that norm, bound, decision and report of a row take while it is worked on.
+const KNOWN_OF_ROW: usize = 64;
+
+/// Rows that are reported together, where all of them were decided before.
+const REPORTED: usize = 1 << 14;
 
 /// A rectangle of a batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,18 +27,27 @@ impl Piece {
         Self { rows: 0..batch.layout.clients(), columns: 0..batch.layout.params() }
     }
 
-    /// A batch in file order: as many whole rows at a time as a window holds, or parts of rows that it does not
-    /// hold. At least one piece, so that a batch without rows is worked on too.
+    /// A batch in file order: as many whole rows at a time as a window holds, but not so many short ones that what is known of
+    /// them takes more memory than it, or parts of rows that it does not hold. At least one piece, so that a batch without
+    /// rows is worked on too.
     pub(super) fn by_rows(batch: &BatchFile, window: usize) -> Vec<Self> {
         let Self { rows, columns } = Self::whole(batch);
         if columns.len() <= window {
-            let height = window.checked_div(columns.len()).unwrap_or(rows.len()).max(1);
+            let height = window.checked_div(columns.len()).unwrap_or(rows.len());
+            let most = window.saturating_mul(batch.dtype.bytes()) / KNOWN_OF_ROW;
+            let height = if columns.is_empty() { height } else { height.min(most) }.max(1);
             let pieces: Vec<Self> =
                 parts(&rows, height).map(|rows| Self { rows, columns: columns.clone() }).collect();
             return if pieces.is_empty() { vec![Self { rows, columns }] } else { pieces };
         }
         rows.flat_map(|row| parts(&columns, window).map(move |columns| Self { rows: row..row + 1, columns }))
             .collect()
+    }
+
+    /// A batch in runs of as many rows as are reported at a time.
+    pub(super) fn of_some_rows(batch: &BatchFile) -> impl Iterator<Item = Self> {
+        let Self { rows, columns } = Self::whole(batch);
+        parts(&rows, REPORTED).map(move |rows| Self { rows, columns: columns.clone() })
     }
 
     /// A batch by columns: as many of all rows at a time as a window holds.
@@ -68,12 +83,29 @@ impl Piece {
 
     /// Its layout in memory, where it lies alone.
     pub(super) fn layout(&self, batch: &BatchFile) -> Result<Layout, Failure> {
-        let layout = Layout::dense(self.rows.len(), self.columns.len())?;
+        self.layered(batch, Layout::dense(self.rows.len(), self.columns.len())?)
+    }
+
+    /// Its layout among the whole rows that it is cut from, from its first element on.
+    pub(super) fn layout_within(&self, batch: &BatchFile) -> Result<Layout, Failure> {
+        let layout = Layout::strided(self.rows.len(), self.columns.len(), batch.layout.params())?;
+        self.layered(batch, layout)
+    }
+
+    fn layered(&self, batch: &BatchFile, layout: Layout) -> Result<Layout, Failure> {
         if batch.layers.is_empty() {
             return Ok(layout);
         }
         let lengths: Vec<usize> = self.layers(batch).into_iter().map(|(_, columns)| columns.len()).collect();
         Ok(layout.layered(&lengths)?)
+    }
+
+    /// An error in terms of the whole batch.
+    pub(super) fn error(&self, error: Error) -> Error {
+        match error {
+            Error::NonFinite { row } => Error::NonFinite { row: self.rows.start + row },
+            other => other,
+        }
     }
 
     /// What was decided on the rows or layers that it has elements of.

@@ -1,0 +1,178 @@
+//! What is known of every row of a batch, until it is reported: a little in memory, more in a file without a name.
+
+use std::cell::RefCell;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use bytemuck::{NoUninit, Pod};
+use tempfile::SpooledTempFile;
+
+use super::failure::Failure;
+
+/// The rows of a batch that a report shows: all of them, or the first and the last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Shown {
+    rows: usize,
+    /// How many of the first, and of the last; no row is both.
+    ends: (usize, usize),
+}
+
+impl Shown {
+    /// All of so many rows.
+    pub(super) const fn all(rows: usize) -> Self {
+        Self { rows, ends: (rows, 0) }
+    }
+
+    /// Of so many rows all of them in JSON, else those of a table.
+    pub(super) const fn of(rows: usize, json: bool) -> Self {
+        if json { Self::all(rows) } else { Self::in_table(rows) }
+    }
+
+    /// As many of them as a table has.
+    pub(super) const fn in_table(rows: usize) -> Self {
+        if rows <= SHOWN { Self::all(rows) } else { Self { rows, ends: (SHOWN / 2, SHOWN - SHOWN / 2) } }
+    }
+
+    /// The shown rows; nothing lies between the two where all are.
+    pub(super) const fn ranges(self) -> [Range<usize>; 2] {
+        [0..self.ends.0, self.rows - self.ends.1..self.rows]
+    }
+
+    /// Where a shown row stands among the shown.
+    fn place(self, row: usize) -> Option<usize> {
+        let [first, last] = self.ranges();
+        if first.contains(&row) {
+            return Some(row);
+        }
+        last.contains(&row).then(|| first.len() + row - last.start)
+    }
+}
+
+/// Rows that a table shows; longer ones lose their middle.
+const SHOWN: usize = 20;
+
+/// Entries of the rows that will be shown, as many for each row; they come in the order of the rows.
+pub(super) struct Log<T> {
+    shown: Shown,
+    per_row: usize,
+    /// Rows that have come.
+    rows: usize,
+    file: RefCell<SpooledTempFile>,
+    block: RefCell<Block>,
+    entries: PhantomData<T>,
+}
+
+/// Entries that were read together.
+#[derive(Default)]
+struct Block {
+    /// The place of the first row.
+    first: usize,
+    bytes: Vec<u8>,
+}
+
+/// Bytes of a log that stay in memory.
+const IN_MEMORY: usize = 16 << 20;
+
+/// Bytes that are read at a time.
+const BLOCK: usize = 64 << 10;
+
+impl<T: NoUninit + Pod> Log<T> {
+    pub(super) fn new(shown: Shown, per_row: usize) -> Self {
+        Self {
+            shown,
+            per_row,
+            rows: 0,
+            file: RefCell::new(SpooledTempFile::new(IN_MEMORY)),
+            block: RefCell::default(),
+            entries: PhantomData,
+        }
+    }
+
+    /// Adds the entries of the next rows.
+    pub(super) fn append(&mut self, rows: usize, entries: &[T]) -> Result<(), Failure> {
+        let new = self.rows..self.rows + rows;
+        for shown in self.shown.ranges() {
+            let entry = |row: usize| (row.clamp(new.start, new.end) - new.start) * self.per_row;
+            let part = &entries[entry(shown.start)..entry(shown.end)];
+            let written = self.file.get_mut().write_all(bytemuck::cast_slice(part));
+            written.map_err(|error| unwritable(&error))?;
+        }
+        self.rows = new.end;
+        Ok(())
+    }
+
+    /// The entries of a shown row that has come.
+    pub(super) fn row(&self, row: usize) -> io::Result<Vec<T>> {
+        let size = self.per_row * size_of::<T>();
+        let place = self.shown.place(row).filter(|_| row < self.rows);
+        let place = place.ok_or_else(|| io::Error::other(format!("row {row} was not kept")))?;
+        if size == 0 {
+            return Ok(Vec::new());
+        }
+        let mut block = self.block.borrow_mut();
+        let rows = block.bytes.len() / size;
+        if !(block.first..block.first + rows).contains(&place) {
+            block.first = place;
+            block.bytes.clear();
+            let mut file = self.file.borrow_mut();
+            file.seek(SeekFrom::Start((place * size) as u64))?;
+            let most = (BLOCK / size).max(1) * size;
+            (&mut *file).take(most as u64).read_to_end(&mut block.bytes)?;
+        }
+        let start = (place - block.first) * size;
+        let bytes = block.bytes.get(start..start + size).ok_or(io::ErrorKind::UnexpectedEof)?;
+        Ok(bytemuck::pod_collect_to_vec(bytes))
+    }
+}
+
+/// What was kept cannot be read back.
+pub(super) fn unreadable(error: &io::Error) -> Failure {
+    Failure::Failed(format!(
+        "cannot read back what is known of each row: got \"{error}\"; expected what was written to {}; try again",
+        std::env::temp_dir().display()
+    ))
+}
+
+fn unwritable(error: &io::Error) -> Failure {
+    Failure::Failed(format!(
+        "cannot keep what is known of each row in {}: got \"{error}\"; expected space for a file there; free some, or name \
+         another folder with TMPDIR",
+        std::env::temp_dir().display()
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    /// Some rows at a time, and more than stays in memory.
+    #[test]
+    fn rows_come_back_as_they_went() {
+        for (rows, per_row, at_a_time) in
+            [(7, 2, 3), (20, 1, 20), (21, 1, 4), (5, 0, 2), (3_000_000, 2, 250_001)]
+        {
+            let entry = |row: usize, k: usize| (row * 31 + k) as u64;
+            for shown in [Shown::all(rows), Shown::in_table(rows)] {
+                let mut log = Log::new(shown, per_row);
+                for start in (0..rows).step_by(at_a_time) {
+                    let part = start..rows.min(start + at_a_time);
+                    let entries = part.clone().flat_map(|row| (0..per_row).map(move |k| entry(row, k)));
+                    log.append(part.len(), &entries.collect::<Vec<_>>()).unwrap();
+                }
+                let is_large = rows > 1000;
+                assert_eq!(log.file.get_mut().is_rolled(), is_large && shown == Shown::all(rows));
+                let all = || shown.ranges().into_iter().flatten();
+                assert_eq!(all().count(), if shown == Shown::all(rows) { rows } else { 20 });
+                let backwards = || all().collect::<Vec<_>>().into_iter().rev().step_by(999);
+                for row in all().chain(backwards()) {
+                    let want: Vec<u64> = (0..per_row).map(|k| entry(row, k)).collect();
+                    assert_eq!(log.row(row).unwrap(), want, "{row}");
+                }
+                assert!(log.row(rows).is_err());
+                assert_eq!(log.row(rows / 2).is_err(), shown != Shown::all(rows));
+            }
+        }
+    }
+}

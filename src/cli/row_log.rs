@@ -1,0 +1,102 @@
+//! What happened to every row of a batch, window by window.
+
+use std::io;
+
+use bytemuck::{Pod, Zeroable};
+use byzclip::{Granularity, Ran, Report, RowReport, SegmentReport, Status};
+
+use super::batch_file::BatchFile;
+use super::failure::Failure;
+use super::log::{Log, Shown};
+
+/// A report of which the rows are not in memory, or of which only those are kept that a table shows.
+pub(super) struct RowLog {
+    pub ran: Ran,
+    clients: usize,
+    counts: [usize; STATUSES.len()],
+    rows: Log<Entry>,
+    /// As many for each row as it has segments with bounds of their own.
+    segments: Log<Entry>,
+}
+
+/// In the order of their numbers.
+pub(super) const STATUSES: [Status; 5] =
+    [Status::Untouched, Status::Clipped, Status::Zeroed, Status::OutOfScope, Status::Kept];
+
+/// A row or a segment, as it is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub(super) struct Entry {
+    pub factor: f64,
+    pub norm: f32,
+    /// NaN, which no bound is, where there is none.
+    bound: f32,
+    status: u64,
+}
+
+impl RowLog {
+    /// Of no rows yet. `ran` holds for a batch without any; each report that is added brings its own.
+    pub(super) fn new(ran: Ran, batch: &BatchFile, granularity: Granularity, shown: Shown) -> Self {
+        let segments = if granularity == Granularity::Segment { batch.widths.len() } else { 0 };
+        Self {
+            ran,
+            clients: batch.layout.clients(),
+            counts: Default::default(),
+            rows: Log::new(shown, 1),
+            segments: Log::new(shown, segments),
+        }
+    }
+
+    /// Adds the report of the next rows.
+    pub(super) fn append(&mut self, report: Report) -> Result<(), Failure> {
+        for (count, status) in self.counts.iter_mut().zip(STATUSES) {
+            *count += report.count(status);
+        }
+        let rows: Vec<Entry> = report.rows.iter().map(Entry::of_row).collect();
+        self.rows.append(rows.len(), &rows)?;
+        let segments = (0..rows.len()).flat_map(|row| report.segments(row)).map(Entry::of_segment);
+        self.segments.append(rows.len(), &segments.collect::<Vec<_>>())?;
+        self.ran = report.ran;
+        Ok(())
+    }
+
+    /// The number of rows.
+    pub(super) const fn rows(&self) -> usize {
+        self.clients
+    }
+
+    /// The number of rows with this status.
+    pub(super) const fn count(&self, status: Status) -> usize {
+        self.counts[status as usize]
+    }
+
+    /// A row that is shown.
+    pub(super) fn row(&self, row: usize) -> io::Result<Entry> {
+        Ok(self.rows.row(row)?[0])
+    }
+
+    /// Its segments, where those have bounds of their own.
+    pub(super) fn segments(&self, row: usize) -> io::Result<Vec<Entry>> {
+        self.segments.row(row)
+    }
+}
+
+impl Entry {
+    fn of_row(row: &RowReport) -> Self {
+        let &RowReport { norm, bound, factor, status } = row;
+        Self { factor, norm, bound: bound.unwrap_or(f32::NAN), status: status as u64 }
+    }
+
+    fn of_segment(segment: &SegmentReport) -> Self {
+        let &SegmentReport { norm, bound, factor, status } = segment;
+        Self { factor, norm, bound, status: status as u64 }
+    }
+
+    pub(super) fn bound(&self) -> Option<f32> {
+        (!self.bound.is_nan()).then_some(self.bound)
+    }
+
+    pub(super) const fn status(&self) -> Status {
+        STATUSES[self.status as usize]
+    }
+}

@@ -1,0 +1,177 @@
+//! The mean of a batch in windows.
+//!
+//! Every coordinate needs what was decided on every row. A batch of one window is averaged at once; of a larger one norms
+//! are found first, and then some coordinates of all rows are averaged at a time. Where there are so many rows that decisions on
+//! all of them, or a coordinate of all of them, would not fit in memory, the coordinates are summed row by row instead, exactly, on
+//! the host.
+
+use std::ops::Range;
+
+use byzclip::{Backend, BackendKind, Clipping, MeanSum, Reference, Report, State, Weights};
+
+use super::{Piece, Stream, pass};
+use crate::cli::batch_output::MeanOutput;
+use crate::cli::elements::Elements;
+use crate::cli::failure::Failure;
+use crate::cli::log::Shown;
+use crate::cli::progress::Progress;
+use crate::cli::row_log::RowLog;
+use crate::cli::weights::{Counted, WeightsOf};
+
+/// Bytes of a window for each row whose decision is held: about twice what its norm and decision take.
+const WINDOW_OF_ROW: usize = 32;
+
+/// Bytes of the sums of a coordinate.
+const SUM: usize = 160;
+
+/// How a mean is found.
+enum Way {
+    /// All at once: the batch is one piece.
+    Whole(Piece),
+    /// Norms first, then some coordinates of all rows at a time.
+    ByColumns,
+    /// So many coordinates at a time, row by row, each time with the norms.
+    ByRows(usize),
+}
+
+impl Stream<'_> {
+    /// Bytes that a mean reads.
+    pub(in crate::cli) fn mean_bytes(&self) -> u64 {
+        let passes = match self.way() {
+            Way::Whole(_) => 1,
+            Way::ByColumns => 2,
+            Way::ByRows(width) => self.batch.layout.params().div_ceil(width) as u64,
+        };
+        passes * self.batch.bytes()
+    }
+
+    /// The weighted mean of the clipped rows, to the output.
+    pub(in crate::cli) fn mean(
+        &self,
+        weights: &WeightsOf,
+        shown: Shown,
+        state: &mut State,
+        output: &mut MeanOutput,
+        progress: &Progress,
+    ) -> Result<(RowLog, Counted), Failure> {
+        let log = RowLog::new(self.backend.ran(), self.batch, self.clipping.granularity, shown);
+        let mut averaging =
+            Averaging { stream: self, weights, output, progress, log, counted: Counted::default() };
+        match self.way() {
+            Way::Whole(piece) => averaging.whole(&piece, state)?,
+            Way::ByColumns => averaging.by_columns(state)?,
+            Way::ByRows(width) => averaging.by_rows(width)?,
+        }
+        Ok((averaging.log, averaging.counted))
+    }
+
+    fn way(&self) -> Way {
+        let (layout, mut pieces) = (&self.batch.layout, self.rows());
+        if pieces.len() == 1 {
+            return Way::Whole(pieces.remove(0));
+        }
+        let is_held = layout.clients().saturating_mul(WINDOW_OF_ROW) <= self.window_bytes();
+        // Bounds from norms are those of few enough rows, and rows that are longer than a window would be too many for any file system.
+        if is_held || !self.has_given_bounds() || layout.params() > self.window {
+            return Way::ByColumns;
+        }
+        Way::ByRows((self.window_bytes() / SUM).max(1))
+    }
+}
+
+/// A mean that is being found.
+struct Averaging<'a> {
+    stream: &'a Stream<'a>,
+    weights: &'a WeightsOf,
+    output: &'a mut MeanOutput,
+    progress: &'a Progress,
+    log: RowLog,
+    counted: Counted,
+}
+
+impl Averaging<'_> {
+    /// Notes what happened to the next rows, and what of them is in the mean.
+    fn note(&mut self, report: Report, weights: &Weights) -> Result<(), Failure> {
+        self.counted.add(weights, &report)?;
+        self.log.append(report)
+    }
+
+    fn whole(&mut self, piece: &Piece, state: &mut State) -> Result<(), Failure> {
+        let &mut Self { stream, progress, .. } = self;
+        let (batch, clipping) = (stream.batch, stream.clipping_of(piece)?);
+        let clients = batch.layout.clients();
+        let weights = self.weights.read(clients)?.next(clients)?;
+        let (mut report, mut mean) = (None, Vec::new());
+        let work = |_: &Piece, elements: &mut Elements| {
+            let done = elements.run_mean_with(stream.backend, &batch.layout, &clipping, &weights, state)?;
+            mean = done.0;
+            report = Some(done.1);
+            Ok(())
+        };
+        pass("averaging", batch, std::slice::from_ref(piece), progress, work, |_, _, ()| Ok(()))?;
+        self.output.write(0, &mean)?;
+        report.map_or(Ok(()), |report| self.note(report, &weights))
+    }
+
+    fn by_columns(&mut self, state: &mut State) -> Result<(), Failure> {
+        let &mut Self { stream, progress, .. } = self;
+        let (batch, granularity) = (stream.batch, stream.clipping.granularity);
+        let clients = batch.layout.clients();
+        let weights = self.weights.read(clients)?.next(clients)?;
+        let norms = stream.norms(progress)?;
+        let decisions = stream.decide(&norms, state)?;
+        let work = |piece: &Piece, elements: &mut Elements| {
+            let of_piece = piece.decisions(batch, granularity, &decisions);
+            let (layout, clipping) = (piece.layout(batch)?, stream.clipping_of(piece)?);
+            Ok(elements.mean(stream.backend, &layout, &clipping, &of_piece, &weights)?)
+        };
+        let output = &mut *self.output;
+        let write = |piece: &Piece, _: &Elements, mean: Vec<f32>| output.write(piece.columns.start, &mean);
+        pass("averaging", batch, &Piece::by_columns(batch, stream.window), progress, work, write)?;
+        let mut weights = self.weights.read(clients)?;
+        stream.note(&norms, &decisions, |report, rows| self.note(report, &weights.next(rows.len())?))
+    }
+
+    fn by_rows(&mut self, width: usize) -> Result<(), Failure> {
+        let params = self.stream.batch.layout.params();
+        for start in (0..params).step_by(width) {
+            let columns = start..params.min(start + width);
+            let mean = self.mean_of(&columns)?;
+            self.output.write(columns.start, &mean)?;
+        }
+        if self.log.ran.backend == BackendKind::Gpu {
+            self.log.ran.why.push_str("; the mean of so many rows is summed on the host");
+        }
+        Ok(())
+    }
+
+    /// The mean of some coordinates, in a pass over whole rows, because their norms are needed; the first of these passes notes them.
+    fn mean_of(&mut self, columns: &Range<usize>) -> Result<Vec<f32>, Failure> {
+        let &mut Self { stream, progress, .. } = self;
+        let (batch, backend, pieces) = (stream.batch, stream.backend, stream.rows());
+        let mut weights = self.weights.read(batch.layout.clients())?;
+        let mut sum = MeanSum::new(columns.len());
+        let work = |piece: &Piece, elements: &mut Elements| {
+            let (layout, clipping) = (piece.layout(batch)?, stream.clipping_of(piece)?);
+            let norms = elements.norms(backend, &layout, &clipping)?;
+            let decisions = Reference.threshold(&layout, &norms, &clipping, &mut State::default());
+            let decisions = decisions.map_err(|error| piece.error(error))?;
+            let weights = weights.next(piece.rows.len())?;
+            let part = Piece { rows: 0..piece.rows.len(), columns: columns.clone() };
+            let of_part = part.decisions(batch, clipping.granularity, &decisions);
+            let center = stream.center.map(|center| center.of(columns)).transpose()?;
+            let (of_columns, layout_of_part) =
+                (Clipping { center, ..clipping.clone() }, part.layout_within(batch)?);
+            elements.add_to(&mut sum, (&layout_of_part, columns.start), &of_columns, &of_part, &weights)?;
+            if columns.start == 0 {
+                let report =
+                    Report::of_stages(backend.ran(), &layout, clipping.granularity, &norms, &decisions);
+                self.note(report, &weights)?;
+            }
+            Ok(())
+        };
+        pass("averaging", batch, &pieces, progress, work, |_, _, ()| Ok(()))?;
+        let center = stream.center.map(|center| center.of(columns)).transpose()?;
+        Ok(sum.mean(&Clipping { center, ..stream.clipping.clone() })?)
+    }
+}
