@@ -256,6 +256,12 @@ impl Status {
         }
     }
 
+    /// Whether the row is in a mean: all are but those that are zeroed, or kept with NaN or Inf.
+    #[must_use]
+    pub const fn is_in_mean(self) -> bool {
+        !matches!(self, Self::Zeroed | Self::Kept)
+    }
+
     /// Whether the clip stage writes the row.
     #[must_use]
     pub const fn is_written(self) -> bool {

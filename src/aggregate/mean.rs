@@ -168,11 +168,7 @@ pub(crate) fn check_mean_half(
 
 /// Whether a row counts: by its first span, because statuses are those of whole rows.
 pub(crate) fn counts(layout: &Layout, granularity: Granularity, decisions: &[Decision], row: usize) -> bool {
-    decisions[layout.spans_of(granularity, row)].first().is_some_and(|decision| enters(decision.status))
-}
-
-fn enters(status: Status) -> bool {
-    !matches!(status, Status::Zeroed | Status::Kept)
+    decisions[layout.spans_of(granularity, row)].first().is_some_and(|decision| decision.status.is_in_mean())
 }
 
 /// What a value counts as: the bits that the clip stage would write, and 0 for what is not finite.

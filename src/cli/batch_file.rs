@@ -105,7 +105,7 @@ impl BatchFile {
         let (row, columns) =
             (self.layout.params() * width, piece.columns.start * width..piece.columns.end * width);
         let mut file = input.reopen()?;
-        let seek = file.seek(SeekFrom::Start(input.starts[0] + (piece.rows.start * row) as u64));
+        let seek = file.seek(SeekFrom::Start((input.head + piece.rows.start * row) as u64));
         seek.map_err(|e| Failure::unreadable(&input.path, &e))?;
         let height = (BLOCK / row).max(1);
         let mut block = vec![0; height.min(piece.rows.len()) * row];
@@ -130,9 +130,8 @@ impl BatchFile {
         let Piece { rows, columns } = piece;
         match self.kind {
             Kind::Npy => {
-                let at = |row: usize| {
-                    self.files[0].starts[0] as usize + (row * self.layout.params() + columns.start) * width
-                };
+                let at =
+                    |row: usize| self.files[0].head + (row * self.layout.params() + columns.start) * width;
                 if piece.is_full(self) {
                     return vec![run(0, at(rows.start), piece.elements())];
                 }
@@ -146,10 +145,10 @@ impl BatchFile {
                 });
                 let layers = piece.layers(self);
                 let of_row = |row: usize| {
-                    let starts = &self.files[row].starts;
+                    let InputFile { head, starts, .. } = &self.files[row];
                     let begins = &begins;
                     layers.iter().map(move |(layer, columns)| {
-                        let start = starts[*layer] as usize + (columns.start - begins[*layer]) * width;
+                        let start = head + starts[*layer] as usize + (columns.start - begins[*layer]) * width;
                         run(row, start, columns.len())
                     })
                 };

@@ -15,7 +15,7 @@ pub(super) struct InputFile {
     pub length: u64,
     /// Bytes before the elements.
     pub head: usize,
-    /// Where each layer of its first row begins; a format without layers has one. Files of one model share it.
+    /// Where each layer of its first row begins, behind the head; a format without layers has one. Files of one model share it.
     pub starts: Arc<[u64]>,
     modified: Option<SystemTime>,
 }

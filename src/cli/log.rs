@@ -39,6 +39,11 @@ impl Shown {
         [0..self.ends.0, self.rows - self.ends.1..self.rows]
     }
 
+    /// How many rows are shown.
+    const fn count(self) -> usize {
+        self.ends.0 + self.ends.1
+    }
+
     /// Where a shown row stands among the shown.
     fn place(self, row: usize) -> Option<usize> {
         let [first, last] = self.ranges();
@@ -74,32 +79,44 @@ struct Block {
 /// Bytes of a log that stay in memory.
 const IN_MEMORY: usize = 16 << 20;
 
-/// Bytes that are read at a time.
+/// Bytes that are read, or written, at a time.
 const BLOCK: usize = 64 << 10;
 
 impl<T: NoUninit + Pod> Log<T> {
-    pub(super) fn new(shown: Shown, per_row: usize) -> Self {
-        Self {
-            shown,
-            per_row,
-            rows: 0,
-            file: RefCell::new(SpooledTempFile::new(IN_MEMORY)),
-            block: RefCell::default(),
-            entries: PhantomData,
+    /// Fails where there will be more than stays in memory, and no file for it.
+    pub(super) fn new(shown: Shown, per_row: usize) -> Result<Self, Failure> {
+        let mut file = SpooledTempFile::new(IN_MEMORY);
+        if shown.count().saturating_mul(per_row * size_of::<T>()) > IN_MEMORY {
+            file.roll().map_err(|error| unwritable(&error))?;
         }
+        let (file, block) = (RefCell::new(file), RefCell::default());
+        Ok(Self { shown, per_row, rows: 0, file, block, entries: PhantomData })
     }
 
-    /// Adds the entries of the next rows.
-    pub(super) fn append(&mut self, rows: usize, entries: &[T]) -> Result<(), Failure> {
+    /// Adds the next rows; `entries` are those of the row with this number among them.
+    pub(super) fn append<E>(&mut self, rows: usize, entries: impl Fn(usize) -> E) -> Result<(), Failure>
+    where
+        E: IntoIterator<Item = T>,
+    {
         let new = self.rows..self.rows + rows;
+        let file = self.file.get_mut();
+        let mut write = |part: &mut Vec<T>| {
+            let written =
+                file.seek(SeekFrom::End(0)).and_then(|_| file.write_all(bytemuck::cast_slice(part)));
+            part.clear();
+            written.map_err(|error| unwritable(&error))
+        };
+        let mut part = Vec::new();
         for shown in self.shown.ranges() {
-            let entry = |row: usize| (row.clamp(new.start, new.end) - new.start) * self.per_row;
-            let part = &entries[entry(shown.start)..entry(shown.end)];
-            let written = self.file.get_mut().write_all(bytemuck::cast_slice(part));
-            written.map_err(|error| unwritable(&error))?;
+            for row in shown.start.clamp(new.start, new.end)..shown.end.clamp(new.start, new.end) {
+                part.extend(entries(row - new.start));
+                if size_of_val(&part[..]) >= BLOCK {
+                    write(&mut part)?;
+                }
+            }
         }
         self.rows = new.end;
-        Ok(())
+        write(&mut part)
     }
 
     /// The entries of a shown row that has come.
@@ -127,7 +144,7 @@ impl<T: NoUninit + Pod> Log<T> {
 }
 
 /// What was kept cannot be read back.
-pub(super) fn unreadable(error: &io::Error) -> Failure {
+pub(super) fn unreadable(error: &str) -> Failure {
     Failure::Failed(format!(
         "cannot read back what is known of each row: got \"{error}\"; expected what was written to {}; try again",
         std::env::temp_dir().display()
@@ -155,11 +172,12 @@ mod tests {
         {
             let entry = |row: usize, k: usize| (row * 31 + k) as u64;
             for shown in [Shown::all(rows), Shown::in_table(rows)] {
-                let mut log = Log::new(shown, per_row);
+                let mut log = Log::new(shown, per_row).unwrap();
                 for start in (0..rows).step_by(at_a_time) {
-                    let part = start..rows.min(start + at_a_time);
-                    let entries = part.clone().flat_map(|row| (0..per_row).map(move |k| entry(row, k)));
-                    log.append(part.len(), &entries.collect::<Vec<_>>()).unwrap();
+                    let entries = |row: usize| (0..per_row).map(move |k| entry(start + row, k));
+                    log.append(at_a_time.min(rows - start), entries).unwrap();
+                    // What is read in between stays where it is.
+                    assert!(log.row(0).unwrap().into_iter().eq((0..per_row).map(|k| entry(0, k))));
                 }
                 let is_large = rows > 1000;
                 assert_eq!(log.file.get_mut().is_rolled(), is_large && shown == Shown::all(rows));

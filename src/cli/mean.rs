@@ -64,8 +64,7 @@ pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
     let batch = BatchFile::open(&args.inputs)?;
     let window = args.window.elements(&batch);
     let center = args.clipping.center(&batch, window)?;
-    let weights = args.weights.clone().map_or(WeightsOf::Equal, WeightsOf::File);
-    weights.check(batch.layout.clients())?;
+    let weights = WeightsOf::open(args.weights.as_deref(), batch.layout.clients())?;
     let state_file = args.clipping.threshold.state.as_deref();
     let mut saved = SavedState::load(state_file, &clipping, center.is_some(), &batch.layout)?;
     args.clipping.check(&clipping, &batch.layout, &saved.state)?;
@@ -82,6 +81,7 @@ pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
     let mut complete = vec![file.finish()?];
     complete.extend(saved.complete()?);
     stream.check_unchanged()?;
+    weights.check_unchanged()?;
     output::finish(complete)?;
     drop(progress);
     let seconds = start.elapsed().as_secs_f64();

@@ -63,10 +63,11 @@ pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
     let stream = Stream::without_center(&batch, backend.as_ref(), &clipping, &args.window);
     let shown = Shown::of(layout.clients(), json);
     let segments = if args.per_layer { batch.widths.len() } else { 0 };
-    let (mut norms, mut of_layers) = (Log::new(shown, 1), Log::new(shown, segments));
+    let (mut norms, mut of_layers) = (Log::new(shown, 1)?, Log::new(shown, segments)?);
     stream.each_norms(&progress, |more| {
-        norms.append(more.rows.len(), &more.rows)?;
-        of_layers.append(more.rows.len(), &more.segments)
+        norms.append(more.rows.len(), |row| [more.rows[row]])?;
+        let layers = |row: usize| more.segments[row * segments..(row + 1) * segments].iter().copied();
+        of_layers.append(more.rows.len(), layers)
     })?;
     stream.check_unchanged()?;
     drop(progress);
@@ -110,7 +111,8 @@ pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
         }
         Ok(cells)
     };
-    let text = rows::try_table(&head, layout.clients(), cells).map_err(|e| log::unreadable(&e))?;
+    let text = rows::try_table(&head, layout.clients(), cells)
+        .map_err(|e: std::io::Error| log::unreadable(&e.to_string()))?;
     output::print(&format!(
         "{ran}\n{}, {}\n\n{text}\n{}\n",
         rows::count(layout.clients(), "client"),

@@ -4,8 +4,8 @@
 //! not pay for, no recursion, no arithmetic that can wrap. Format:
 //! <https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html>.
 
-use std::io::{BufReader, Read};
-use std::path::{Path, PathBuf};
+use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::path::Path;
 
 use byzclip::{Half, Layout};
 
@@ -35,7 +35,6 @@ const AGAIN: &str = "copy the file again, or save it again with numpy.save";
 
 /// A file whose header was read.
 struct Opened {
-    reader: BufReader<std::fs::File>,
     file: InputFile,
     header: RawHeader,
     described: Header,
@@ -49,7 +48,7 @@ fn open_header(path: &Path) -> Result<Opened, Failure> {
         read_header(&mut reader).map_err(|got| corrupt(&got, "an .npy file of version 1, 2 or 3"))?;
     let described =
         Header::parse(&header.text).map_err(|got| corrupt(&got, "the header of an .npy array"))?;
-    Ok(Opened { reader, file, header, described })
+    Ok(Opened { file, header, described })
 }
 
 /// Checks that the file is as long as its header says.
@@ -66,11 +65,16 @@ fn check_length(path: &Path, length: u64, expected: u64, shape: &str) -> Result<
 /// The numbers of a vector of any type that NumPy's whole and floating-point numbers have up to 64 bits, read some at a time.
 pub(super) struct Numbers {
     pub count: usize,
-    pub path: PathBuf,
-    reader: BufReader<std::fs::File>,
+    pub file: InputFile,
     /// Bytes of a number.
     width: usize,
     decode: Decode,
+}
+
+/// Numbers that are read one after the other.
+pub(super) struct Reading<'a> {
+    numbers: &'a Numbers,
+    reader: BufReader<std::fs::File>,
 }
 
 /// How numbers are to be saved.
@@ -79,7 +83,7 @@ const SAVE_NUMBERS: &str = "save a vector with numpy.save(path, numpy.asarray(li
 impl Numbers {
     pub(super) fn open(path: &Path) -> Result<Self, Failure> {
         let wrong = |got: &str, expected: &str| Failure::content(path, got, expected, SAVE_NUMBERS);
-        let Opened { reader, file, header, described } = open_header(path)?;
+        let Opened { mut file, header, described } = open_header(path)?;
         let [count] = described.shape[..] else {
             let got = format!("an array of {} dimensions", described.shape.len());
             return Err(wrong(&got, "a vector, one number per client"));
@@ -100,17 +104,32 @@ impl Numbers {
         let bytes = bytes
             .ok_or_else(|| wrong(&format!("the shape ({count},)"), "a shape that fits the address space"))?;
         check_length(path, file.length, bytes as u64, &format!("({count},)"))?;
-        Ok(Self { count, path: path.to_owned(), reader, width, decode })
+        file.head = header.bytes.len();
+        Ok(Self { count, file, width, decode })
     }
 
+    /// From the first number on.
+    pub(super) fn read(&self) -> Result<Reading<'_>, Failure> {
+        let mut reader = self.file.reopen()?;
+        let seek = reader.seek(SeekFrom::Start(self.file.head as u64));
+        seek.map_err(|e| Failure::unreadable(&self.file.path, &e))?;
+        Ok(Reading { numbers: self, reader: BufReader::new(reader) })
+    }
+}
+
+impl Reading<'_> {
     /// The next numbers, of which there are so many.
     pub(super) fn next(&mut self, count: usize) -> Result<Vec<f64>, Failure> {
-        let mut bytes = vec![0; count * self.width];
-        self.reader.read_exact(&mut bytes).map_err(|e| Failure::unreadable(&self.path, &e))?;
-        let decoded = bytes.chunks_exact(self.width).map(self.decode).collect::<Result<_, _>>();
+        let Numbers { file, width, decode, .. } = self.numbers;
+        let mut bytes = vec![0; count * width];
+        if let Err(error) = self.reader.read_exact(&mut bytes) {
+            file.check_unchanged()?;
+            return Err(Failure::unreadable(&file.path, &error));
+        }
+        let decoded = bytes.chunks_exact(*width).map(decode).collect::<Result<_, _>>();
         decoded.map_err(|number| {
             let got = format!("the number {number}");
-            Failure::content(&self.path, &got, "numbers that an f64 holds", SAVE_NUMBERS)
+            Failure::content(&file.path, &got, "numbers that an f64 holds", SAVE_NUMBERS)
         })
     }
 }
@@ -142,7 +161,7 @@ pub(super) fn header_of_vector(elements: usize) -> Vec<u8> {
 pub(super) fn open(path: &Path) -> Result<Npy, Failure> {
     const SAVE: &str = "save it with numpy.save(path, array.astype(\"<f4\", order=\"C\"))";
     let wrong = |got: &str, expected: &str| Failure::content(path, got, expected, SAVE);
-    let Opened { mut file, header, described, .. } = open_header(path)?;
+    let Opened { mut file, header, described } = open_header(path)?;
 
     let dtype = match described.descr.as_str() {
         "<f4" | "=f4" if cfg!(target_endian = "little") => Dtype::F32,
@@ -181,7 +200,7 @@ pub(super) fn open(path: &Path) -> Result<Npy, Failure> {
         let got = format!("the shape (0, {params})");
         return Err(wrong(&got, &format!("at most {MOST_EMPTY_COLUMNS} params without clients")));
     }
-    file.starts = [header.bytes.len() as u64].into();
+    file.starts = [0].into();
     file.head = header.bytes.len();
     Ok(Npy { file, layout, dtype })
 }

@@ -11,6 +11,7 @@ use serde::Serialize;
 use tempfile::{NamedTempFile, TempPath};
 
 use super::failure::Failure;
+use super::log;
 
 /// Prints text to stdout.
 pub(super) fn print(text: &str) -> Result<(), Failure> {
@@ -19,11 +20,17 @@ pub(super) fn print(text: &str) -> Result<(), Failure> {
 
 /// Prints one JSON object, of which no more than a buffer is in memory.
 pub(super) fn print_json(value: &impl Serialize) -> Result<(), Failure> {
-    to_stdout(|stdout| {
-        // Values that JSON does not have are errors too, of this program.
-        serde_json::to_writer(&mut *stdout, value)?;
-        stdout.write_all(b"\n")
-    })
+    let mut unread = None;
+    to_stdout(|stdout| match serde_json::to_writer(&mut *stdout, value) {
+        Ok(()) => stdout.write_all(b"\n"),
+        Err(error) if error.is_io() => Err(error.into()),
+        // A value could not be had: what was kept of the rows is read back on the way.
+        Err(error) => {
+            unread = Some(log::unreadable(&error.to_string()));
+            Ok(())
+        }
+    })?;
+    unread.map_or(Ok(()), Err)
 }
 
 /// Writes to stdout by a buffer.

@@ -36,15 +36,20 @@ pub(super) struct Entry {
 
 impl RowLog {
     /// Of no rows yet. `ran` holds for a batch without any; each report that is added brings its own.
-    pub(super) fn new(ran: Ran, batch: &BatchFile, granularity: Granularity, shown: Shown) -> Self {
+    pub(super) fn new(
+        ran: Ran,
+        batch: &BatchFile,
+        granularity: Granularity,
+        shown: Shown,
+    ) -> Result<Self, Failure> {
         let segments = if granularity == Granularity::Segment { batch.widths.len() } else { 0 };
-        Self {
+        Ok(Self {
             ran,
             clients: batch.layout.clients(),
             counts: Default::default(),
-            rows: Log::new(shown, 1),
-            segments: Log::new(shown, segments),
-        }
+            rows: Log::new(shown, 1)?,
+            segments: Log::new(shown, segments)?,
+        })
     }
 
     /// Adds the report of the next rows.
@@ -52,10 +57,9 @@ impl RowLog {
         for (count, status) in self.counts.iter_mut().zip(STATUSES) {
             *count += report.count(status);
         }
-        let rows: Vec<Entry> = report.rows.iter().map(Entry::of_row).collect();
-        self.rows.append(rows.len(), &rows)?;
-        let segments = (0..rows.len()).flat_map(|row| report.segments(row)).map(Entry::of_segment);
-        self.segments.append(rows.len(), &segments.collect::<Vec<_>>())?;
+        let rows = report.rows.len();
+        self.rows.append(rows, |row| [Entry::of_row(&report.rows[row])])?;
+        self.segments.append(rows, |row| report.segments(row).iter().map(Entry::of_segment))?;
         self.ran = report.ran;
         Ok(())
     }

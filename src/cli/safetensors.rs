@@ -42,9 +42,9 @@ pub(super) fn open(paths: &[PathBuf]) -> Result<Clients, Failure> {
         if let Some(first) = &first {
             compare(path, &tensors, &paths[0], first)?;
         }
-        let starts = tensors.values().map(|tensor| (file.head + tensor.bytes.start) as u64);
-        file.starts = match files.last() {
-            Some(last) if starts.clone().eq(last.starts.iter().copied()) => last.starts.clone(),
+        let starts = tensors.values().map(|tensor| tensor.bytes.start as u64);
+        file.starts = match files.first() {
+            Some(first) if starts.clone().eq(first.starts.iter().copied()) => first.starts.clone(),
             _ => starts.collect(),
         };
         files.push(file);
@@ -75,9 +75,12 @@ fn open_one(path: &Path) -> Result<(InputFile, BTreeMap<String, Tensor>), Failur
         return Err(corrupt(&SafeTensorError::MetadataIncompleteBuffer.to_string()));
     }
     file.head = head.len();
+    // As long as a hundred megabytes, and not needed any more.
+    drop(head);
     let tensors = {
         let mut tensors = BTreeMap::new();
-        for (name, info) in metadata.tensors() {
+        for name in metadata.offset_keys() {
+            let Some(info) = metadata.info(&name) else { continue };
             let dtype = match info.dtype {
                 safetensors::Dtype::F32 => Dtype::F32,
                 safetensors::Dtype::F16 => Dtype::Half(Half::F16),

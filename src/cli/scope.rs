@@ -43,11 +43,9 @@ impl Rows {
         if let Some([_, again]) = ranges.windows(2).find(|pair| pair[1].start < pair[0].end) {
             return Err(Error::DuplicateRow { row: again.start }.into());
         }
-        match ranges.last() {
-            Some(last) if last.end > clients => {
-                Err(Error::RowOutOfRange { row: last.start.max(clients), clients }.into())
-            }
-            _ => Ok(()),
+        match ranges.iter().find(|range| range.end > clients) {
+            Some(range) => Err(Error::RowOutOfRange { row: range.start.max(clients), clients }.into()),
+            None => Ok(()),
         }
     }
 
@@ -111,6 +109,7 @@ mod tests {
         for (text, words) in [
             ("rows:0-2,4", "row 4"),
             ("rows:0-9", "row 4"),
+            ("rows:9,2,6-7", "row 6"),
             ("rows:0-2,1", "row 1 twice"),
             ("rows:3,3", "row 3 twice"),
             ("rows:0-4294967295,1", "row 1 twice"),

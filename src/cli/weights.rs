@@ -1,51 +1,28 @@
 //! What each client weighs in a mean, from a file that is read with the rows.
 
-use std::path::PathBuf;
+use std::path::Path;
 
-use byzclip::{Report, Status, Weights};
+use byzclip::{Report, Weights};
 
 use super::failure::Failure;
-use super::npy::Numbers;
+use super::npy::{Numbers, Reading};
 use super::rows;
 
 /// The weights of a batch.
-#[derive(Debug, Clone)]
 pub(super) enum WeightsOf {
     /// Every client weighs the same.
     Equal,
     /// One number per client, in their order.
-    File(PathBuf),
+    File(Numbers),
 }
 
 /// The weights of one row after another.
-pub(super) struct Reader {
+pub(super) struct Reader<'a> {
     /// None where all are equal.
-    numbers: Option<Numbers>,
+    numbers: Option<Reading<'a>>,
+    path: &'a Path,
     /// Rows that were read.
     rows: usize,
-}
-
-impl WeightsOf {
-    /// Reads all of them once, some at a time, so that a wrong one is found before a large batch is read.
-    pub(super) fn check(&self, clients: usize) -> Result<(), Failure> {
-        let mut reader = self.read(clients)?;
-        for start in (0..clients).step_by(AT_A_TIME) {
-            reader.next(AT_A_TIME.min(clients - start))?;
-        }
-        Ok(())
-    }
-
-    /// From the first row on; fails where there is not one for each client.
-    pub(super) fn read(&self, clients: usize) -> Result<Reader, Failure> {
-        let Self::File(path) = self else { return Ok(Reader { numbers: None, rows: 0 }) };
-        let numbers = Numbers::open(path)?;
-        if numbers.count != clients {
-            let got = rows::count(numbers.count, "weight");
-            let expected = format!("{clients}, one per client");
-            return Err(Failure::content(path, &got, &expected, PASS));
-        }
-        Ok(Reader { numbers: Some(numbers), rows: 0 })
-    }
 }
 
 /// Weights that are read together to be checked.
@@ -53,11 +30,49 @@ const AT_A_TIME: usize = 1 << 16;
 
 const PASS: &str = "pass one weight per client, in the order of the inputs";
 
-impl Reader {
+impl WeightsOf {
+    /// Those in a file, if there is one. All are read once, some at a time, so that a wrong one is found before a large
+    /// batch is read.
+    pub(super) fn open(path: Option<&Path>, clients: usize) -> Result<Self, Failure> {
+        let Some(path) = path else { return Ok(Self::Equal) };
+        let numbers = Numbers::open(path)?;
+        if numbers.count != clients {
+            let got = rows::count(numbers.count, "weight");
+            let expected = format!("{clients}, one per client");
+            return Err(Failure::content(path, &got, &expected, PASS));
+        }
+        let weights = Self::File(numbers);
+        let mut reader = weights.read()?;
+        for start in (0..clients).step_by(AT_A_TIME) {
+            reader.next(AT_A_TIME.min(clients - start))?;
+        }
+        Ok(weights)
+    }
+
+    /// From the first row on.
+    pub(super) fn read(&self) -> Result<Reader<'_>, Failure> {
+        Ok(match self {
+            Self::Equal => Reader { numbers: None, path: Path::new(""), rows: 0 },
+            Self::File(numbers) => {
+                Reader { numbers: Some(numbers.read()?), path: &numbers.file.path, rows: 0 }
+            }
+        })
+    }
+
+    /// Fails where the file is not what it was when it was opened.
+    pub(super) fn check_unchanged(&self) -> Result<(), Failure> {
+        match self {
+            Self::Equal => Ok(()),
+            Self::File(numbers) => numbers.file.check_unchanged(),
+        }
+    }
+}
+
+impl Reader<'_> {
     /// The weights of the next rows, each exact as an `f32`.
     pub(super) fn next(&mut self, rows: usize) -> Result<Weights, Failure> {
         let Some(numbers) = &mut self.numbers else { return Ok(Weights::Equal) };
-        let (next, path) = (numbers.next(rows)?, &numbers.path);
+        let (next, path) = (numbers.next(rows)?, self.path);
         let exact = |(client, weight): (usize, f64)| {
             let wrong = |expected: &str| {
                 let got = format!("the weight {weight} of client {client}");
@@ -90,8 +105,7 @@ impl Counted {
     /// Counts the next rows.
     pub(super) fn add(&mut self, weights: &Weights, report: &Report) -> Result<(), Failure> {
         let weights = weights.of_rows(report.rows.len())?;
-        let counts = |status| !matches!(status, Status::Zeroed | Status::Kept);
-        for (weight, _) in weights.iter().zip(&report.rows).filter(|(_, row)| counts(row.status)) {
+        for (weight, _) in weights.iter().zip(&report.rows).filter(|(_, row)| row.status.is_in_mean()) {
             self.clients += 1;
             self.weight += f64::from(*weight);
         }

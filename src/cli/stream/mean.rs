@@ -18,11 +18,11 @@ use crate::cli::progress::Progress;
 use crate::cli::row_log::RowLog;
 use crate::cli::weights::{Counted, WeightsOf};
 
-/// Bytes of a window for each row whose decision is held: about twice what its norm and decision take.
-const WINDOW_OF_ROW: usize = 32;
+/// Bytes of a window for each row or layer whose decision is held, which takes about twice as much with its norm and bound.
+const WINDOW_OF_SPAN: usize = 32;
 
 /// Bytes of the sums of a coordinate.
-const SUM: usize = 160;
+const SUM_BYTES: usize = 160;
 
 /// How a mean is found.
 enum Way {
@@ -54,7 +54,7 @@ impl Stream<'_> {
         output: &mut MeanOutput,
         progress: &Progress,
     ) -> Result<(RowLog, Counted), Failure> {
-        let log = RowLog::new(self.backend.ran(), self.batch, self.clipping.granularity, shown);
+        let log = RowLog::new(self.backend.ran(), self.batch, self.clipping.granularity, shown)?;
         let mut averaging =
             Averaging { stream: self, weights, output, progress, log, counted: Counted::default() };
         match self.way() {
@@ -70,12 +70,13 @@ impl Stream<'_> {
         if pieces.len() == 1 {
             return Way::Whole(pieces.remove(0));
         }
-        let is_held = layout.clients().saturating_mul(WINDOW_OF_ROW) <= self.window_bytes();
-        // Bounds from norms are those of few enough rows, and rows that are longer than a window would be too many for any file system.
+        let spans = layout.span_count(self.clipping.granularity).max(layout.clients());
+        let is_held = spans.saturating_mul(WINDOW_OF_SPAN) <= self.window_bytes();
+        // Bounds from norms are those of few enough rows, and of rows that are longer than 96 MiB no file system has too many.
         if is_held || !self.has_given_bounds() || layout.params() > self.window {
             return Way::ByColumns;
         }
-        Way::ByRows((self.window_bytes() / SUM).max(1))
+        Way::ByRows((self.window_bytes() / SUM_BYTES).max(1))
     }
 }
 
@@ -100,7 +101,7 @@ impl Averaging<'_> {
         let &mut Self { stream, progress, .. } = self;
         let (batch, clipping) = (stream.batch, stream.clipping_of(piece)?);
         let clients = batch.layout.clients();
-        let weights = self.weights.read(clients)?.next(clients)?;
+        let weights = self.weights.read()?.next(clients)?;
         let (mut report, mut mean) = (None, Vec::new());
         let work = |_: &Piece, elements: &mut Elements| {
             let done = elements.run_mean_with(stream.backend, &batch.layout, &clipping, &weights, state)?;
@@ -117,7 +118,7 @@ impl Averaging<'_> {
         let &mut Self { stream, progress, .. } = self;
         let (batch, granularity) = (stream.batch, stream.clipping.granularity);
         let clients = batch.layout.clients();
-        let weights = self.weights.read(clients)?.next(clients)?;
+        let weights = self.weights.read()?.next(clients)?;
         let norms = stream.norms(progress)?;
         let decisions = stream.decide(&norms, state)?;
         let work = |piece: &Piece, elements: &mut Elements| {
@@ -128,8 +129,13 @@ impl Averaging<'_> {
         let output = &mut *self.output;
         let write = |piece: &Piece, _: &Elements, mean: Vec<f32>| output.write(piece.columns.start, &mean);
         pass("averaging", batch, &Piece::by_columns(batch, stream.window), progress, work, write)?;
-        let mut weights = self.weights.read(clients)?;
-        stream.note(&norms, &decisions, |report, rows| self.note(report, &weights.next(rows.len())?))
+        stream.note(&norms, &decisions, |report, rows| {
+            let of_rows = match &weights {
+                Weights::PerRow(weights) => Weights::PerRow(weights[rows].to_vec()),
+                equal => equal.clone(),
+            };
+            self.note(report, &of_rows)
+        })
     }
 
     fn by_rows(&mut self, width: usize) -> Result<(), Failure> {
@@ -149,7 +155,7 @@ impl Averaging<'_> {
     fn mean_of(&mut self, columns: &Range<usize>) -> Result<Vec<f32>, Failure> {
         let &mut Self { stream, progress, .. } = self;
         let (batch, backend, pieces) = (stream.batch, stream.backend, stream.rows());
-        let mut weights = self.weights.read(batch.layout.clients())?;
+        let mut weights = self.weights.read()?;
         let mut sum = MeanSum::new(columns.len());
         let work = |piece: &Piece, elements: &mut Elements| {
             let (layout, clipping) = (piece.layout(batch)?, stream.clipping_of(piece)?);

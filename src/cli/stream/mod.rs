@@ -112,7 +112,7 @@ impl<'a> Stream<'a> {
         progress: &Progress,
     ) -> Result<RowLog, Failure> {
         let (batch, backend, pieces) = (self.batch, self.backend, self.rows());
-        let mut log = RowLog::new(backend.ran(), batch, self.clipping.granularity, shown);
+        let mut log = RowLog::new(backend.ran(), batch, self.clipping.granularity, shown)?;
         let write = |piece: &Piece, elements: &Elements, ()| output.write(batch, piece, elements);
         if self.is_one_pass() {
             let work = |piece: &Piece, elements: &mut Elements| {

@@ -5,13 +5,16 @@ use std::ops::Range;
 
 use byzclip::{Decision, Error, Granularity, Layout};
 
-use crate::cli::batch_file::BatchFile;
+use crate::cli::batch_file::{BatchFile, Kind};
 use crate::cli::failure::Failure;
 
-/// Bytes that norm, bound, decision and report of a row take while it is worked on.
-const KNOWN_OF_ROW: usize = 64;
+/// Bytes that norm, bound, decision and report of a row or layer take while it is worked on.
+const KNOWN_OF_SPAN: usize = 64;
 
-/// Rows that are reported together, where all of them were decided before.
+/// So many rows and layers are worked on together, however small the window is.
+const FEW_SPANS: usize = 1 << 10;
+
+/// Rows and layers that are reported together, where all of them were decided before.
 const REPORTED: usize = 1 << 14;
 
 /// A rectangle of a batch.
@@ -28,14 +31,15 @@ impl Piece {
     }
 
     /// A batch in file order: as many whole rows at a time as a window holds, but not so many short ones that what is known of
-    /// them takes more memory than it, or parts of rows that it does not hold. At least one piece, so that a batch without
+    /// them and their layers takes more memory than it, or parts of rows that it does not hold. At least one piece, so that a batch without
     /// rows is worked on too.
     pub(super) fn by_rows(batch: &BatchFile, window: usize) -> Vec<Self> {
         let Self { rows, columns } = Self::whole(batch);
         if columns.len() <= window {
             let height = window.checked_div(columns.len()).unwrap_or(rows.len());
-            let most = window.saturating_mul(batch.dtype.bytes()) / KNOWN_OF_ROW;
-            let height = if columns.is_empty() { height } else { height.min(most) }.max(1);
+            let most_spans = window.saturating_mul(batch.dtype.bytes()) / KNOWN_OF_SPAN;
+            let most = most_spans.max(FEW_SPANS) / (1 + batch.layers.len());
+            let height = height.min(most).max(1);
             let pieces: Vec<Self> =
                 parts(&rows, height).map(|rows| Self { rows, columns: columns.clone() }).collect();
             return if pieces.is_empty() { vec![Self { rows, columns }] } else { pieces };
@@ -47,7 +51,8 @@ impl Piece {
     /// A batch in runs of as many rows as are reported at a time.
     pub(super) fn of_some_rows(batch: &BatchFile) -> impl Iterator<Item = Self> {
         let Self { rows, columns } = Self::whole(batch);
-        parts(&rows, REPORTED).map(move |rows| Self { rows, columns: columns.clone() })
+        parts(&rows, (REPORTED / (1 + batch.layers.len())).max(1))
+            .map(move |rows| Self { rows, columns: columns.clone() })
     }
 
     /// A batch by columns: as many of all rows at a time as a window holds.
@@ -93,7 +98,7 @@ impl Piece {
     }
 
     fn layered(&self, batch: &BatchFile, layout: Layout) -> Result<Layout, Failure> {
-        if batch.layers.is_empty() {
+        if batch.kind == Kind::Npy {
             return Ok(layout);
         }
         let lengths: Vec<usize> = self.layers(batch).into_iter().map(|(_, columns)| columns.len()).collect();
@@ -115,7 +120,7 @@ impl Piece {
         granularity: Granularity,
         all: &'a [Decision],
     ) -> Cow<'a, [Decision]> {
-        if granularity != Granularity::Segment || batch.layers.is_empty() {
+        if granularity != Granularity::Segment || batch.kind == Kind::Npy {
             return all[self.rows.clone()].into();
         }
         let layers = self.layers(batch);
