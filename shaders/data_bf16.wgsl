@@ -2,9 +2,15 @@
 
 const NOT_FINITE: u32 = INFINITY;
 
+const SHOWS_NOT_FINITE: bool = true;
+
 // The values of the four halves in two words.
 fn widened(words: vec2<u32>) -> vec4<u32> {
     return vec4<u32>(words.x << 16u, words.x & 0xffff0000u, words.y << 16u, words.y & 0xffff0000u);
+}
+
+fn unsigned(words: vec2<u32>) -> vec4<u32> {
+    return widened(words);
 }
 
 fn magnitudes(words: vec2<u32>) -> vec4<u32> {

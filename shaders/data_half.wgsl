@@ -17,6 +17,11 @@ fn magnitudes4(tile: Tile, group: u32) -> vec4<u32> {
     return magnitudes(halves4(tile, group));
 }
 
+// The same where signs do not matter; Inf and NaN are what they are, if SHOWS_NOT_FINITE.
+fn unsigned4(tile: Tile, group: u32) -> vec4<u32> {
+    return unsigned(halves4(tile, group));
+}
+
 fn load1(tile: Tile, index: u32) -> u32 {
     return widened(vec2<u32>(half1(tile, index), 0u)).x;
 }

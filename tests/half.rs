@@ -769,7 +769,7 @@ mod on_a_device {
             tuning.doubles.then(|| ("pairs of f32", with(Tuning { doubles: false, ..tuning.clone() })));
         let others = [
             ("two elements at a time", with(Tuning { wide: false, ..tuning.clone() })),
-            ("small tiles", with(Tuning { tile: 64, ..tuning.clone() })),
+            ("small tiles, f16 by integers", with(Tuning { tile: 64, unpacks: false, ..tuning.clone() })),
             ("small windows", with(Tuning { tile: 256, window: 1024, ..tuning.clone() })),
             (
                 "small windows, two at a time",

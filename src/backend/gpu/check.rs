@@ -34,6 +34,10 @@ const ROWS: usize = 64;
 /// Elements of a row: several groups of four for every invocation of a workgroup, and a remainder.
 const PARAMS: usize = 1501;
 
+/// Elements that a sum has to show: in the middle of a row, and first and last in one.
+const NOT_FINITE: [(usize, f32); 3] =
+    [(7 * PARAMS + PARAMS / 2, f32::NAN), (20 * PARAMS, f32::INFINITY), (34 * PARAMS - 1, f32::NEG_INFINITY)];
+
 /// Coordinates of a mean: an uncompensated sum rounds many of them wrong.
 const COORDINATES: usize = 301;
 
@@ -109,7 +113,8 @@ fn kind_is_right(context: &GpuContext, sums: Sums) -> Result<bool> {
     if let Sums::Halves(half) = sums {
         // Of several sizes, because the squares of a few bits and one size have sums that an f32 holds.
         let sized = |i: usize| pseudo_random(i) * 0.5f32.powi((i / 7 % 6) as i32);
-        let data: Vec<u16> = (0..layout.len()).map(|i| half.truncate(sized(i))).collect();
+        let mut data: Vec<u16> = (0..layout.len()).map(|i| half.truncate(sized(i))).collect();
+        NOT_FINITE.iter().for_each(|&(at, value)| data[at] = half.truncate(value));
         let norms = Reference.norms_half(&layout, half, &data, &clipping)?;
         clipping.threshold = Threshold::Fixed(middle(&norms));
         let clip = |data: &mut [u16], decisions: &[Decision]| {
@@ -117,7 +122,8 @@ fn kind_is_right(context: &GpuContext, sums: Sums) -> Result<bool> {
         };
         return run_is_right(context, Storage::Half(half), &layout, &clipping, data, &norms, clip);
     }
-    let data: Vec<f32> = (0..layout.len()).map(pseudo_random).collect();
+    let mut data: Vec<f32> = (0..layout.len()).map(pseudo_random).collect();
+    NOT_FINITE.iter().for_each(|&(at, value)| data[at] = value);
     if sums == Sums::Differences {
         // Less than half a unit in the last place of the elements: every difference is rounded up, by a good part of
         // that, and so a sum without compensation is too large in a third of all rows.
