@@ -748,11 +748,19 @@ proptest! {
 
 #[cfg(feature = "gpu")]
 mod on_a_device {
+    use std::sync::OnceLock;
+
     use super::*;
     use byzclip::backend::gpu::{Tuning, open};
     use byzclip::{Gpu, wgpu};
 
-    fn gpus() -> Vec<(&'static str, Gpu)> {
+    /// One device in several tunings, which all tests share: each tuning is checked once.
+    fn gpus() -> impl Iterator<Item = (&'static str, &'static Gpu)> {
+        static GPUS: OnceLock<Vec<(&str, Gpu)>> = OnceLock::new();
+        GPUS.get_or_init(tuned).iter().map(|(name, gpu)| (*name, gpu))
+    }
+
+    fn tuned() -> Vec<(&'static str, Gpu)> {
         let Some(adapter) = common::gpu::adapter() else { return Vec::new() };
         let (device, queue) = open(&adapter).unwrap();
         let own = Gpu::from_device(device.clone(), queue.clone()).unwrap();
@@ -812,7 +820,7 @@ mod on_a_device {
     #[test]
     fn every_strategy_does_what_the_contract_says_to_host_batches() {
         let mut rng = Rng::new(20);
-        for (strategy, (name, gpu)) in gpus().into_iter().enumerate() {
+        for (strategy, (name, gpu)) in gpus().enumerate() {
             for (turn, layout) in layouts().into_iter().chain([Layout::dense(12, 2001).unwrap()]).enumerate()
             {
                 for granularity in GRANULARITIES {
@@ -842,8 +850,8 @@ mod on_a_device {
     }
 
     /// Those that do not cut a batch in hundreds of windows, which takes minutes on some software adapters.
-    fn in_one_window() -> impl Iterator<Item = (&'static str, Gpu)> {
-        gpus().into_iter().filter(|(_, gpu)| gpu.tuning().window > 1 << 20)
+    fn in_one_window() -> impl Iterator<Item = (&'static str, &'static Gpu)> {
+        gpus().filter(|(_, gpu)| gpu.tuning().window > 1 << 20)
     }
 
     #[test]
@@ -899,7 +907,7 @@ mod on_a_device {
                     let clipping = Clipping::per_row(bounds).granularity(granularity);
                     let (report, decisions, want) = expected(layout, half, &data, &clipping).unwrap();
                     let context = format!("{name}, layout {turn}, {granularity:?}, {half:?}");
-                    let buffer = buffer_of(&gpu, &data);
+                    let buffer = buffer_of(gpu, &data);
                     let plan = gpu.plan_half(layout, half, &clipping, &buffer).unwrap();
                     plan.poison().unwrap();
                     let mean = plan.mean(&Weights::Equal);
@@ -912,7 +920,7 @@ mod on_a_device {
                     plan.record_clip(&mut encoder);
                     gpu.queue().submit([encoder.finish()]);
                     assert_same_report(&context, &plan.report_blocking().unwrap(), &report);
-                    assert_same_halves(&context, &contents(&gpu, &buffer)[..data.len()], &want);
+                    assert_same_halves(&context, &contents(gpu, &buffer)[..data.len()], &want);
                     let want = expected_mean(layout, half, &want, granularity, &decisions, &Weights::Equal);
                     assert_eq!(mean.is_ok(), want.is_some(), "{context}");
                     if let (Ok(mean), Some(want)) = (mean, want) {
@@ -925,8 +933,8 @@ mod on_a_device {
 
     #[test]
     fn buffers_whose_rows_share_words_are_refused() {
-        let Some((_, gpu)) = gpus().into_iter().next() else { return };
-        let buffer = buffer_of(&gpu, &[0; 64]);
+        let Some((_, gpu)) = gpus().next() else { return };
+        let buffer = buffer_of(gpu, &[0; 64]);
         let plan = |layout: &Layout, granularity| {
             gpu.plan_half(layout, Half::F16, &Clipping::default().granularity(granularity), &buffer).map(drop)
         };
