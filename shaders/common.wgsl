@@ -1,5 +1,5 @@
 // Shared by every kernel: the data structures, 64-bit integers, and the bits of f32.
-// Everything that decides a result is integer arithmetic, which no compiler may change.
+// Everything that decides a result is integer arithmetic, which no compiler may change, or was tried on the device before.
 
 // Part of one span (a row or a segment) that one workgroup reads or writes.
 struct Tile {

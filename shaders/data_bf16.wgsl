@@ -9,7 +9,7 @@ fn widened(words: vec2<u32>) -> vec4<u32> {
     return vec4<u32>(words.x << 16u, words.x & 0xffff0000u, words.y << 16u, words.y & 0xffff0000u);
 }
 
-fn unsigned(words: vec2<u32>) -> vec4<u32> {
+fn of_any_sign(words: vec2<u32>) -> vec4<u32> {
     return widened(words);
 }
 

@@ -18,8 +18,8 @@ fn magnitudes4(tile: Tile, group: u32) -> vec4<u32> {
 }
 
 // The same where signs do not matter; Inf and NaN are what they are, if SHOWS_NOT_FINITE.
-fn unsigned4(tile: Tile, group: u32) -> vec4<u32> {
-    return unsigned(halves4(tile, group));
+fn of_any_sign4(tile: Tile, group: u32) -> vec4<u32> {
+    return of_any_sign(halves4(tile, group));
 }
 
 fn load1(tile: Tile, index: u32) -> u32 {

@@ -5,6 +5,6 @@ fn magnitudes(words: vec2<u32>) -> vec4<u32> {
     return widened_magnitudes(words);
 }
 
-fn unsigned(words: vec2<u32>) -> vec4<u32> {
+fn of_any_sign(words: vec2<u32>) -> vec4<u32> {
     return widened_magnitudes(words);
 }

@@ -2,10 +2,10 @@
 // before. NaN may lose its payload, of which sums know nothing.
 const SHOWS_NOT_FINITE: bool = true;
 
-fn unsigned(words: vec2<u32>) -> vec4<u32> {
+fn of_any_sign(words: vec2<u32>) -> vec4<u32> {
     return bitcast<vec4<u32>>(vec4<f32>(unpack2x16float(words.x), unpack2x16float(words.y)));
 }
 
 fn magnitudes(words: vec2<u32>) -> vec4<u32> {
-    return unsigned(words) & vec4<u32>(MAGNITUDE);
+    return of_any_sign(words) & vec4<u32>(MAGNITUDE);
 }

@@ -3,7 +3,8 @@
 struct Partial {
     high: f32,
     low: f32,
-    // The bits of the largest magnitude: tells NaN, Inf, zero and what is out of the fast range.
+    // The bits of the largest magnitude: tells NaN, Inf, zero and what is out of the fast range. Or FINITE (sum_doubles.wgsl), where
+    // the sum tells that all are finite and not all zero.
     largest: u32,
 }
 

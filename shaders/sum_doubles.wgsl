@@ -1,13 +1,14 @@
 // An invocation's part of a tile, summed in f64, where the square of an f32 is exact; behind it the sum is a
 // pair, as in sum_pairs.wgsl. For devices that have f64 and are not slow at it.
 
-// Whether a sum looks for the largest magnitude too. Where not, the sum itself tells that it is one of finite elements that are not all
-// zero: it is a number above zero then, since no square is negative. Every device is tried with NaN and Inf before.
+// Whether a sum looks for the largest magnitude too. Where not, the sum itself tells that it is one of finite elements below LARGEST that are not all
+// zero: it is a number above zero and below 2^95 then, since no square is negative. Every device is tried with NaN and Inf before.
 fn sees_largest() -> bool {
     return CENTERED || !SHOWS_NOT_FINITE;
 }
 
-// What stands for the largest magnitude of such a sum.
+// What stands for the largest magnitude of such a sum: not 0, which says that all are zeros, and below LARGEST, so that the greater of it
+// and of what others have seen keeps what matters.
 const FINITE: u32 = 1u;
 
 // What one of `step` invocations walks through; groups that are not whole come to the first of them.
@@ -51,7 +52,7 @@ fn sum_part(tile: Tile, first: u32, step: u32) -> Partial {
     }
     let field = bitcast<u32>(high) >> 23u;
     var seen = FINITE;
-    if field == 0u || field >= 255u || (params.coordinates | params.force_exact) != 0u {
+    if field == 0u || field >= 127u + 95u || (params.coordinates | params.force_exact) != 0u {
         seen = largest_part(tile, first, step);
     }
     return Partial(high, low, seen);
@@ -75,6 +76,7 @@ fn largest_part(tile: Tile, first: u32, step: u32) -> u32 {
 
 struct Squares {
     squares: vec4<f64>,
+    // Of no meaning where no largest is looked for: signs are among the bits.
     largest: vec4<u32>,
 }
 
@@ -82,10 +84,7 @@ fn whole_at(tile: Tile, group: u32) -> Squares {
     if CENTERED {
         return squares_at(whole4(tile, group), tile, group);
     }
-    if sees_largest() {
-        return squares_of(magnitudes4(tile, group));
-    }
-    return squares_of(unsigned4(tile, group));
+    return squares_of(of_any_sign4(tile, group));
 }
 
 fn squares_at(value: vec4<u32>, tile: Tile, group: u32) -> Squares {
@@ -98,13 +97,13 @@ fn squares_at(value: vec4<u32>, tile: Tile, group: u32) -> Squares {
     return Squares(x * x, max(magnitude, center & vec4<u32>(MAGNITUDE)));
 }
 
-fn squares_of(magnitude: vec4<u32>) -> Squares {
-    let x = bitcast<vec4<f32>>(magnitude);
+fn squares_of(bits: vec4<u32>) -> Squares {
+    let x = bitcast<vec4<f32>>(bits);
     // That of a half is exact in f32 already, but below 2^-126.
     if HALVES {
-        return Squares(vec4<f64>(x * x), magnitude);
+        return Squares(vec4<f64>(x * x), bits);
     }
-    return Squares(vec4<f64>(x) * vec4<f64>(x), magnitude);
+    return Squares(vec4<f64>(x) * vec4<f64>(x), bits);
 }
 
 // What a square loses where a device flushes subnormals is below 2^-bits, prescaled.

@@ -58,10 +58,13 @@ fn the_oracle_knows_what_is_known_without_it() {
 #[test]
 fn ten_million_elements_are_summed_exactly_at_every_mix_of_magnitudes() {
     type Mix = (&'static str, fn(usize, &mut Rng) -> f32);
-    let mixes: [Mix; 7] = [
+    let mixes: [Mix; 9] = [
         ("ordinary", |_, rng| rng.unit()),
         ("any finite bits", |_, rng| rng.finite()),
         ("1e38", |_, rng| rng.unit() * 1e38),
+        // Around the largest that fast sums take.
+        ("1e7", |_, rng| rng.unit() * 1e7),
+        ("1e10", |_, rng| rng.unit() * 1e10),
         ("1e-30", |_, rng| rng.unit() * 1e-30),
         ("subnormal", |_, rng| f32::from_bits(rng.below(1 << 23) as u32)),
         ("one of 1e8 and the others of 1e-3", |i, rng| rng.unit() * if i == 77_777 { 1e8 } else { 1e-3 }),

@@ -206,6 +206,10 @@ fn batches_without_rows_or_elements_are_written_whole() {
             json_of(folder, &[&["mean", "u.npy", "-o", "mean.npy", "--window", "1"], threshold].concat());
         }
     }
+    // More of them than decisions are held of.
+    fs::write(folder.join("u.npy"), npy("(3000, 0)", &[])).unwrap();
+    let mean = ["mean", "u.npy", "-o", "mean.npy", "--max-norm", "1", "--window", "1"];
+    assert_eq!(json_of(folder, &mean)["rows"].as_array().unwrap().len(), 3000);
 }
 
 #[test]

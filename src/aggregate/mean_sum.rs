@@ -10,9 +10,11 @@ use crate::half::Half;
 use crate::pool;
 use crate::threshold::{Decision, check_decisions};
 
-/// The weighted mean of clipped rows that come some at a time, for example from a file of more of them than memory holds decisions for.
+/// The weighted mean of clipped rows that come in parts, `Σ wᵢ·clip(gᵢ) / Σ wᵢ`, for example of a file of more rows than memory has room for
+/// decisions on.
 ///
-/// Sums are exact, so the mean has the bits that [`Backend::mean`](crate::Backend::mean) finds for the whole batch, in
+/// NaN, Inf, zeros and rows that do not count are treated as in [`mean`](super::mean); each row by the clipping that it is added with. Without rows
+/// the mean is the centre, or +0. Sums are exact, so the mean has the bits that [`Backend::mean`](crate::Backend::mean) finds for the whole batch, in
 /// whatever parts and order the rows come. A coordinate takes 160 bytes, whatever the number of rows, of which there may
 /// be 2^28.
 ///
@@ -48,7 +50,7 @@ const COORDINATES: usize = 64;
 const PART: usize = 1 << 16;
 
 impl MeanSum {
-    /// Of no rows yet, of this many elements.
+    /// Of no rows yet, of this many elements; takes 160 bytes for each.
     #[must_use]
     pub fn new(params: usize) -> Self {
         Self { rows: 0, sums: vec![ExactMean::default(); params], divisor: Divisor::default() }
@@ -159,5 +161,28 @@ impl MeanSum {
     pub fn mean(&self, clipping: &Clipping) -> Result<Vec<f32>> {
         clipping.check_center(&Layout::dense(1, self.sums.len())?)?;
         Ok(over(&self.sums, &self.divisor, clipping))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::backend::{Backend, Reference};
+    use crate::threshold::State;
+
+    #[test]
+    fn there_are_no_more_rows_than_sums_have_room_for() {
+        let mut sum = MeanSum { rows: MAX_SPANS - 1, ..MeanSum::new(1) };
+        let clipping = Clipping::default();
+        let mut add = |rows: usize| {
+            let layout = Layout::dense(rows, 1).unwrap();
+            let norms = Reference.norms(&layout, &[1.0; 2], &clipping).unwrap();
+            let decisions = Reference.threshold(&layout, &norms, &clipping, &mut State::default()).unwrap();
+            sum.add(&layout, &[1.0; 2], &clipping, &decisions, &Weights::Equal)
+        };
+        assert!(matches!(add(2), Err(Error::Layout { .. })));
+        assert_eq!(add(1), Ok(()));
+        assert!(matches!(add(1), Err(Error::Layout { .. })));
     }
 }

@@ -152,7 +152,8 @@ impl Elements {
     pub(super) fn add_to(
         &self,
         sum: &mut MeanSum,
-        (layout, first): (&Layout, usize),
+        layout: &Layout,
+        first: usize,
         clipping: &Clipping,
         decisions: &[Decision],
         weights: &Weights,

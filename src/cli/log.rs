@@ -5,7 +5,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use bytemuck::{NoUninit, Pod};
+use bytemuck::Pod;
 use tempfile::SpooledTempFile;
 
 use super::failure::Failure;
@@ -63,6 +63,7 @@ pub(super) struct Log<T> {
     per_row: usize,
     /// Rows that have come.
     rows: usize,
+    /// Read through a shared reference, which is all that serialization has.
     file: RefCell<SpooledTempFile>,
     block: RefCell<Block>,
     entries: PhantomData<T>,
@@ -82,7 +83,7 @@ const IN_MEMORY: usize = 16 << 20;
 /// Bytes that are read, or written, at a time.
 const BLOCK: usize = 64 << 10;
 
-impl<T: NoUninit + Pod> Log<T> {
+impl<T: Pod> Log<T> {
     /// Fails where there will be more than stays in memory, and no file for it.
     pub(super) fn new(shown: Shown, per_row: usize) -> Result<Self, Failure> {
         let mut file = SpooledTempFile::new(IN_MEMORY);
@@ -143,12 +144,12 @@ impl<T: NoUninit + Pod> Log<T> {
     }
 }
 
-/// What was kept cannot be read back.
-pub(super) fn unreadable(error: &str) -> Failure {
-    Failure::Failed(format!(
-        "cannot read back what is known of each row: got \"{error}\"; expected what was written to {}; try again",
+/// That what was kept of a row cannot be read back.
+pub(super) fn unreadable(row: usize, error: &io::Error) -> String {
+    format!(
+        "cannot read back what is known of row {row}: got \"{error}\"; expected what was written to {}; try again",
         std::env::temp_dir().display()
-    ))
+    )
 }
 
 fn unwritable(error: &io::Error) -> Failure {

@@ -1,5 +1,6 @@
 //! `byzclip norms`.
 
+use std::io;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -104,15 +105,15 @@ pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
     if args.per_layer {
         head.extend(layers.iter().map(String::as_str));
     }
-    let cells = |row: usize| {
+    let cells = |row: usize| -> io::Result<Vec<String>> {
         let mut cells = vec![row.to_string(), shown(&norms.row(row)?[0])];
         if !batch.layers.is_empty() {
             cells.extend(of_layers.row(row)?.iter().map(shown));
         }
         Ok(cells)
     };
-    let text = rows::try_table(&head, layout.clients(), cells)
-        .map_err(|e: std::io::Error| log::unreadable(&e.to_string()))?;
+    let cells = |row| cells(row).map_err(|e| Failure::Failed(log::unreadable(row, &e)));
+    let text = rows::try_table(&head, layout.clients(), cells)?;
     output::print(&format!(
         "{ran}\n{}, {}\n\n{text}\n{}\n",
         rows::count(layout.clients(), "client"),

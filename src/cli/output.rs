@@ -11,7 +11,6 @@ use serde::Serialize;
 use tempfile::{NamedTempFile, TempPath};
 
 use super::failure::Failure;
-use super::log;
 
 /// Prints text to stdout.
 pub(super) fn print(text: &str) -> Result<(), Failure> {
@@ -24,9 +23,9 @@ pub(super) fn print_json(value: &impl Serialize) -> Result<(), Failure> {
     to_stdout(|stdout| match serde_json::to_writer(&mut *stdout, value) {
         Ok(()) => stdout.write_all(b"\n"),
         Err(error) if error.is_io() => Err(error.into()),
-        // A value could not be had: what was kept of the rows is read back on the way.
+        // A value could not be had, and says why.
         Err(error) => {
-            unread = Some(log::unreadable(&error.to_string()));
+            unread = Some(Failure::Failed(error.to_string()));
             Ok(())
         }
     })?;

@@ -9,7 +9,7 @@ use super::batch_file::BatchFile;
 use super::failure::Failure;
 use super::log::{Log, Shown};
 
-/// A report of which the rows are not in memory, or of which only those are kept that a table shows.
+/// A report of which the rows are in a log, or only those that a table shows.
 pub(super) struct RowLog {
     pub ran: Ran,
     clients: usize,
@@ -31,6 +31,7 @@ pub(super) struct Entry {
     pub norm: f32,
     /// NaN, which no bound is, where there is none.
     bound: f32,
+    /// As wide as this, so that no byte is padding.
     status: u64,
 }
 
@@ -65,7 +66,7 @@ impl RowLog {
     }
 
     /// The number of rows.
-    pub(super) const fn rows(&self) -> usize {
+    pub(super) const fn clients(&self) -> usize {
         self.clients
     }
 
@@ -102,5 +103,15 @@ impl Entry {
 
     pub(super) const fn status(&self) -> Status {
         STATUSES[self.status as usize]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn statuses_stand_at_their_numbers() {
+        assert!(STATUSES.iter().enumerate().all(|(number, status)| *status as usize == number));
     }
 }

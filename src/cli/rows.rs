@@ -6,7 +6,7 @@ use std::io;
 use serde::ser::{Error as _, SerializeSeq};
 use serde::{Serialize, Serializer};
 
-use super::log::Shown;
+use super::log::{self, Shown};
 use super::row_log::{Entry, RowLog};
 
 /// A number that is null where it is not finite.
@@ -79,7 +79,7 @@ impl<T: Serialize, F: Fn(usize) -> io::Result<T>> Serialize for Each<F> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut entries = serializer.serialize_seq(Some(self.count))?;
         for index in 0..self.count {
-            let entry = (self.entry)(index).map_err(|e| S::Error::custom(format!("row {index}: {e}")))?;
+            let entry = (self.entry)(index).map_err(|e| S::Error::custom(log::unreadable(index, &e)))?;
             entries.serialize_element(&entry)?;
         }
         entries.end()
@@ -89,7 +89,7 @@ impl<T: Serialize, F: Fn(usize) -> io::Result<T>> Serialize for Each<F> {
 /// The clipped rows of a batch in JSON; `layers` are the names of the layers.
 pub(super) fn clipped<'a>(log: &'a RowLog, layers: &'a [String]) -> impl Serialize + 'a {
     let entry = |row: usize| Ok(ClippedRow::new(log.row(row)?, &log.segments(row)?, layers));
-    Each { count: log.rows(), entry }
+    Each { count: log.clients(), entry }
 }
 
 impl<'a> ClippedRow<'a> {

@@ -11,7 +11,7 @@ use super::failure::Failure;
 pub(super) enum Rows {
     #[default]
     All,
-    /// In ascending order.
+    /// In ascending order, and disjoint once `check` has passed.
     Ranges(Vec<Range<usize>>),
 }
 
@@ -50,7 +50,7 @@ impl Rows {
     }
 
     /// Whether a row is one of these.
-    pub(super) fn contain(&self, row: usize) -> bool {
+    pub(super) fn contains(&self, row: usize) -> bool {
         match self {
             Self::All => true,
             Self::Ranges(ranges) => {
@@ -93,7 +93,7 @@ mod tests {
         for (start, end) in (0..12).flat_map(|start| (start..12).map(move |end| (start, end))) {
             let mask = (start..end).map(|row| listed.contains(&row)).collect();
             assert_eq!(scope.as_ref().map(|scope| scope.of(&(start..end))), Ok(Scope::Mask(mask)));
-            assert_eq!(scope.as_ref().map(|scope| scope.contain(start)), Ok(listed.contains(&start)));
+            assert_eq!(scope.as_ref().map(|scope| scope.contains(start)), Ok(listed.contains(&start)));
         }
         assert_eq!(Rows::All.of(&(3..5)), Scope::All);
     }

@@ -72,8 +72,9 @@ impl Stream<'_> {
         }
         let spans = layout.span_count(self.clipping.granularity).max(layout.clients());
         let is_held = spans.saturating_mul(WINDOW_OF_SPAN) <= self.window_bytes();
-        // Bounds from norms are those of few enough rows, and of rows that are longer than 96 MiB no file system has too many.
-        if is_held || !self.has_given_bounds() || layout.params() > self.window {
+        // Bounds from norms are those of few enough rows, and of rows longer than a window, as it is by default, no file system has too many.
+        // Rows without elements have no pass over columns that could note them.
+        if is_held || !self.has_given_bounds() || layout.params() > self.window || layout.params() == 0 {
             return Way::ByColumns;
         }
         Way::ByRows((self.window_bytes() / SUM_BYTES).max(1))
@@ -166,9 +167,9 @@ impl Averaging<'_> {
             let part = Piece { rows: 0..piece.rows.len(), columns: columns.clone() };
             let of_part = part.decisions(batch, clipping.granularity, &decisions);
             let center = stream.center.map(|center| center.of(columns)).transpose()?;
-            let (of_columns, layout_of_part) =
-                (Clipping { center, ..clipping.clone() }, part.layout_within(batch)?);
-            elements.add_to(&mut sum, (&layout_of_part, columns.start), &of_columns, &of_part, &weights)?;
+            let of_columns = Clipping { center, ..clipping.clone() };
+            let layout_of_part = part.layout_within(batch)?;
+            elements.add_to(&mut sum, &layout_of_part, columns.start, &of_columns, &of_part, &weights)?;
             if columns.start == 0 {
                 let report =
                     Report::of_stages(backend.ran(), &layout, clipping.granularity, &norms, &decisions);

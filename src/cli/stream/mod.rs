@@ -89,7 +89,7 @@ impl<'a> Stream<'a> {
                 return take(elements.norms(self.backend, &piece.layout(batch)?, &of_piece)?);
             }
             if piece.columns.start == 0 {
-                long_row = LongRow::new(batch, self.scope.contain(piece.rows.start));
+                long_row = LongRow::new(batch, self.scope.contains(piece.rows.start));
             }
             if long_row.in_scope {
                 let center = self.center.map(|center| center.of(&piece.columns)).transpose()?;
