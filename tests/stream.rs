@@ -212,6 +212,28 @@ fn batches_without_rows_or_elements_are_written_whole() {
     assert_eq!(json_of(folder, &mean)["rows"].as_array().unwrap().len(), 3000);
 }
 
+/// So many rows that they are reported some at a time, and their weights checked so.
+#[test]
+fn many_rows_have_their_own_norms_and_weights() {
+    const ROWS: usize = 70_000;
+    let folder = TempDir::new().unwrap();
+    let folder = folder.path();
+    let values: Vec<f32> = (0..2 * ROWS).map(|i| (i * 7919 % 1013) as f32 * 1e-3).collect();
+    let mut weights: Vec<f32> = (0..ROWS).map(|row| (row / 1000) as f32).collect();
+    fs::write(folder.join("u.npy"), npy(&format!("({ROWS}, 2)"), &values)).unwrap();
+    fs::write(folder.join("w.npy"), npy(&format!("({ROWS},)"), &weights)).unwrap();
+    let on_cpu = (&["--backend", "cpu"][..], &["3M"][..]);
+    // Rows go to two windows of 3 MiB, and decisions on all of them are held.
+    let by_median = ["--threshold", "median"];
+    same_in_windows(folder, on_cpu, &[&["clip", "u.npy"], &by_median[..]].concat(), Some("out.npy"));
+    let mean = [&["mean", "u.npy", "--weights", "w.npy"], &by_median[..]].concat();
+    let report = same_in_windows(folder, on_cpu, &mean, Some("out.npy"));
+    assert_eq!(report["weight"], json!(weights.iter().map(|weight| f64::from(*weight)).sum::<f64>()));
+    weights[ROWS - 2] = -1.0;
+    fs::write(folder.join("w.npy"), npy(&format!("({ROWS},)"), &weights)).unwrap();
+    fails(folder, &[&mean[..], &["-o", "out.npy"]].concat(), 1, &["the weight -1 of client 69998"]);
+}
+
 #[test]
 fn a_small_file_does_not_ask_for_a_large_mean() {
     let folder = TempDir::new().unwrap();
