@@ -1,10 +1,12 @@
 //! What a few short rows take beside their elements, side by side in the vectors of the processor: one by one, a root
 //! and a quotient take as long as tens of elements.
 
-#[cfg(target_arch = "x86_64")]
-use super::decided_512;
 use super::group::{ROWS, RowSet, members};
+#[cfg(target_arch = "x86_64")]
+use super::simd::has_avx2;
 use super::sum::QUALITY;
+#[cfg(target_arch = "x86_64")]
+use super::{decided_256, decided_512};
 use crate::norms::Norm;
 use crate::numerics::{certify_root, factor_below_one};
 
@@ -16,6 +18,12 @@ pub(super) fn norms(sums: &[f64; ROWS]) -> ([Norm; ROWS], RowSet) {
         #[allow(unsafe_code)]
         // SAFETY: the processor has AVX-512F, as was just asked.
         return unsafe { decided_512::norms(sums) };
+    }
+    #[cfg(target_arch = "x86_64")]
+    if has_avx2() {
+        #[allow(unsafe_code)]
+        // SAFETY: the processor has AVX2 and FMA, as was just asked.
+        return unsafe { decided_256::norms(sums) };
     }
     portable_norms(sums)
 }
@@ -57,6 +65,12 @@ pub(super) fn decide(sums: &[f64; ROWS], bounds: &[f32; ROWS], in_scope: RowSet,
         #[allow(unsafe_code)]
         // SAFETY: the processor has AVX-512F, as was just asked.
         return unsafe { decided_512::decide(sums, bounds, in_scope, decided) };
+    }
+    #[cfg(target_arch = "x86_64")]
+    if has_avx2() {
+        #[allow(unsafe_code)]
+        // SAFETY: the processor has AVX2 and FMA, as was just asked.
+        return unsafe { decided_256::decide(sums, bounds, in_scope, decided) };
     }
     portable_decide(sums, bounds, in_scope, decided);
 }

@@ -12,6 +12,8 @@
 
 mod decided;
 #[cfg(target_arch = "x86_64")]
+mod decided_256;
+#[cfg(target_arch = "x86_64")]
 mod decided_512;
 mod group;
 mod half;
@@ -23,6 +25,8 @@ mod short;
 pub(crate) mod simd;
 mod single;
 mod squares;
+#[cfg(target_arch = "x86_64")]
+mod squares_256;
 #[cfg(target_arch = "x86_64")]
 mod squares_512;
 mod sum;

@@ -54,19 +54,32 @@ pub(crate) fn prefetch(address: *const u8, bytes: usize) {
 pub(crate) fn vectorised<K: Kernel>(kernel: K) -> K::Output {
     #[cfg(target_arch = "x86_64")]
     {
-        use std::arch::is_x86_feature_detected;
-        if is_x86_feature_detected!("avx512f") {
+        if std::arch::is_x86_feature_detected!("avx512f") {
             #[allow(unsafe_code)]
             // SAFETY: the processor has AVX-512F, as was just asked, and with it AVX2 and FMA.
             return unsafe { avx512(kernel) };
         }
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+        if has_avx2() {
             #[allow(unsafe_code)]
             // SAFETY: the processor has AVX2 and FMA, as was just asked.
             return unsafe { avx2(kernel) };
         }
     }
     kernel.run()
+}
+
+/// Whether the processor has AVX2 and FMA.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+pub(super) fn has_avx2() -> bool {
+    std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma")
+}
+
+/// Whether it has those, and F16C.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+pub(super) fn has_avx2_for_halves() -> bool {
+    has_avx2() && std::arch::is_x86_feature_detected!("f16c")
 }
 
 #[cfg(target_arch = "x86_64")]

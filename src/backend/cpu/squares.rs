@@ -5,13 +5,13 @@
 use super::group::{ROWS, RowGroup, RowSet, members};
 use super::simd::prefetch_ahead;
 #[cfg(target_arch = "x86_64")]
-use super::squares_512;
+use super::simd::{has_avx2, has_avx2_for_halves};
+#[cfg(target_arch = "x86_64")]
+use super::{squares_256, squares_512};
 use crate::half::Half;
 
 /// Independent sums, for SIMD and to hide the latency of addition.
 pub(super) const LANES: usize = 32;
-
-type Chunk = [f32; LANES];
 
 /// The sum of squares of values, or of their differences from the centre's, each rounded to `f64`.
 ///
@@ -27,10 +27,10 @@ pub(super) fn sum_of_squares(values: &[f32], center: Option<&[f32]>, prefetches:
             // SAFETY: the processor has AVX-512F, as was just asked.
             return unsafe { squares_512::sum(values, center, prefetches) };
         }
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+        if has_avx2() {
             #[allow(unsafe_code)]
             // SAFETY: the processor has AVX2 and FMA, as was just asked.
-            return unsafe { avx2::sum(values, center, prefetches) };
+            return unsafe { squares_256::sum(values, center, prefetches) };
         }
     }
     portable(values, center, prefetches)
@@ -40,10 +40,17 @@ pub(super) fn sum_of_squares(values: &[f32], center: Option<&[f32]>, prefetches:
 #[inline]
 pub(super) fn sum_of_half_squares(half: Half, bits: &[u16], prefetches: usize) -> Option<f64> {
     #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx512f") {
-        #[allow(unsafe_code)]
-        // SAFETY: the processor has AVX-512F, as was just asked.
-        return Some(unsafe { squares_512::half_sum(half, bits, prefetches) });
+    {
+        if std::arch::is_x86_feature_detected!("avx512f") {
+            #[allow(unsafe_code)]
+            // SAFETY: the processor has AVX-512F, as was just asked.
+            return Some(unsafe { squares_512::half_sum(half, bits, prefetches) });
+        }
+        if has_avx2_for_halves() {
+            #[allow(unsafe_code)]
+            // SAFETY: the processor has AVX2, FMA and F16C, as was just asked.
+            return Some(unsafe { squares_256::half_sum(half, bits, prefetches) });
+        }
     }
     let _ = (half, bits, prefetches);
     None
@@ -70,10 +77,22 @@ pub(super) fn sums_of_squares(rows: &[&[f32]; ROWS], which: RowSet, center: Opti
 #[inline]
 pub(super) fn sums_of_half_squares(half: Half, rows: &[&[u16]; ROWS], which: RowSet) -> Option<[f64; ROWS]> {
     #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx512f") {
-        #[allow(unsafe_code)]
-        // SAFETY: the processor has AVX-512F, as was just asked.
-        return Some(unsafe { squares_512::half_sums(half, rows, which) });
+    {
+        if std::arch::is_x86_feature_detected!("avx512f") {
+            #[allow(unsafe_code)]
+            // SAFETY: the processor has AVX-512F, as was just asked.
+            return Some(unsafe { squares_512::half_sums(half, rows, which) });
+        }
+        if has_avx2_for_halves() {
+            let mut sums = [0.0; ROWS];
+            for i in members(which) {
+                #[allow(unsafe_code)]
+                // SAFETY: the processor has AVX2, FMA and F16C, as was just asked.
+                let sum = unsafe { squares_256::half_sum(half, rows[i], 0) };
+                sums[i] = sum;
+            }
+            return Some(sums);
+        }
     }
     let _ = (half, rows, which);
     None
@@ -92,6 +111,12 @@ pub(super) fn sums_of_group(
         // SAFETY: the processor has AVX-512F, as was just asked.
         return unsafe { squares_512::sums_of_group(group) };
     }
+    #[cfg(target_arch = "x86_64")]
+    if squares_256::goes_side_by_side(group.params) && has_avx2() {
+        #[allow(unsafe_code)]
+        // SAFETY: the processor has AVX2 and FMA, as was just asked.
+        return unsafe { squares_256::sums_of_group(group) };
+    }
     group.one_by_one(one_by_one)
 }
 
@@ -107,6 +132,12 @@ pub(super) fn sums_of_half_group(
         #[allow(unsafe_code)]
         // SAFETY: the processor has AVX-512F, as was just asked.
         return unsafe { squares_512::sums_of_half_group(half, group) };
+    }
+    #[cfg(target_arch = "x86_64")]
+    if squares_256::goes_side_by_side(group.params) && has_avx2_for_halves() {
+        #[allow(unsafe_code)]
+        // SAFETY: the processor has AVX2, FMA and F16C, as was just asked.
+        return unsafe { squares_256::sums_of_half_group(half, group) };
     }
     let _ = half;
     group.one_by_one(one_by_one)
@@ -125,11 +156,8 @@ pub(super) const fn roundings(length: usize) -> usize {
     length.div_ceil(LANES) + 3 + LANES.ilog2() as usize
 }
 
-/// Bits that are left of each element of a chunk.
-type Mask = [u32; LANES];
-
-/// `MASKS[n..n + LANES]` leaves the last `n` elements.
-static MASKS: [u32; 2 * LANES] = {
+/// `MASKS[n..n + LANES]` leaves the last `n` elements of a chunk.
+pub(super) static MASKS: [u32; 2 * LANES] = {
     let mut masks = [0; 2 * LANES];
     let mut i = LANES;
     while i < 2 * LANES {
@@ -139,14 +167,14 @@ static MASKS: [u32; 2 * LANES] = {
     masks
 };
 
-/// All chunks of the values. What is left behind the last whole one is masked out of the chunk that ends with it: a
-/// copy into zeros would have to wait until it is written before it can be read.
+/// All chunks of the values. Of what is left behind the last whole one, so many, `work` gets the chunk that ends with it:
+/// a copy into zeros would have to wait until it is written before it can be read.
 #[inline(always)]
-fn each_chunk(
-    values: &[f32],
-    center: Option<&[f32]>,
+pub(super) fn each_chunk<T: Copy + Default>(
+    values: &[T],
+    center: Option<&[T]>,
     prefetches: usize,
-    mut work: impl FnMut(&Chunk, Option<&Chunk>, Option<&Mask>),
+    mut work: impl FnMut(&[T; LANES], Option<&[T; LANES]>, Option<usize>),
 ) {
     let (chunks, rest) = values.as_chunks::<LANES>();
     let (prefetching, others) = chunks.split_at(chunks.len().min(prefetches / LANES));
@@ -175,28 +203,27 @@ fn each_chunk(
     if rest.is_empty() {
         return;
     }
-    let mask = MASKS[rest.len()..].first_chunk::<LANES>();
     match (values.last_chunk::<LANES>(), center) {
-        (Some(last), None) => work(last, None, mask),
-        (Some(last), Some(center)) => work(last, center.last_chunk::<LANES>(), mask),
+        (Some(last), None) => work(last, None, Some(rest.len())),
+        (Some(last), Some(center)) => work(last, center.last_chunk::<LANES>(), Some(rest.len())),
         (None, None) => work(&padded(rest), None, None),
         (None, Some(center)) => work(&padded(rest), Some(&padded(center)), None),
     }
 }
 
 /// Values fewer than a chunk.
-fn padded(values: &[f32]) -> Chunk {
-    let mut chunk = [0.0; LANES];
+fn padded<T: Copy + Default>(values: &[T]) -> [T; LANES] {
+    let mut chunk = [T::default(); LANES];
     chunk[..values.len()].copy_from_slice(values);
     chunk
 }
 
 fn portable(values: &[f32], center: Option<&[f32]>, prefetches: usize) -> f64 {
     let mut lanes = [0.0f64; LANES];
-    each_chunk(values, center, prefetches, |chunk, center, mask| {
+    each_chunk(values, center, prefetches, |chunk, center, rest| {
         for i in 0..LANES {
-            let mask = mask.map_or(u32::MAX, |mask| mask[i]);
-            let masked = |chunk: &Chunk| f64::from(f32::from_bits(chunk[i].to_bits() & mask));
+            let mask = rest.map_or(u32::MAX, |rest| MASKS[rest + i]);
+            let masked = |chunk: &[f32; LANES]| f64::from(f32::from_bits(chunk[i].to_bits() & mask));
             let value = masked(chunk) - center.map_or(0.0, masked);
             lanes[i] += value * value;
         }
@@ -209,49 +236,6 @@ fn portable(values: &[f32], center: Option<&[f32]>, prefetches: usize) -> f64 {
         width /= 2;
     }
     lanes[0]
-}
-
-#[cfg(target_arch = "x86_64")]
-mod avx2 {
-    use std::arch::x86_64::*;
-
-    use super::{Chunk, Mask, each_chunk};
-
-    #[target_feature(enable = "avx2,fma")]
-    pub(super) fn sum(values: &[f32], center: Option<&[f32]>, prefetches: usize) -> f64 {
-        let mut lanes = [_mm256_setzero_pd(); 8];
-        each_chunk(values, center, prefetches, |chunk, center, mask| {
-            let parts = parts_of_4(chunk, mask);
-            let centers = center.map(|center| parts_of_4(center, mask));
-            for i in 0..8 {
-                let mut value = _mm256_cvtps_pd(parts[i]);
-                if let Some(centers) = centers {
-                    value = _mm256_sub_pd(value, _mm256_cvtps_pd(centers[i]));
-                }
-                lanes[i] = _mm256_fmadd_pd(value, value, lanes[i]);
-            }
-        });
-        for width in [4, 2, 1] {
-            for i in 0..width {
-                lanes[i] = _mm256_add_pd(lanes[i], lanes[i + width]);
-            }
-        }
-        let [a, b, c, d]: [f64; 4] = bytemuck::cast(lanes[0]);
-        (a + c) + (b + d)
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx2,fma")]
-    fn parts_of_4(chunk: &Chunk, mask: Option<&Mask>) -> [__m128; 8] {
-        let parts: [__m128; 8] = bytemuck::cast(*chunk);
-        match mask {
-            None => parts,
-            Some(mask) => {
-                let masks: [__m128; 8] = bytemuck::cast(*mask);
-                std::array::from_fn(|i| _mm_and_ps(parts[i], masks[i]))
-            }
-        }
-    }
 }
 
 #[cfg(test)]
@@ -353,10 +337,10 @@ mod tests {
                 let mut sums =
                     vec![portable(&values, center, length / 2), sum_of_squares(&values, center, length / 2)];
                 #[cfg(target_arch = "x86_64")]
-                if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
+                if has_avx2() {
                     #[allow(unsafe_code)]
                     // SAFETY: the processor has AVX2 and FMA, as was just asked.
-                    sums.push(unsafe { avx2::sum(&values, center, length / 2) });
+                    sums.push(unsafe { squares_256::sum(&values, center, length / 2) });
                 }
                 for sum in sums {
                     let error = (sum - exact).abs();
