@@ -1,9 +1,13 @@
-//! Halves by the instructions that x86-64 has for them, sixteen f16 or thirty-two bf16 at a time: the bits are those of
-//! [`Half`](crate::Half), but that a signalling NaN of f16 becomes a quiet one.
+//! Halves by the instructions that x86-64 has for them: the bits are those of [`Half`](crate::Half), but that a signalling
+//! NaN of f16 becomes a quiet one.
 //!
-//! The branch-free integers of `Half::widen` take ten instructions for what one does here, and a product that is rounded
-//! towards zero needs no look at whether it was rounded up to a half.
+//! The branch-free integers of `Half::widen` take ten instructions for what one does here, and no product needs a look at
+//! whether it was rounded up to a half.
 
+#[cfg(target_arch = "x86_64")]
+use super::simd::has_avx2_for_halves;
+#[cfg(target_arch = "x86_64")]
+use super::{half_256, half_512};
 use crate::half::Half;
 
 /// Writes the values of f16; false where this processor has no instructions for it.
@@ -14,7 +18,16 @@ pub(crate) fn widen_f16(bits: &[u16], values: &mut [f32]) -> bool {
         #[allow(unsafe_code)]
         // SAFETY: the processor has AVX-512F, as was just asked.
         unsafe {
-            x86::widen(bits, values);
+            half_512::widen(bits, values);
+        }
+        return true;
+    }
+    #[cfg(target_arch = "x86_64")]
+    if has_avx2_for_halves() {
+        #[allow(unsafe_code)]
+        // SAFETY: the processor has AVX2, FMA and F16C, as was just asked.
+        unsafe {
+            half_256::widen(bits, values);
         }
         return true;
     }
@@ -32,7 +45,16 @@ pub(crate) fn narrow_f16(values: &[f32], bits: &mut [u16]) -> bool {
         #[allow(unsafe_code)]
         // SAFETY: the processor has AVX-512F, as was just asked.
         unsafe {
-            x86::narrow(values, bits);
+            half_512::narrow(values, bits);
+        }
+        return true;
+    }
+    #[cfg(target_arch = "x86_64")]
+    if has_avx2_for_halves() && values.len().is_multiple_of(8) {
+        #[allow(unsafe_code)]
+        // SAFETY: the processor has AVX2, FMA and F16C, as was just asked.
+        unsafe {
+            half_256::narrow(values, bits);
         }
         return true;
     }
@@ -49,7 +71,16 @@ pub(super) fn scale(half: Half, values: &mut [u16], factor: f32) -> bool {
         #[allow(unsafe_code)]
         // SAFETY: the processor has AVX-512F, as was just asked.
         unsafe {
-            x86::scale(half, values, factor);
+            half_512::scale(half, values, factor);
+        }
+        return true;
+    }
+    #[cfg(target_arch = "x86_64")]
+    if has_avx2_for_halves() {
+        #[allow(unsafe_code)]
+        // SAFETY: the processor has AVX2, FMA and F16C, as was just asked.
+        unsafe {
+            half_256::scale(half, values, factor);
         }
         return true;
     }
@@ -57,88 +88,25 @@ pub(super) fn scale(half: Half, values: &mut [u16], factor: f32) -> bool {
     false
 }
 
-#[cfg(target_arch = "x86_64")]
-mod x86 {
-    use std::arch::x86_64::*;
-
-    use crate::half::Half;
-
-    type Group = [u16; 16];
-
-    #[target_feature(enable = "avx512f")]
-    pub(super) fn widen(bits: &[u16], values: &mut [f32]) {
-        let (groups, rest) = bits.as_chunks::<16>();
-        let (targets, rest_values) = values.as_chunks_mut::<16>();
-        for (group, target) in groups.iter().zip(targets) {
-            *target = bytemuck::cast(_mm512_cvtph_ps(bytemuck::cast::<Group, __m256i>(*group)));
-        }
-        rest.iter().zip(rest_values).for_each(|(&bits, value)| *value = Half::F16.widen(bits));
+/// What is left behind the last whole group is the end of one more, taken before the others are written.
+#[inline(always)]
+pub(super) fn each_group<const N: usize>(
+    half: Half,
+    values: &mut [u16],
+    factor: f32,
+    scaled: impl Fn([u16; N]) -> [u16; N],
+) {
+    let end = values.last_chunk::<N>().copied();
+    let (groups, rest) = values.as_chunks_mut::<N>();
+    for group in groups {
+        *group = scaled(*group);
     }
-
-    /// Of whole groups of sixteen.
-    #[cfg(feature = "cli")]
-    #[target_feature(enable = "avx512f")]
-    pub(super) fn narrow(values: &[f32], bits: &mut [u16]) {
-        for (group, target) in values.as_chunks::<16>().0.iter().zip(bits.as_chunks_mut::<16>().0) {
-            let values = bytemuck::cast::<[f32; 16], __m512>(*group);
-            let nearest = _mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(values);
-            *target = bytemuck::cast::<__m256i, Group>(nearest);
-        }
+    if rest.is_empty() {
+        return;
     }
-
-    #[target_feature(enable = "avx512f")]
-    pub(super) fn scale(half: Half, values: &mut [u16], factor: f32) {
-        const TOWARDS_ZERO: i32 = _MM_FROUND_TO_ZERO | _MM_FROUND_NO_EXC;
-        let factors = _mm512_set1_ps(factor);
-        match half {
-            // Products below the normal numbers of `f32` need no look: f16 cuts all of them to zero.
-            Half::F16 => each_group(half, values, factor, |group: [u16; 16]| {
-                let values = _mm512_cvtph_ps(bytemuck::cast::<_, __m256i>(group));
-                let products = _mm512_mul_round_ps::<TOWARDS_ZERO>(values, factors);
-                bytemuck::cast(_mm512_cvtps_ph::<TOWARDS_ZERO>(products))
-            }),
-            // One is the upper half of an f32 as it is, its neighbour shifted up.
-            Half::Bf16 => each_group(half, values, factor, |group: [u16; 32]| {
-                let upper = _mm512_set1_epi32(0xffff_0000_u32 as i32);
-                let scaled = |values: __m512i| {
-                    let products = _mm512_mul_round_ps::<TOWARDS_ZERO>(_mm512_castsi512_ps(values), factors);
-                    let products = _mm512_castps_si512(products);
-                    let magnitude = _mm512_and_si512(products, _mm512_set1_epi32(i32::MAX));
-                    let least = _mm512_set1_epi32(f32::MIN_POSITIVE.to_bits() as i32);
-                    let vanishes = _mm512_cmplt_epi32_mask(magnitude, least);
-                    let kept =
-                        _mm512_mask_and_epi32(products, vanishes, products, _mm512_set1_epi32(i32::MIN));
-                    _mm512_and_si512(kept, upper)
-                };
-                let pairs = bytemuck::cast::<_, __m512i>(group);
-                let even = _mm512_srli_epi32(scaled(_mm512_slli_epi32(pairs, 16)), 16);
-                let odd = scaled(_mm512_and_si512(pairs, upper));
-                bytemuck::cast(_mm512_or_si512(even, odd))
-            }),
-        }
-    }
-
-    /// What is left behind the last whole group is the end of one more, taken before the others are written.
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    fn each_group<const N: usize>(
-        half: Half,
-        values: &mut [u16],
-        factor: f32,
-        scaled: impl Fn([u16; N]) -> [u16; N],
-    ) {
-        let end = values.last_chunk::<N>().copied();
-        let (groups, rest) = values.as_chunks_mut::<N>();
-        for group in groups {
-            *group = scaled(*group);
-        }
-        if rest.is_empty() {
-            return;
-        }
-        match (end, values.last_chunk_mut::<N>()) {
-            (Some(end), Some(last)) => *last = scaled(end),
-            _ => values.iter_mut().for_each(|bits| *bits = half.scaled(*bits, f64::from(factor))),
-        }
+    match (end, values.last_chunk_mut::<N>()) {
+        (Some(end), Some(last)) => *last = scaled(end),
+        _ => values.iter_mut().for_each(|bits| *bits = half.scaled(*bits, f64::from(factor))),
     }
 }
 

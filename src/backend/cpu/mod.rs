@@ -17,6 +17,10 @@ mod decided_256;
 mod decided_512;
 mod group;
 mod half;
+#[cfg(target_arch = "x86_64")]
+mod half_256;
+#[cfg(target_arch = "x86_64")]
+mod half_512;
 pub(crate) mod half_simd;
 mod lent;
 mod mean;
