@@ -95,6 +95,27 @@ mod tests {
     use crate::numerics::certify;
     use crate::threshold::decide_span;
 
+    /// Where there is AVX2, whether or not there is better.
+    fn norms_256(sums: &[f64; ROWS]) -> ([Norm; ROWS], RowSet) {
+        #[cfg(target_arch = "x86_64")]
+        if has_avx2() {
+            #[allow(unsafe_code)]
+            // SAFETY: the processor has AVX2 and FMA, as was just asked.
+            return unsafe { decided_256::norms(sums) };
+        }
+        portable_norms(sums)
+    }
+
+    fn decide_256(sums: &[f64; ROWS], bounds: &[f32; ROWS], in_scope: RowSet, decided: &mut Decided) {
+        #[cfg(target_arch = "x86_64")]
+        if has_avx2() {
+            #[allow(unsafe_code)]
+            // SAFETY: the processor has AVX2 and FMA, as was just asked.
+            return unsafe { decided_256::decide(sums, bounds, in_scope, decided) };
+        }
+        portable_decide(sums, bounds, in_scope, decided);
+    }
+
     #[test]
     fn norms_of_groups_are_those_of_single_rows() {
         // Roots of all sizes, squares and their neighbours, roots that are subnormal, zero, and sums that are not finite.
@@ -106,7 +127,7 @@ mod tests {
             [f64::MIN_POSITIVE, f64::INFINITY, f64::NAN, 0.1, 1e-75, 1e-80, 5.0],
         ];
         let sums = sums.as_flattened();
-        for norms in [norms, portable_norms] {
+        for norms in [norms, norms_256, portable_norms] {
             let mut certain = 0;
             for shift in 0..sums.len() {
                 let group = std::array::from_fn(|i| sums[(shift + i) % sums.len()]);
@@ -126,7 +147,7 @@ mod tests {
         let roots =
             [0.0, 1e-46, 1.1e-45, 1e-38, 2e-38, 0.3, 1.0, 1.2, 1.5, 1.7, 2.9, 3.0, 3.1, 1e38, 1e39, f64::NAN];
         let bounds = [0.0, 1e-45, 1e-38, 1.0, 1.5, 3.0, f32::MAX, f32::INFINITY];
-        for decide in [decide, portable_decide] {
+        for decide in [decide, decide_256, portable_decide] {
             let (mut clipped, mut untouched) = (0, 0);
             for shift in 0..roots.len() {
                 for turn in 0..ROWS {
@@ -164,13 +185,16 @@ mod tests {
                 std::array::from_fn(|_| f64::from_bits((1023 - 250 + random() % 500) << 52 | random() << 21));
             let bounds = std::array::from_fn(|_| f32::from_bits((random() as u32) % 0x7f80_0001));
             let in_scope = (random() | random()) as RowSet;
-            let (mut got, mut expected) = (Decided::NONE, Decided::NONE);
-            decide(&sums, &bounds, in_scope, &mut got);
+            let mut expected = Decided::NONE;
             portable_decide(&sums, &bounds, in_scope, &mut expected);
-            assert_eq!(got.open, expected.open, "{sums:?}");
-            for i in (0..ROWS).filter(|i| got.open >> i & 1 == 0) {
-                let of_row = |s: &Decided| (s.norms[i].to_bits(), s.factors[i], s.clipped >> i & 1);
-                assert_eq!(of_row(&got), of_row(&expected), "{:e}, {:e}", sums[i], bounds[i]);
+            for decide in [decide, decide_256] {
+                let mut got = Decided::NONE;
+                decide(&sums, &bounds, in_scope, &mut got);
+                assert_eq!(got.open, expected.open, "{sums:?}");
+                for i in (0..ROWS).filter(|i| got.open >> i & 1 == 0) {
+                    let of_row = |s: &Decided| (s.norms[i].to_bits(), s.factors[i], s.clipped >> i & 1);
+                    assert_eq!(of_row(&got), of_row(&expected), "{:e}, {:e}", sums[i], bounds[i]);
+                }
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Halves by the instructions of AVX2 and F16C, sixteen at a time.
+//! Halves by the instructions of AVX2 and F16C.
 //!
 //! There is no product that is rounded towards zero: one is rounded to nearest, and what that was off by, which a fused
 //! multiplication knows exactly enough for its sign, takes it one number down where it was rounded up.
@@ -8,7 +8,11 @@ use std::arch::x86_64::*;
 use super::half_simd::each_group;
 use crate::half::Half;
 
+/// Halves of a vector.
 const LANES: usize = 16;
+
+/// Halves that are scaled before any of them is written.
+const GROUP: usize = 32;
 
 /// Writes the values of f16.
 #[target_feature(enable = "avx2,f16c")]
@@ -35,20 +39,24 @@ pub(super) fn narrow(values: &[f32], bits: &mut [u16]) {
 pub(super) fn scale(half: Half, values: &mut [u16], factor: f32) {
     let factors = _mm256_set1_ps(factor);
     match half {
-        // Products below the normal numbers of `f32` need no look: f16 cuts all of them to zero.
-        Half::F16 => each_group(half, values, factor, |group: [u16; LANES]| {
-            of_magnitudes(group, |magnitudes| {
-                let cut = |eight| {
-                    let products = magnitudes_cut(_mm256_cvtph_ps(eight), factors);
-                    _mm256_cvtps_ph::<_MM_FROUND_TO_ZERO>(_mm256_castsi256_ps(products))
-                };
-                let (low, high) =
-                    (_mm256_castsi256_si128(magnitudes), _mm256_extracti128_si256::<1>(magnitudes));
-                _mm256_set_m128i(cut(high), cut(low))
-            })
+        Half::F16 => each_group(half, values, factor, |group: &mut [u16; GROUP]| {
+            let parts: [__m128i; GROUP / 8] = bytemuck::cast(*group);
+            let (mut cut, mut open) = (parts, _mm256_setzero_si256());
+            for i in 0..parts.len() {
+                let products = _mm256_mul_ps(_mm256_cvtph_ps(parts[i]), factors);
+                open = _mm256_or_si256(open, may_be_rounded_up_to_f16(products));
+                cut[i] = _mm256_cvtps_ph::<_MM_FROUND_TO_ZERO>(products);
+            }
+            if _mm256_testz_si256(open, open) == 0 {
+                return scale_f16(group, factors);
+            }
+            // One by one: taken together, they are first put together.
+            for (target, cut) in group.as_chunks_mut().0.iter_mut().zip(cut) {
+                *target = bytemuck::cast::<_, [u16; 8]>(cut);
+            }
         }),
         // One is the upper half of an f32 as it is, its neighbour shifted up.
-        Half::Bf16 => each_group(half, values, factor, |group: [u16; LANES]| {
+        Half::Bf16 => each_group(half, values, factor, |group: &mut [u16; LANES]| {
             of_magnitudes(group, |magnitudes| {
                 const ODD: i32 = 0b1010_1010;
                 let zero = _mm256_setzero_si256();
@@ -59,19 +67,47 @@ pub(super) fn scale(half: Half, values: &mut [u16], factor: f32) {
                 // Below the normal numbers of `f32` a zero.
                 let is_normal = _mm256_cmpgt_epi16(cut, _mm256_set1_epi16(0x007f));
                 _mm256_and_si256(cut, is_normal)
-            })
+            });
         }),
     }
 }
 
-/// What `scaled` makes of magnitudes, with the signs of the halves.
+/// All bits for products other than zero that are an f16: one in 2^13 of others. Those below the normal numbers of either format
+/// need no look of their own: what is cut of them is no less.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn of_magnitudes(group: [u16; LANES], scaled: impl Fn(__m256i) -> __m256i) -> [u16; LANES] {
-    let group: __m256i = bytemuck::cast(group);
-    let magnitudes = _mm256_and_si256(group, _mm256_set1_epi16(i16::MAX));
-    let signs = _mm256_xor_si256(group, magnitudes);
-    bytemuck::cast(_mm256_or_si256(scaled(magnitudes), signs))
+fn may_be_rounded_up_to_f16(products: __m256) -> __m256i {
+    let zero = _mm256_setzero_si256();
+    let behind = _mm256_and_si256(_mm256_castps_si256(products), _mm256_set1_epi32(0x1fff));
+    let is_zero = _mm256_cmp_ps::<_CMP_EQ_OQ>(products, _mm256_setzero_ps());
+    _mm256_andnot_si256(_mm256_castps_si256(is_zero), _mm256_cmpeq_epi32(behind, zero))
+}
+
+/// Out of line, so that the way past it keeps its products in registers.
+#[cold]
+#[inline(never)]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn scale_f16(group: &mut [u16; GROUP], factors: __m256) {
+    for vector in group.as_chunks_mut().0 {
+        of_magnitudes(vector, |magnitudes| {
+            let cut = |eight| {
+                let products = magnitudes_cut(_mm256_cvtph_ps(eight), factors);
+                _mm256_cvtps_ph::<_MM_FROUND_TO_ZERO>(_mm256_castsi256_ps(products))
+            };
+            let (low, high) = (_mm256_castsi256_si128(magnitudes), _mm256_extracti128_si256::<1>(magnitudes));
+            _mm256_set_m128i(cut(high), cut(low))
+        });
+    }
+}
+
+/// Writes what `scaled` makes of magnitudes, with the signs that the halves had.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn of_magnitudes(vector: &mut [u16; LANES], scaled: impl Fn(__m256i) -> __m256i) {
+    let halves: __m256i = bytemuck::cast(*vector);
+    let magnitudes = _mm256_and_si256(halves, _mm256_set1_epi16(i16::MAX));
+    let signs = _mm256_xor_si256(halves, magnitudes);
+    *vector = bytemuck::cast(_mm256_or_si256(scaled(magnitudes), signs));
 }
 
 /// The bits of products that are not negative, as if rounded towards zero.

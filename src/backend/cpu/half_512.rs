@@ -34,13 +34,13 @@ pub(super) fn scale(half: Half, values: &mut [u16], factor: f32) {
     let factors = _mm512_set1_ps(factor);
     match half {
         // Products below the normal numbers of `f32` need no look: f16 cuts all of them to zero.
-        Half::F16 => each_group(half, values, factor, |group: [u16; 16]| {
-            let values = _mm512_cvtph_ps(bytemuck::cast::<_, __m256i>(group));
+        Half::F16 => each_group(half, values, factor, |group: &mut [u16; 16]| {
+            let values = _mm512_cvtph_ps(bytemuck::cast::<_, __m256i>(*group));
             let products = _mm512_mul_round_ps::<TOWARDS_ZERO>(values, factors);
-            bytemuck::cast(_mm512_cvtps_ph::<TOWARDS_ZERO>(products))
+            *group = bytemuck::cast(_mm512_cvtps_ph::<TOWARDS_ZERO>(products));
         }),
         // One is the upper half of an f32 as it is, its neighbour shifted up.
-        Half::Bf16 => each_group(half, values, factor, |group: [u16; 32]| {
+        Half::Bf16 => each_group(half, values, factor, |group: &mut [u16; 32]| {
             let upper = _mm512_set1_epi32(0xffff_0000_u32 as i32);
             let scaled = |values: __m512i| {
                 let products = _mm512_mul_round_ps::<TOWARDS_ZERO>(_mm512_castsi512_ps(values), factors);
@@ -48,14 +48,13 @@ pub(super) fn scale(half: Half, values: &mut [u16], factor: f32) {
                 let magnitude = _mm512_and_si512(products, _mm512_set1_epi32(i32::MAX));
                 let least = _mm512_set1_epi32(f32::MIN_POSITIVE.to_bits() as i32);
                 let vanishes = _mm512_cmplt_epi32_mask(magnitude, least);
-                let kept =
-                    _mm512_mask_and_epi32(products, vanishes, products, _mm512_set1_epi32(i32::MIN));
+                let kept = _mm512_mask_and_epi32(products, vanishes, products, _mm512_set1_epi32(i32::MIN));
                 _mm512_and_si512(kept, upper)
             };
-            let pairs = bytemuck::cast::<_, __m512i>(group);
+            let pairs = bytemuck::cast::<_, __m512i>(*group);
             let even = _mm512_srli_epi32(scaled(_mm512_slli_epi32(pairs, 16)), 16);
             let odd = scaled(_mm512_and_si512(pairs, upper));
-            bytemuck::cast(_mm512_or_si512(even, odd))
+            *group = bytemuck::cast(_mm512_or_si512(even, odd));
         }),
     }
 }

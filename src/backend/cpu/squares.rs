@@ -242,6 +242,18 @@ fn portable(values: &[f32], center: Option<&[f32]>, prefetches: usize) -> f64 {
 mod tests {
     use super::*;
 
+    /// [`sum_of_half_squares`], and the same with the vectors of AVX2.
+    fn half_sums_of_all(half: Half, bits: &[u16], prefetches: usize) -> Vec<f64> {
+        let mut sums: Vec<f64> = sum_of_half_squares(half, bits, prefetches).into_iter().collect();
+        #[cfg(target_arch = "x86_64")]
+        if has_avx2_for_halves() {
+            #[allow(unsafe_code)]
+            // SAFETY: the processor has AVX2, FMA and F16C, as was just asked.
+            sums.push(unsafe { squares_256::half_sum(half, bits, prefetches) });
+        }
+        sums
+    }
+
     #[test]
     fn halves_widened_in_registers_have_the_sum_of_widened_halves() {
         let ordinary = |i: usize| ((i * 7919) % 1000) as f32 * 0.37 - 150.0;
@@ -264,10 +276,11 @@ mod tests {
                     let bits: Vec<u16> = (0..length).map(|i| half.truncate(value(i))).collect();
                     let values: Vec<f32> = bits.iter().map(|&bits| half.widen(bits)).collect();
                     let want = portable(&values, None, 0);
-                    let got = sum_of_half_squares(half, &bits, length / 2).unwrap_or(want);
-                    let most = want * 2.0 * (roundings(length) + 4) as f64 * f64::EPSILON;
-                    // `want` is infinite where f16 has no such number.
-                    assert!(got == want || (got - want).abs() <= most, "{half:?}, {kind}, {length}");
+                    for got in half_sums_of_all(half, &bits, length / 2) {
+                        let most = want * 2.0 * (roundings(length) + 4) as f64 * f64::EPSILON;
+                        // `want` is infinite where f16 has no such number.
+                        assert!(got == want || (got - want).abs() <= most, "{half:?}, {kind}, {length}");
+                    }
                 }
             }
         }
@@ -280,8 +293,9 @@ mod tests {
                 for place in 0..131 {
                     let mut bits = [half.truncate(1e-3); 131];
                     bits[place] = half.truncate(not_finite);
-                    let sum = sum_of_half_squares(half, &bits, 131);
-                    assert!(sum.is_none_or(|sum| !sum.is_finite()), "{half:?}, {place}");
+                    for sum in half_sums_of_all(half, &bits, 131) {
+                        assert!(!sum.is_finite(), "{half:?}, {place}");
+                    }
                 }
             }
         }
@@ -290,7 +304,7 @@ mod tests {
     #[test]
     fn groups_have_the_sums_of_their_rows_but_for_rounding() {
         for (params, stride) in
-            [(1, 1), (7, 9), (8, 8), (9, 9), (100, 100), (100, 103), (1023, 1024), (1024, 1024)]
+            [(1, 1), (3, 3), (4, 4), (7, 9), (8, 8), (9, 9), (100, 103), (511, 511), (512, 512), (1023, 1024)]
         {
             // Padding and what is behind the last row are no part of any sum.
             let mut values = vec![f32::NAN; ROWS * stride];
@@ -304,14 +318,24 @@ mod tests {
                 RowGroup { elements: values, stride, params }.rows().map(|row| portable(row, None, 0))
             };
             let group = RowGroup { elements: &values[..], stride, params };
-            let mut cases = vec![(
-                sums_of_group(group, |rows| rows.map(|row| portable(row, None, 0))),
-                one_by_one(&values),
-            )];
+            let expected = one_by_one(&values);
+            let mut cases = vec![(sums_of_group(group, |_| expected), expected)];
+            #[cfg(target_arch = "x86_64")]
+            if squares_256::goes_side_by_side(params) && has_avx2() {
+                #[allow(unsafe_code)]
+                // SAFETY: the processor has AVX2 and FMA, as was just asked.
+                cases.push((unsafe { squares_256::sums_of_group(group) }, expected));
+            }
             for half in [Half::F16, Half::Bf16] {
                 let (bits, expected) = (bits(half), one_by_one(&widened(half)));
                 let group = RowGroup { elements: &bits[..], stride, params };
                 cases.push((sums_of_half_group(half, group, |_| expected), expected));
+                #[cfg(target_arch = "x86_64")]
+                if squares_256::goes_side_by_side(params) && has_avx2_for_halves() {
+                    #[allow(unsafe_code)]
+                    // SAFETY: the processor has AVX2, FMA and F16C, as was just asked.
+                    cases.push((unsafe { squares_256::sums_of_half_group(half, group) }, expected));
+                }
             }
             for (got, expected) in cases {
                 for (got, expected) in got.into_iter().zip(expected) {

@@ -60,9 +60,9 @@ fn parts_of_4(chunk: &[f32; LANES], rest: Option<usize>) -> [__m128; VECTORS] {
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn half_sum(half: Half, bits: &[u16], prefetches: usize) -> f64 {
     match half {
+        // Four at a time: taking eight apart costs a quarter of the speed.
         Half::F16 => squares_of_halves(bits, prefetches, |eight| {
-            let wide = _mm256_cvtph_ps(eight);
-            [_mm256_castps256_ps128(wide), _mm256_extractf128_ps::<1>(wide)]
+            [_mm_cvtph_ps(eight), _mm_cvtph_ps(_mm_unpackhi_epi64(eight, eight))]
         }),
         // One is the upper half of an f32 as it is, its neighbour shifted up: sums know no order.
         Half::Bf16 => squares_of_halves(bits, prefetches, |eight| {
