@@ -1,6 +1,7 @@
 //! `.safetensors` files, one per client: tensors are layers, in name order.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::io::Read;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -8,7 +9,8 @@ use std::path::{Path, PathBuf};
 use byzclip::Half;
 use safetensors::SafeTensorError;
 use safetensors::tensor::{Metadata, TensorInfo};
-use serde::Serialize;
+use serde::de::{Error, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::elements::Dtype;
 use super::failure::{Failure, excerpt};
@@ -25,6 +27,9 @@ pub(super) struct Clients {
 
 /// The longest header that the format's own crate reads, with the eight bytes of its length.
 const LONGEST_HEADER: u64 = 100_000_000 + 8;
+
+/// The key of what a header says about itself.
+const METADATA: &str = "__metadata__";
 
 /// A tensor as its file describes it.
 struct Tensor {
@@ -105,7 +110,7 @@ fn open_one(path: &Path) -> Result<(InputFile, BTreeMap<String, Tensor>), Failur
     Ok((file, tensors))
 }
 
-/// What a header says; the crate's own reader of headers wants the whole file.
+/// What a header says; the crate's own reader of headers wants the whole file, and holds what it reads three times.
 fn parse(head: &[u8]) -> Result<Metadata, String> {
     let Some((length, text)) = head.split_first_chunk::<8>() else {
         return Err(SafeTensorError::HeaderTooSmall.to_string());
@@ -117,7 +122,46 @@ fn parse(head: &[u8]) -> Result<Metadata, String> {
     if length != text.len() as u64 {
         return Err(SafeTensorError::InvalidHeaderLength.to_string());
     }
-    serde_json::from_slice(text).map_err(|e| SafeTensorError::InvalidHeaderDeserialization(e).to_string())
+    let Entries { metadata, tensors } = serde_json::from_slice(text)
+        .map_err(|e| SafeTensorError::InvalidHeaderDeserialization(e).to_string())?;
+    let mut tensors: Vec<_> = tensors.into_iter().collect();
+    tensors.sort_unstable_by_key(|(_, tensor)| tensor.data_offsets);
+    Metadata::new(metadata, tensors).map_err(|e| e.to_string())
+}
+
+/// The entries of a header. Read one by one: serde's derived reader of a map with one key of its own first keeps all entries in a form
+/// that takes four times the memory.
+struct Entries {
+    metadata: Option<HashMap<String, String>>,
+    tensors: HashMap<String, TensorInfo>,
+}
+
+impl<'de> Deserialize<'de> for Entries {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(EntriesVisitor)
+    }
+}
+
+struct EntriesVisitor;
+
+impl<'de> Visitor<'de> for EntriesVisitor {
+    type Value = Entries;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("tensors by their names")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entries, A::Error> {
+        let (mut metadata, mut tensors) = (None, HashMap::new());
+        while let Some(name) = map.next_key::<String>()? {
+            if name != METADATA {
+                tensors.insert(name, map.next_value()?);
+            } else if metadata.replace(map.next_value()?).is_some() {
+                return Err(A::Error::duplicate_field(METADATA));
+            }
+        }
+        Ok(Entries { metadata: metadata.flatten(), tensors })
+    }
 }
 
 /// The type of the tensors of a file, which is that of the first.

@@ -144,8 +144,27 @@ mod tests {
     #[test]
     fn what_becomes_of_groups_is_what_becomes_of_single_rows() {
         let clipping = Clipping::default();
-        let roots =
-            [0.0, 1e-46, 1.1e-45, 1e-38, 2e-38, 0.3, 1.0, 1.2, 1.5, 1.7, 2.9, 3.0, 3.1, 1e38, 1e39, f64::NAN];
+        // The two last are rounded to a bound, from above and from below.
+        let roots = [
+            0.0,
+            1e-46,
+            1.1e-45,
+            1e-38,
+            2e-38,
+            0.3,
+            1.0,
+            1.2,
+            1.5,
+            1.7,
+            2.9,
+            3.0,
+            3.1,
+            1e38,
+            1e39,
+            f64::NAN,
+            1.500_000_01,
+            2.999_999_99,
+        ];
         let bounds = [0.0, 1e-45, 1e-38, 1.0, 1.5, 3.0, f32::MAX, f32::INFINITY];
         for decide in [decide, decide_256, portable_decide] {
             let (mut clipped, mut untouched) = (0, 0);

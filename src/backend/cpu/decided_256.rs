@@ -86,14 +86,13 @@ struct DecidedFour {
 fn decide_four(sums: [f64; WIDTH], bounds: [f32; WIDTH], in_scope: RowSet) -> DecidedFour {
     let Roots { wide, up, open } = roots(sums);
     let in_scope = mask_of(in_scope);
-    let open = _mm256_and_si256(open, in_scope);
     let bounds: __m128 = bytemuck::cast(bounds);
     // `Norm::exceeds`. A bound is not negative but for -0.
     let bound_bits = _mm256_and_si256(_mm256_cvtepu32_epi64(_mm_castps_si128(bounds)), all(0x7fff_ffff));
     let no_bound = _mm256_cmpeq_epi64(bound_bits, all(i64::from(INFINITY_BITS)));
     let rounded_up = _mm256_add_epi64(wide, _mm256_xor_si256(up, all(1)));
     let exceeds = _mm256_andnot_si256(no_bound, _mm256_cmpgt_epi64(rounded_up, bound_bits));
-    let clipped = _mm256_andnot_si256(open, _mm256_and_si256(exceeds, in_scope));
+    let clipped = _mm256_and_si256(exceeds, in_scope);
     // `factor_below_one`, of norms that are normal numbers.
     let value = _mm256_add_epi64(_mm256_slli_epi64::<29>(wide), all((1023 - 127) << 52));
     let quotient = _mm256_div_pd(_mm256_cvtps_pd(bounds), _mm256_castsi256_pd(value));
@@ -111,7 +110,7 @@ fn decide_four(sums: [f64; WIDTH], bounds: [f32; WIDTH], in_scope: RowSet) -> De
         norms: bytemuck::cast(_mm256_castsi256_si128(lower_halves)),
         factors: bytemuck::cast(factors),
         clipped: set_of(clipped),
-        open: set_of(open),
+        open: set_of(_mm256_and_si256(open, in_scope)),
     }
 }
 

@@ -175,26 +175,30 @@ mod tests {
         }
     }
 
-    /// Of halves in a row nearly all groups hold a product that is looked at twice; of these, few do.
+    /// Of halves in a row nearly all groups hold a product that is looked at twice; here only one of 67 does.
     #[test]
     fn products_that_are_rounded_up_are_seen_among_others() {
         let kinds: Vec<unsafe fn(Half, &mut [u16], f32)> = kinds(half_512::scale, half_256::scale);
-        // 25 · 0.04 is rounded up to 1, and so are those of powers of two.
-        let rounded_up = [0x4e40u16, 0x5240, 0xce40];
-        for place in 0..67 {
-            for half in rounded_up {
+        let mut rounded_up = 0;
+        // The halves from 1 on, odd ones and even ones, as products of 1.5.
+        for product in 0x3c00..0x3c40 {
+            let factor = Half::F16.widen(product) / 1.5;
+            let scaled = |bits| Half::F16.scaled(bits, f64::from(factor));
+            rounded_up += u32::from(scaled(0x3e00) < product && Half::F16.widen(product) == 1.5 * factor);
+            for (place, sign) in (0..67).flat_map(|place| [(place, 0), (place, 0x8000)]) {
+                let mut halves = [0x4e41u16; 67];
+                halves[place] = sign | 0x3e00;
                 for scale in &kinds {
-                    let mut got = [0x4e41u16; 67];
-                    got[place] = half;
-                    let want = got.map(|bits| Half::F16.scaled(bits, f64::from(0.04f32)));
+                    let mut got = halves;
                     #[allow(unsafe_code)]
                     // SAFETY: the processor has these vectors, as `kinds` asked.
                     unsafe {
-                        scale(Half::F16, &mut got, 0.04);
+                        scale(Half::F16, &mut got, factor);
                     }
-                    assert_eq!(got, want, "{half:#06x} at {place}");
+                    assert_eq!(got, halves.map(scaled), "{product:#06x} at {place}");
                 }
             }
         }
+        assert!(rounded_up > 16, "{rounded_up}");
     }
 }
