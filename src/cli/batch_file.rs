@@ -40,6 +40,13 @@ pub(super) struct Run {
     pub bytes: usize,
 }
 
+impl Run {
+    /// Whether the other begins where this one ends.
+    fn ends_at(&self, other: &Self) -> bool {
+        self.file == other.file && self.start + self.bytes as u64 == other.start
+    }
+}
+
 /// Parts of rows that are shorter than this, in bytes, are picked out of whole rows.
 const SHORT: usize = 64 << 10;
 
@@ -119,7 +126,7 @@ impl BatchFile {
         Ok(())
     }
 
-    /// Where the elements of a piece lie, in their order in memory.
+    /// Where the elements of a piece lie, in their order in memory; layers that lie behind one another in a file are one run.
     pub(super) fn runs(&self, piece: &Piece) -> Vec<Run> {
         let width = self.dtype.bytes();
         let run = |file: usize, start: usize, elements: usize| Run {
@@ -152,7 +159,14 @@ impl BatchFile {
                         run(row, start, columns.len())
                     })
                 };
-                rows.clone().flat_map(of_row).collect()
+                let mut runs: Vec<Run> = Vec::new();
+                for next in rows.clone().flat_map(of_row) {
+                    match runs.last_mut() {
+                        Some(last) if last.ends_at(&next) => last.bytes += next.bytes,
+                        _ => runs.push(next),
+                    }
+                }
+                runs
             }
         }
     }

@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::io::Read;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use byzclip::Half;
@@ -33,34 +32,37 @@ const METADATA: &str = "__metadata__";
 
 /// A tensor as its file describes it.
 struct Tensor {
+    name: String,
     dtype: Dtype,
     shape: Vec<usize>,
-    /// Its place behind the header.
-    bytes: Range<usize>,
+    /// Bytes of its elements.
+    bytes: usize,
 }
 
 pub(super) fn open(paths: &[PathBuf]) -> Result<Clients, Failure> {
     let mut files: Vec<InputFile> = Vec::with_capacity(paths.len());
-    let mut first: Option<BTreeMap<String, Tensor>> = None;
+    let mut tensors = Vec::new();
     for path in paths {
-        let (mut file, tensors) = open_one(path)?;
-        if let Some(first) = &first {
-            compare(path, &tensors, &paths[0], first)?;
+        let (mut file, metadata) = open_one(path)?;
+        if files.is_empty() {
+            tensors = tensors_of(path, &metadata)?;
+        } else {
+            compare(path, &metadata, &paths[0], &tensors)?;
         }
-        let starts = tensors.values().map(|tensor| tensor.bytes.start as u64);
+        let starts = tensors.iter().filter_map(|tensor| metadata.info(&tensor.name));
+        let starts = starts.map(|info| info.data_offsets.0 as u64);
         file.starts = match files.first() {
             Some(first) if starts.clone().eq(first.starts.iter().copied()) => first.starts.clone(),
             _ => starts.collect(),
         };
         files.push(file);
-        first.get_or_insert(tensors);
     }
-    let first = first.unwrap_or_default();
-    let (widths, dtype) = (first.values().map(Tensor::elements).collect(), dtype_of(&first));
-    Ok(Clients { files, names: first.into_keys().collect(), widths, dtype })
+    let dtype = tensors.first().map_or(Dtype::F32, |tensor| tensor.dtype);
+    let widths = tensors.iter().map(|tensor| tensor.bytes / dtype.bytes()).collect();
+    Ok(Clients { files, names: tensors.into_iter().map(|tensor| tensor.name).collect(), widths, dtype })
 }
 
-fn open_one(path: &Path) -> Result<(InputFile, BTreeMap<String, Tensor>), Failure> {
+fn open_one(path: &Path) -> Result<(InputFile, Metadata), Failure> {
     const AGAIN: &str = "copy or save the file again";
     let (mut file, mut reader) = input_file::open(path, "a .safetensors file")?;
     let unreadable = |e: std::io::Error| Failure::unreadable(path, &e);
@@ -75,43 +77,79 @@ fn open_one(path: &Path) -> Result<(InputFile, BTreeMap<String, Tensor>), Failur
         head.resize(whole as usize, 0);
         reader.read_exact(&mut head[8..]).map_err(unreadable)?;
     }
-    let metadata = parse(&head).map_err(|e| corrupt(&e))?;
-    if (head.len() + metadata.data_len()) as u64 != file.length {
+    let length = head.len();
+    let metadata = parse(head).map_err(|e| corrupt(&e))?;
+    if (length + metadata.data_len()) as u64 != file.length {
         return Err(corrupt(&SafeTensorError::MetadataIncompleteBuffer.to_string()));
     }
-    file.head = head.len();
-    // As long as a hundred megabytes, and not needed any more.
-    drop(head);
-    let tensors = {
-        let mut tensors = BTreeMap::new();
-        for name in metadata.offset_keys() {
-            let Some(info) = metadata.info(&name) else { continue };
-            let dtype = match info.dtype {
-                safetensors::Dtype::F32 => Dtype::F32,
-                safetensors::Dtype::F16 => Dtype::Half(Half::F16),
-                safetensors::Dtype::BF16 => Dtype::Half(Half::Bf16),
-                other => {
-                    let got = format!("tensor '{}' of type {other:?}", excerpt(&name));
-                    let remedy = "convert it to float32 or leave it out";
-                    return Err(Failure::content(path, &got, "F32, F16 or BF16 in every tensor", remedy));
-                }
-            };
-            let bytes = info.data_offsets.0..info.data_offsets.1;
-            tensors.insert(name, Tensor { dtype, shape: info.shape.clone(), bytes });
+    file.head = length;
+    Ok((file, metadata))
+}
+
+/// The tensors of the first file in the order of their names, all of one type.
+fn tensors_of(path: &Path, metadata: &Metadata) -> Result<Vec<Tensor>, Failure> {
+    let mut names = metadata.offset_keys();
+    names.sort_unstable();
+    let mut tensors: Vec<Tensor> = Vec::with_capacity(names.len());
+    for name in names {
+        let Some(info) = metadata.info(&name) else { continue };
+        let dtype = dtype_of(path, &name, info)?;
+        if let Some(first) = tensors.first().filter(|first| first.dtype != dtype) {
+            let got = format!("tensor '{}' of type {dtype}", excerpt(&name));
+            let expected = format!("{}, the type of the first tensor, in all of them", first.dtype);
+            return Err(Failure::content(path, &got, &expected, "convert all tensors to one type"));
         }
-        tensors
-    };
-    let dtype = dtype_of(&tensors);
-    if let Some((name, tensor)) = tensors.iter().find(|(_, tensor)| tensor.dtype != dtype) {
-        let got = format!("tensor '{}' of type {}", excerpt(name), tensor.dtype);
-        let expected = format!("{dtype}, the type of the first tensor, in all of them");
-        return Err(Failure::content(path, &got, &expected, "convert all tensors to one type"));
+        let bytes = info.data_offsets.1 - info.data_offsets.0;
+        tensors.push(Tensor { name, dtype, shape: info.shape.clone(), bytes });
     }
-    Ok((file, tensors))
+    Ok(tensors)
+}
+
+fn dtype_of(path: &Path, name: &str, info: &TensorInfo) -> Result<Dtype, Failure> {
+    match info.dtype {
+        safetensors::Dtype::F32 => Ok(Dtype::F32),
+        safetensors::Dtype::F16 => Ok(Dtype::Half(Half::F16)),
+        safetensors::Dtype::BF16 => Ok(Dtype::Half(Half::Bf16)),
+        other => {
+            let got = format!("tensor '{}' of type {other:?}", excerpt(name));
+            let remedy = "convert it to float32 or leave it out";
+            Err(Failure::content(path, &got, "F32, F16 or BF16 in every tensor", remedy))
+        }
+    }
+}
+
+/// Fails with the first difference between two clients' models.
+fn compare(path: &Path, metadata: &Metadata, first_path: &Path, first: &[Tensor]) -> Result<(), Failure> {
+    let of_first = format!("of {}", first_path.display());
+    let differ = |got: String, expected: String| {
+        Err(Failure::content(path, &got, &expected, "pass clients of the same model only"))
+    };
+    for Tensor { name, dtype, shape, .. } in first {
+        let Some(info) = metadata.info(name) else {
+            return differ(format!("no tensor '{}'", excerpt(name)), format!("the tensors {of_first}"));
+        };
+        let tensor = || format!("tensor '{}'", excerpt(name));
+        if info.shape != *shape {
+            let got = format!("{} of shape {:?}", tensor(), info.shape);
+            return differ(got, format!("shape {shape:?} {of_first}"));
+        }
+        let got = dtype_of(path, name, info)?;
+        if got != *dtype {
+            return differ(format!("{} of type {got}", tensor()), format!("type {dtype} {of_first}"));
+        }
+    }
+    let names = metadata.offset_keys();
+    let is_in_first = |name: &String| first.binary_search_by(|tensor| tensor.name.cmp(name)).is_ok();
+    match names.iter().find(|name| names.len() != first.len() && !is_in_first(name)) {
+        Some(name) => {
+            differ(format!("the additional tensor '{}'", excerpt(name)), format!("the tensors {of_first}"))
+        }
+        None => Ok(()),
+    }
 }
 
 /// What a header says; the crate's own reader of headers wants the whole file, and holds what it reads three times.
-fn parse(head: &[u8]) -> Result<Metadata, String> {
+fn parse(head: Vec<u8>) -> Result<Metadata, String> {
     let Some((length, text)) = head.split_first_chunk::<8>() else {
         return Err(SafeTensorError::HeaderTooSmall.to_string());
     };
@@ -122,9 +160,14 @@ fn parse(head: &[u8]) -> Result<Metadata, String> {
     if length != text.len() as u64 {
         return Err(SafeTensorError::InvalidHeaderLength.to_string());
     }
-    let Entries { metadata, tensors } = serde_json::from_slice(text)
+    let Entries { metadata, mut tensors } = serde_json::from_slice(text)
         .map_err(|e| SafeTensorError::InvalidHeaderDeserialization(e).to_string())?;
-    let mut tensors: Vec<_> = tensors.into_iter().collect();
+    // As long as a hundred megabytes, and not needed any more.
+    drop(head);
+    // Of entries with one name the last one counts, as in a map.
+    tensors.reverse();
+    tensors.sort_by(|(a, _), (b, _)| a.cmp(b));
+    tensors.dedup_by(|(a, _), (b, _)| a == b);
     tensors.sort_unstable_by_key(|(_, tensor)| tensor.data_offsets);
     Metadata::new(metadata, tensors).map_err(|e| e.to_string())
 }
@@ -133,7 +176,7 @@ fn parse(head: &[u8]) -> Result<Metadata, String> {
 /// that takes four times the memory.
 struct Entries {
     metadata: Option<HashMap<String, String>>,
-    tensors: HashMap<String, TensorInfo>,
+    tensors: Vec<(String, TensorInfo)>,
 }
 
 impl<'de> Deserialize<'de> for Entries {
@@ -152,10 +195,10 @@ impl<'de> Visitor<'de> for EntriesVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entries, A::Error> {
-        let (mut metadata, mut tensors) = (None, HashMap::new());
+        let (mut metadata, mut tensors) = (None, Vec::new());
         while let Some(name) = map.next_key::<String>()? {
             if name != METADATA {
-                tensors.insert(name, map.next_value()?);
+                tensors.push((name, map.next_value()?));
             } else if metadata.replace(map.next_value()?).is_some() {
                 return Err(A::Error::duplicate_field(METADATA));
             }
@@ -164,61 +207,11 @@ impl<'de> Visitor<'de> for EntriesVisitor {
     }
 }
 
-/// The type of the tensors of a file, which is that of the first.
-fn dtype_of(tensors: &BTreeMap<String, Tensor>) -> Dtype {
-    tensors.values().next().map_or(Dtype::F32, |tensor| tensor.dtype)
-}
-
-impl Tensor {
-    fn elements(&self) -> usize {
-        self.bytes.len() / self.dtype.bytes()
-    }
-}
-
-/// Fails with the first difference between two clients' models.
-fn compare(
-    path: &Path,
-    tensors: &BTreeMap<String, Tensor>,
-    first_path: &Path,
-    first: &BTreeMap<String, Tensor>,
-) -> Result<(), Failure> {
-    let of_first = format!("of {}", first_path.display());
-    let differ = |got: String, expected: String| {
-        Err(Failure::content(path, &got, &expected, "pass clients of the same model only"))
-    };
-    for (name, expected) in first {
-        match tensors.get(name) {
-            None => {
-                return differ(format!("no tensor '{}'", excerpt(name)), format!("the tensors {of_first}"));
-            }
-            Some(tensor) if tensor.shape != expected.shape => {
-                return differ(
-                    format!("tensor '{}' of shape {:?}", excerpt(name), tensor.shape),
-                    format!("shape {:?} {of_first}", expected.shape),
-                );
-            }
-            Some(tensor) if tensor.dtype != expected.dtype => {
-                return differ(
-                    format!("tensor '{}' of type {}", excerpt(name), tensor.dtype),
-                    format!("type {} {of_first}", expected.dtype),
-                );
-            }
-            Some(_) => {}
-        }
-    }
-    match tensors.keys().find(|name| !first.contains_key(*name)) {
-        Some(name) => {
-            differ(format!("the additional tensor '{}'", excerpt(name)), format!("the tensors {of_first}"))
-        }
-        None => Ok(()),
-    }
-}
-
 /// What precedes the elements of a file with the tensors of this one, of `f32`, behind each other in the order of their
 /// names.
 pub(super) fn header_of_values(file: &InputFile) -> Result<Vec<u8>, Failure> {
     let failed = |e: String| Failure::Failed(format!("{}: {e}", file.path.display()));
-    let header = parse(&file.read_head()?).map_err(failed)?;
+    let header = parse(file.read_head()?).map_err(failed)?;
     let described: BTreeMap<String, &TensorInfo> = header.tensors().into_iter().collect();
     let mut end = 0;
     let tensors = described.into_iter().map(|(name, tensor)| {
@@ -244,4 +237,56 @@ struct Header<'a> {
     metadata: Option<BTreeMap<&'a String, &'a String>>,
     #[serde(flatten)]
     tensors: BTreeMap<String, TensorInfo>,
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn parsed(text: &str) -> Result<Metadata, String> {
+        parse([&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat())
+    }
+
+    /// The format's own reader of headers is the one to agree with.
+    #[test]
+    fn headers_are_read_as_the_formats_own_crate_reads_them() {
+        let a = r#""a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}"#;
+        let b = r#""b":{"dtype":"F16","shape":[],"data_offsets":[8,10]}"#;
+        let wider_a = r#""a":{"dtype":"F32","shape":[2,1],"data_offsets":[0,8]}"#;
+        let empty = r#""e":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}"#;
+        for entries in [
+            &[a, b][..],
+            &[b, a],
+            &[a, empty, b],
+            &[],
+            &[r#""__metadata__":{"k":"v"}"#, a],
+            &[a, r#""__metadata__":null"#],
+            // The last of a name counts.
+            &[a, b, wider_a],
+            &[wider_a, b, a],
+            &[b, a, r#""b":{"dtype":"BF16","shape":[1],"data_offsets":[8,10]}"#],
+            // What is refused.
+            &[b],
+            &[a, r#""b":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}"#],
+            &[r#""a":{"dtype":"F32","shape":[3],"data_offsets":[0,8]}"#],
+            &[r#""a":{"dtype":"F33","shape":[2],"data_offsets":[0,8]}"#],
+            &[r#""a":{"dtype":"F32","shape":[2]}"#],
+            &[a, r#""__metadata__":{"k":1}"#],
+            &[r#""__metadata__":{}"#, a, r#""__metadata__":{}"#],
+            &[r#""a":1"#],
+        ] {
+            let text = format!("{{{}}}", entries.join(","));
+            let (got, want) = (parsed(&text), serde_json::from_str::<Metadata>(&text));
+            assert_eq!(got.is_ok(), want.is_ok(), "{text}");
+            let (Ok(got), Ok(want)) = (got, want) else { continue };
+            assert_eq!(got.metadata(), want.metadata(), "{text}");
+            assert_eq!(got.data_len(), want.data_len(), "{text}");
+            let described = |metadata: &Metadata| serde_json::to_string(metadata).unwrap();
+            assert_eq!(described(&got), described(&want), "{text}");
+        }
+        for text in ["[]", "", "1", "{} {}", "{\"a\":"] {
+            assert!(parsed(text).is_err(), "{text}");
+        }
+    }
 }
