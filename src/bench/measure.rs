@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::cases::{Case, Shape, Stage};
 use super::element::Dtype;
 use crate::backend::Backend;
+use crate::backend::cpu::simd::vectors;
 use crate::report::BackendKind;
 
 /// The name of the schema; another one where a field changes its meaning.
@@ -196,9 +197,13 @@ impl Place {
     #[must_use]
     pub fn host(backend: &dyn Backend) -> Self {
         let kind = backend.ran().backend;
-        let threads = if kind == BackendKind::Reference { 1 } else { rayon::current_num_threads() };
+        let (threads, vectors) = match kind {
+            BackendKind::Reference => (1, None),
+            _ => (rayon::current_num_threads(), vectors()),
+        };
         let s = if threads == 1 { "" } else { "s" };
-        let device = format!("{} x {threads} thread{s}", processor());
+        let vectors = vectors.map(|vectors| format!(", {vectors}")).unwrap_or_default();
+        let device = format!("{} x {threads} thread{s}{vectors}", processor());
         Self { backend: kind.name(), device, driver: None, calibrated: false }
     }
 }

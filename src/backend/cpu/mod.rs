@@ -5,7 +5,7 @@
 //! - `short.rs`: the stages over short rows, a group of them (`group.rs`) at a time; `decided.rs`: norms and decisions of a group.
 //! - `sum.rs`: sums of squares in `f64`, where the square of an `f32` is exact and cannot over- or underflow;
 //!   their error is bounded, and a row whose rounding they leave open is summed exactly.
-//! - `squares.rs`, `squares_512.rs`, `decided_512.rs`, `simd.rs`, `half_simd.rs`: the vectors of this processor.
+//! - `simd.rs`, `squares.rs`, `half_simd.rs`, and the files in `_512` and `_256`: the vectors of this processor, AVX-512 or AVX2.
 //! - `mean.rs`: the mean of clipped rows.
 //! - `tasks.rs`: rows cut in tasks; `threads.rs`: tasks that the caller and the threads of a pool share; `lent.rs`: work that the caller lends to
 //!   a pool's threads, and takes back.

@@ -68,6 +68,21 @@ pub(crate) fn vectorised<K: Kernel>(kernel: K) -> K::Output {
     kernel.run()
 }
 
+/// The name of the vectors that loops here take, where they ask for any: what is measured depends on them.
+#[cfg(feature = "cli")]
+pub(crate) fn vectors() -> Option<&'static str> {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if std::arch::is_x86_feature_detected!("avx512f") {
+            return Some("AVX-512");
+        }
+        if has_avx2() {
+            return Some("AVX2");
+        }
+    }
+    None
+}
+
 /// Whether the processor has AVX2 and FMA.
 #[cfg(target_arch = "x86_64")]
 #[inline]
