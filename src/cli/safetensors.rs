@@ -1,6 +1,6 @@
 //! `.safetensors` files, one per client: tensors are layers, in name order.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 use byzclip::Half;
 use safetensors::SafeTensorError;
 use safetensors::tensor::{Metadata, TensorInfo};
-use serde::de::{Error, MapAccess, Visitor};
+use serde::de::{Error, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::value::RawValue;
 
 use super::elements::Dtype;
 use super::failure::{Failure, excerpt};
@@ -78,7 +79,7 @@ fn open_one(path: &Path) -> Result<(InputFile, Metadata), Failure> {
         reader.read_exact(&mut head[8..]).map_err(unreadable)?;
     }
     let length = head.len();
-    let metadata = parse(head).map_err(|e| corrupt(&e))?;
+    let (metadata, _) = parse(head).map_err(|e| corrupt(&e))?;
     if (length + metadata.data_len()) as u64 != file.length {
         return Err(corrupt(&SafeTensorError::MetadataIncompleteBuffer.to_string()));
     }
@@ -130,8 +131,9 @@ fn compare(path: &Path, metadata: &Metadata, first_path: &Path, first: &[Tensor]
         };
         let tensor = || format!("tensor '{}'", excerpt(name));
         if info.shape != *shape {
-            let got = format!("{} of shape {:?}", tensor(), info.shape);
-            return differ(got, format!("shape {shape:?} {of_first}"));
+            let told = |shape: &[usize]| excerpt(&format!("{shape:?}"));
+            let got = format!("{} of shape {}", tensor(), told(&info.shape));
+            return differ(got, format!("shape {} {of_first}", told(shape)));
         }
         let got = dtype_of(path, name, info)?;
         if got != *dtype {
@@ -139,17 +141,17 @@ fn compare(path: &Path, metadata: &Metadata, first_path: &Path, first: &[Tensor]
         }
     }
     let names = metadata.offset_keys();
-    let is_in_first = |name: &String| first.binary_search_by(|tensor| tensor.name.cmp(name)).is_ok();
-    match names.iter().find(|name| names.len() != first.len() && !is_in_first(name)) {
-        Some(name) => {
-            differ(format!("the additional tensor '{}'", excerpt(name)), format!("the tensors {of_first}"))
-        }
-        None => Ok(()),
+    if names.len() == first.len() {
+        return Ok(());
     }
+    let is_in_first = |name: &String| first.binary_search_by(|tensor| tensor.name.cmp(name)).is_ok();
+    let name = names.iter().find(|name| !is_in_first(name)).map_or_else(String::new, |name| excerpt(name));
+    differ(format!("the additional tensor '{name}'"), format!("the tensors {of_first}"))
 }
 
-/// What a header says; the crate's own reader of headers wants the whole file, and holds what it reads three times.
-fn parse(head: Vec<u8>) -> Result<Metadata, String> {
+/// What a header says of tensors, and as it stands what it says about itself. The crate's own reader of headers wants the whole file, and
+/// takes twelve times the length of the header.
+fn parse(head: Vec<u8>) -> Result<(Metadata, Option<Box<RawValue>>), String> {
     let Some((length, text)) = head.split_first_chunk::<8>() else {
         return Err(SafeTensorError::HeaderTooSmall.to_string());
     };
@@ -160,8 +162,10 @@ fn parse(head: Vec<u8>) -> Result<Metadata, String> {
     if length != text.len() as u64 {
         return Err(SafeTensorError::InvalidHeaderLength.to_string());
     }
-    let Entries { metadata, mut tensors } = serde_json::from_slice(text)
-        .map_err(|e| SafeTensorError::InvalidHeaderDeserialization(e).to_string())?;
+    let text = str::from_utf8(text).map_err(|e| SafeTensorError::InvalidHeader(e).to_string())?;
+    let entries = serde_json::from_str(text).and_then(|Anything| serde_json::from_str(text));
+    let Entries { about, mut tensors } =
+        entries.map_err(|e| SafeTensorError::InvalidHeaderDeserialization(e).to_string())?;
     // As long as a hundred megabytes, and not needed any more.
     drop(head);
     // Of entries with one name the last one counts, as in a map.
@@ -169,13 +173,13 @@ fn parse(head: Vec<u8>) -> Result<Metadata, String> {
     tensors.sort_by(|(a, _), (b, _)| a.cmp(b));
     tensors.dedup_by(|(a, _), (b, _)| a == b);
     tensors.sort_unstable_by_key(|(_, tensor)| tensor.data_offsets);
-    Metadata::new(metadata, tensors).map_err(|e| e.to_string())
+    Ok((Metadata::new(None, tensors).map_err(|e| e.to_string())?, about))
 }
 
 /// The entries of a header. Read one by one: serde's derived reader of a map with one key of its own first keeps all entries in a form
 /// that takes four times the memory.
 struct Entries {
-    metadata: Option<HashMap<String, String>>,
+    about: Option<Box<RawValue>>,
     tensors: Vec<(String, TensorInfo)>,
 }
 
@@ -195,15 +199,93 @@ impl<'de> Visitor<'de> for EntriesVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entries, A::Error> {
-        let (mut metadata, mut tensors) = (None, Vec::new());
+        let (mut about, mut tensors) = (None, Vec::new());
         while let Some(name) = map.next_key::<String>()? {
             if name != METADATA {
                 tensors.push((name, map.next_value()?));
-            } else if metadata.replace(map.next_value()?).is_some() {
+                continue;
+            }
+            let text: Box<RawValue> = map.next_value()?;
+            serde_json::from_str::<Option<Strings>>(text.get()).map_err(A::Error::custom)?;
+            if about.replace(text).is_some() {
                 return Err(A::Error::duplicate_field(METADATA));
             }
         }
-        Ok(Entries { metadata: metadata.flatten(), tensors })
+        Ok(Entries { about: about.filter(|text| text.get() != "null"), tensors })
+    }
+}
+
+/// Strings by strings, not kept.
+struct Strings;
+
+impl<'de> Deserialize<'de> for Strings {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(Self)
+    }
+}
+
+impl<'de> Visitor<'de> for Strings {
+    type Value = Self;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("strings by their names")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self, A::Error> {
+        while map.next_entry::<String, String>()?.is_some() {}
+        Ok(self)
+    }
+}
+
+/// JSON that every reader takes, not kept: what is asked for by type skips over keys that it does not know, whatever their strings,
+/// numbers and depth.
+struct Anything;
+
+impl<'de> Deserialize<'de> for Anything {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Self)
+    }
+}
+
+impl<'de> Visitor<'de> for Anything {
+    type Value = Self;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_unit<E>(self) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self, A::Error> {
+        while items.next_element::<Self>()?.is_some() {}
+        Ok(self)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self, A::Error> {
+        while map.next_entry::<Self, Self>()?.is_some() {}
+        Ok(self)
     }
 }
 
@@ -211,7 +293,7 @@ impl<'de> Visitor<'de> for EntriesVisitor {
 /// names.
 pub(super) fn header_of_values(file: &InputFile) -> Result<Vec<u8>, Failure> {
     let failed = |e: String| Failure::Failed(format!("{}: {e}", file.path.display()));
-    let header = parse(file.read_head()?).map_err(failed)?;
+    let (header, about) = parse(file.read_head()?).map_err(failed)?;
     let described: BTreeMap<String, &TensorInfo> = header.tensors().into_iter().collect();
     let mut end = 0;
     let tensors = described.into_iter().map(|(name, tensor)| {
@@ -220,8 +302,7 @@ pub(super) fn header_of_values(file: &InputFile) -> Result<Vec<u8>, Failure> {
         (name, TensorInfo { dtype: safetensors::Dtype::F32, shape, data_offsets: (start, end) })
     });
     let tensors = tensors.collect();
-    let metadata = header.metadata().as_ref().map(|metadata| metadata.iter().collect());
-    let text = serde_json::to_vec(&Header { metadata, tensors }).map_err(|e| failed(e.to_string()))?;
+    let text = serde_json::to_vec(&Header { about, tensors }).map_err(|e| failed(e.to_string()))?;
     // Padded, so that elements begin at a multiple of eight bytes.
     let length = text.len().next_multiple_of(8);
     let mut bytes = (length as u64).to_le_bytes().to_vec();
@@ -230,11 +311,11 @@ pub(super) fn header_of_values(file: &InputFile) -> Result<Vec<u8>, Failure> {
     Ok(bytes)
 }
 
-/// A header with its entries in the order of their names; the format's own crate writes metadata in any order.
+/// A header with its tensors in the order of their names, and what it says about itself as that stood.
 #[derive(Serialize)]
-struct Header<'a> {
+struct Header {
     #[serde(rename = "__metadata__", skip_serializing_if = "Option::is_none")]
-    metadata: Option<BTreeMap<&'a String, &'a String>>,
+    about: Option<Box<RawValue>>,
     #[serde(flatten)]
     tensors: BTreeMap<String, TensorInfo>,
 }
@@ -244,7 +325,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    fn parsed(text: &str) -> Result<Metadata, String> {
+    fn parsed(text: &str) -> Result<(Metadata, Option<Box<RawValue>>), String> {
         parse([&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat())
     }
 
@@ -275,18 +356,37 @@ mod tests {
             &[a, r#""__metadata__":{"k":1}"#],
             &[r#""__metadata__":{}"#, a, r#""__metadata__":{}"#],
             &[r#""a":1"#],
+            &[r#""__metadata__":["k"]"#, a],
+            // Keys that no one asks for.
+            &[r#""a":{"dtype":"F32","shape":[2],"data_offsets":[0,8],"x":{"y":[1,-2,3e5,true,null,"z"]}}"#],
+            &[r#""a":{"dtype":"F32","shape":[2],"data_offsets":[0,8],"shape":[2]}"#],
+            &[r#""a":["F32",[2],[0,8]]"#],
+            &[r#""a":{"dtype":"F32","shape":[2],"data_offsets":[0,8],"x":"\ud800"}"#],
+            &[r#""a":{"dtype":"F32","shape":[2],"data_offsets":[0,8],"x":1e999}"#],
+            &[&format!(
+                r#""a":{{"dtype":"F32","shape":[2],"data_offsets":[0,8],"x":{}0{}}}"#,
+                "[".repeat(500),
+                "]".repeat(500)
+            )],
         ] {
             let text = format!("{{{}}}", entries.join(","));
             let (got, want) = (parsed(&text), serde_json::from_str::<Metadata>(&text));
             assert_eq!(got.is_ok(), want.is_ok(), "{text}");
-            let (Ok(got), Ok(want)) = (got, want) else { continue };
-            assert_eq!(got.metadata(), want.metadata(), "{text}");
+            let (Ok((got, about)), Ok(want)) = (got, want) else { continue };
+            let about = about.map(|about| serde_json::from_str(about.get()).unwrap());
+            assert_eq!(about, *want.metadata(), "{text}");
             assert_eq!(got.data_len(), want.data_len(), "{text}");
-            let described = |metadata: &Metadata| serde_json::to_string(metadata).unwrap();
+            let described = |metadata: &Metadata| {
+                let infos =
+                    metadata.offset_keys().into_iter().map(|name| (metadata.info(&name).cloned(), name));
+                format!("{:?}", infos.collect::<Vec<_>>())
+            };
             assert_eq!(described(&got), described(&want), "{text}");
         }
         for text in ["[]", "", "1", "{} {}", "{\"a\":"] {
             assert!(parsed(text).is_err(), "{text}");
         }
+        let text = b"{\"a\":{\"dtype\":\"F32\",\"shape\":[0],\"data_offsets\":[0,0],\"x\":\"\xff\"}}";
+        assert!(parse([&(text.len() as u64).to_le_bytes(), &text[..]].concat()).is_err());
     }
 }

@@ -165,13 +165,13 @@ mod tests {
             1.500_000_01,
             2.999_999_99,
         ];
-        let bounds = [0.0, 1e-45, 1e-38, 1.0, 1.5, 3.0, f32::MAX, f32::INFINITY];
+        let bounds = [0.0, -0.0, 1e-45, 1e-38, 1.0, 1.5, 3.0, f32::MAX, f32::INFINITY];
         for decide in [decide, decide_256, portable_decide] {
             let (mut clipped, mut untouched) = (0, 0);
             for shift in 0..roots.len() {
-                for turn in 0..ROWS {
+                for turn in 0..bounds.len() {
                     let sums = std::array::from_fn(|i| roots[(shift + i) % roots.len()].powi(2));
-                    let bounds = std::array::from_fn(|i| bounds[(turn + i) % ROWS]);
+                    let bounds = std::array::from_fn(|i| bounds[(turn + i) % bounds.len()]);
                     let in_scope = [0xff, 0xff, 0xff, 0x5a, 0xff, 0xff, 0xa7, 0][(shift + turn) % 8];
                     let mut decided = Decided::NONE;
                     decide(&sums, &bounds, in_scope, &mut decided);

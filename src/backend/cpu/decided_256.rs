@@ -1,8 +1,8 @@
 //! What a few short rows take beside their elements, in the vectors of AVX2, four rows to one. The steps are those of
 //! `numerics.rs`, whose functions say why they are right; of a loop over eight rows compilers make one row at a time.
 //!
-//! Numbers of 64 bits are compared as signed ones, because AVX2 has no others: all here are positive, but for the bits of a
-//! NaN, which may be negative and are no normal number either way.
+//! Numbers of 64 bits are compared as signed ones, because AVX2 has no others: those of rows that are not left open are all
+//! positive.
 
 use std::arch::x86_64::*;
 

@@ -72,8 +72,8 @@ pub(super) fn scale(half: Half, values: &mut [u16], factor: f32) {
     }
 }
 
-/// All bits for products other than zero that are an f16: one in 2^13 of others. Those below the normal numbers of either format
-/// need no look of their own: what is cut of them is no less.
+/// All bits for products that may have been rounded up to an f16, or across one, which is the same: as an `f32` every f16 ends in 13
+/// zeros, those below its normal numbers too, so what lies next to one is rounded to it. Of others it is one in 2^13; zeros never are.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn may_be_rounded_up_to_f16(products: __m256) -> __m256i {

@@ -1,8 +1,8 @@
 //! Halves by the instructions that x86-64 has for them: the bits are those of [`Half`](crate::Half), but that a signalling
 //! NaN of f16 becomes a quiet one.
 //!
-//! The branch-free integers of `Half::widen` take ten instructions for what one does here, and no product needs a look at
-//! whether it was rounded up to a half.
+//! The branch-free integers of `Half::widen` take ten instructions for what one does here, and a product that was rounded up
+//! to a half is cut where it is, and not its whole block again.
 
 #[cfg(target_arch = "x86_64")]
 use super::simd::has_avx2_for_halves;

@@ -313,13 +313,16 @@ mod tests {
                 values[row * stride..row * stride + params].copy_from_slice(&of_row.collect::<Vec<_>>());
             }
             let bits = |half: Half| values.iter().map(|value| half.truncate(*value)).collect::<Vec<u16>>();
-            let widened = |half: Half| bits(half).iter().map(|bits| half.widen(*bits)).collect::<Vec<f32>>();
+            let widened_row =
+                |half: Half, bits: &[u16]| bits.iter().map(|bits| half.widen(*bits)).collect::<Vec<f32>>();
+            let widened = |half: Half| widened_row(half, &bits(half));
             let one_by_one = |values: &[f32]| -> [f64; ROWS] {
                 RowGroup { elements: values, stride, params }.rows().map(|row| portable(row, None, 0))
             };
             let group = RowGroup { elements: &values[..], stride, params };
             let expected = one_by_one(&values);
-            let mut cases = vec![(sums_of_group(group, |_| expected), expected)];
+            let of_rows = |rows: &[&[f32]; ROWS]| rows.map(|row| sum_of_squares(row, None, 0));
+            let mut cases = vec![(sums_of_group(group, of_rows), expected)];
             #[cfg(target_arch = "x86_64")]
             if squares_256::goes_side_by_side(params) && has_avx2() {
                 #[allow(unsafe_code)]
@@ -329,7 +332,9 @@ mod tests {
             for half in [Half::F16, Half::Bf16] {
                 let (bits, expected) = (bits(half), one_by_one(&widened(half)));
                 let group = RowGroup { elements: &bits[..], stride, params };
-                cases.push((sums_of_half_group(half, group, |_| expected), expected));
+                let of_rows =
+                    |rows: &[&[u16]; ROWS]| rows.map(|row| portable(&widened_row(half, row), None, 0));
+                cases.push((sums_of_half_group(half, group, of_rows), expected));
                 #[cfg(target_arch = "x86_64")]
                 if squares_256::goes_side_by_side(params) && has_avx2_for_halves() {
                     #[allow(unsafe_code)]
@@ -341,6 +346,45 @@ mod tests {
                 for (got, expected) in got.into_iter().zip(expected) {
                     let most = expected * 2.0 * roundings(super::super::sum::BLOCK) as f64 * f64::EPSILON;
                     assert!((got - expected).abs() <= most, "{params} of {stride}: {got} for {expected}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn one_element_that_is_not_finite_is_seen_in_its_row_of_a_group_and_in_no_other() {
+        let (params, stride) = (103, 104);
+        for not_finite in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN, -f32::NAN] {
+            for place in 0..ROWS * stride {
+                let mut values = [-0.0f32; ROWS * 104];
+                values.iter_mut().step_by(3).for_each(|value| *value = f32::from_bits(1));
+                values[place] = not_finite;
+                let group = RowGroup { elements: &values[..], stride, params };
+                let mut all = vec![sums_of_group(group, |rows| rows.map(|row| portable(row, None, 0)))];
+                #[cfg(target_arch = "x86_64")]
+                if has_avx2() {
+                    #[allow(unsafe_code)]
+                    // SAFETY: the processor has AVX2 and FMA, as was just asked.
+                    all.push(unsafe { squares_256::sums_of_group(group) });
+                }
+                for half in [Half::F16, Half::Bf16] {
+                    let bits = values.map(|value| half.truncate(value));
+                    let group = RowGroup { elements: &bits[..], stride, params };
+                    let of_row =
+                        |row: &[u16]| row.iter().map(|bits| f64::from(half.widen(*bits)).powi(2)).sum();
+                    all.push(sums_of_half_group(half, group, |rows| rows.map(of_row)));
+                    #[cfg(target_arch = "x86_64")]
+                    if has_avx2_for_halves() {
+                        #[allow(unsafe_code)]
+                        // SAFETY: the processor has AVX2, FMA and F16C, as was just asked.
+                        all.push(unsafe { squares_256::sums_of_half_group(half, group) });
+                    }
+                }
+                for sums in all {
+                    for (row, sum) in sums.into_iter().enumerate() {
+                        let expected = place / stride != row || place % stride >= params;
+                        assert_eq!(sum.is_finite(), expected, "{place}, {row}");
+                    }
                 }
             }
         }
