@@ -89,6 +89,7 @@ pub(super) fn scale(half: Half, values: &mut [u16], factor: f32) -> bool {
 }
 
 /// What is left behind the last whole group is the end of one more, taken before the others are written.
+#[cfg(target_arch = "x86_64")]
 #[inline(always)]
 pub(super) fn each_group<const N: usize>(
     half: Half,
@@ -117,6 +118,9 @@ pub(super) fn each_group<const N: usize>(
 mod tests {
     use super::*;
 
+    type Widen = unsafe fn(&[u16], &mut [f32]);
+    type Scale = unsafe fn(Half, &mut [u16], f32);
+
     /// The kinds of vectors that this processor has: those that it does not take run nowhere else. Without any there is nothing
     /// to compare.
     fn kinds<F>(of_512: F, of_256: F) -> Vec<F> {
@@ -128,7 +132,7 @@ mod tests {
     #[test]
     fn instructions_do_what_the_integers_do() {
         let all: Vec<u16> = (0..=u16::MAX).collect();
-        let kinds: Vec<unsafe fn(&[u16], &mut [f32])> = kinds(half_512::widen, half_256::widen);
+        let kinds: Vec<Widen> = kinds(half_512::widen, half_256::widen);
         for widen in kinds {
             for length in [1, 7, 8, 9, 15, 16, 17, 4096] {
                 for bits in all.chunks(length) {
@@ -150,7 +154,7 @@ mod tests {
 
     #[test]
     fn products_of_groups_are_those_of_single_halves() {
-        let kinds: Vec<unsafe fn(Half, &mut [u16], f32)> = kinds(half_512::scale, half_256::scale);
+        let kinds: Vec<Scale> = kinds(half_512::scale, half_256::scale);
         for half in [Half::F16, Half::Bf16] {
             let finite: Vec<u16> = (0..=u16::MAX).filter(|bits| half.widen(*bits).is_finite()).collect();
             // 25 · 0.04 would be rounded up to 1.
@@ -178,7 +182,7 @@ mod tests {
     /// Of halves in a row nearly all groups hold a product that is looked at twice; here only one of 67 does.
     #[test]
     fn products_that_are_rounded_up_are_seen_among_others() {
-        let kinds: Vec<unsafe fn(Half, &mut [u16], f32)> = kinds(half_512::scale, half_256::scale);
+        let kinds: Vec<Scale> = kinds(half_512::scale, half_256::scale);
         let mut rounded_up = 0;
         // The halves from 1 on, odd ones and even ones, as products of 1.5.
         for product in 0x3c00..0x3c40 {

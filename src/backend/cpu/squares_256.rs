@@ -97,7 +97,7 @@ fn squares_of_halves(bits: &[u16], prefetches: usize, widen: impl Fn(__m128i) ->
 /// Of a group whose rows go side by side.
 #[target_feature(enable = "avx2,fma")]
 pub(super) fn sums_of_group(group: RowGroup<'_, f32>) -> [f64; ROWS] {
-    totals(squares_side_by_side(&group, |four| bytemuck::cast(four)))
+    totals(squares_side_by_side(&group, bytemuck::cast))
 }
 
 /// The same of halves.
