@@ -98,6 +98,44 @@ fn thresholds_look_at_the_batch_and_remember() {
     fails(folder.path(), &args, 1, &["a state without words"]);
 }
 
+/// A state of 88 MB, and one that would be longer than any that is read again.
+#[test]
+fn a_long_history_is_read_again_or_refused_at_once() {
+    let folder = TempDir::new().unwrap();
+    let names: Vec<String> = (0..40).map(|layer| layer.to_string()).collect();
+    let value = 2.0f32.to_le_bytes();
+    let file = |layers: usize| {
+        let tensors: Vec<(&str, &str, &[usize], &[u8])> =
+            names[..layers].iter().map(|name| (name.as_str(), "F32", &[1][..], &value[..])).collect();
+        safetensors(&tensors, &json!({}))
+    };
+    for (name, layers) in [("a.safetensors", 4), ("b.safetensors", 4), ("c.safetensors", 40)] {
+        fs::write(folder.path().join(name), file(layers)).unwrap();
+    }
+    let policy =
+        ["-o", "out", "--per-layer", "--threshold", "history:window=1000000,factor=0.5", "--state", "s"];
+    let clip = [&["clip", "a.safetensors", "b.safetensors"], &policy[..]].concat();
+    let states = [(); 2].map(|()| {
+        let report = json_of(folder.path(), &clip);
+        assert_eq!(report["clipped"], 2, "{report}");
+        fs::read_to_string(folder.path().join("s")).unwrap()
+    });
+    assert!(states[0].len() > 80_000_000, "{}", states[0].len());
+    let rounds_and_norms = |state: &str| {
+        let words = state.split_once("\"words\":[").unwrap().1;
+        words.split(',').take(6).map(|word| word.parse().unwrap()).collect::<Vec<u32>>()
+    };
+    let (none, two) = (u32::MAX, 2.0f32.to_bits());
+    assert_eq!(rounds_and_norms(&states[0]), [1, two, two, none, none, none]);
+    assert_eq!(rounds_and_norms(&states[1]), [2, two, two, two, two, none]);
+    fails(
+        folder.path(),
+        &[&["clip", "c.safetensors"], &policy[..]].concat(),
+        2,
+        &["a history of 1000000 rounds of 40 norms", "at most 33554432", "fewer rounds"],
+    );
+}
+
 #[test]
 fn a_state_has_a_file_of_its_own_and_a_threshold_that_remembers() {
     let folder = folder_with_five();

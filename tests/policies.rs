@@ -9,7 +9,7 @@ mod common;
 
 use std::collections::VecDeque;
 
-use byzclip::threshold::{Adaptive, Decision};
+use byzclip::threshold::{self, Adaptive, Decision};
 use byzclip::{
     Backend, Clipping, Error, Granularity, Layout, NonFinite, Norms, Reference, Scope, State, Status,
     Threshold,
@@ -320,6 +320,11 @@ impl Backends {
         let mut next = state.clone();
         let want = Reference.threshold(layout, &batch.norms, clipping, &mut next).unwrap();
         check(context, batch, clipping, &want, bounds);
+        let mut halves_next = state.clone();
+        let found = threshold::bounds(layout, &batch.norms, clipping, &mut halves_next).unwrap();
+        let decided = threshold::decide_with(layout, &batch.norms, &found, clipping).unwrap();
+        assert_same(&format!("{context}: bounds, then decisions"), &decided, &want);
+        assert_eq!(halves_next, next, "{context}: the state behind bounds");
         for (name, backend) in &self.all {
             let mut got_next = state.clone();
             let got = backend.threshold(layout, &batch.norms, clipping, &mut got_next).unwrap();

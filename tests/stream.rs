@@ -234,6 +234,36 @@ fn many_rows_have_their_own_norms_and_weights() {
     fails(folder, &[&mean[..], &["-o", "out.npy"]].concat(), 1, &["the weight -1 of client 69998"]);
 }
 
+/// More layers than bounds are found of at a time, and than are averaged at a time: some have no elements.
+#[test]
+fn many_layers_have_their_own_bounds() {
+    const LAYERS: usize = 1_500;
+    let folder = TempDir::new().unwrap();
+    let folder = folder.path();
+    let names: Vec<String> = (0..LAYERS).map(|layer| format!("layer{layer:04}")).collect();
+    let clients = ["a.safetensors", "b.safetensors", "c.safetensors"];
+    for (client, file) in clients.iter().enumerate() {
+        let value = |i: usize| (i * (7919 + 13 * client) % 1013) as f32 * 1e-3;
+        let lengths: Vec<[usize; 1]> = (0..LAYERS).map(|layer| [layer % 4]).collect();
+        let layers: Vec<Vec<u8>> = (0..LAYERS)
+            .map(|layer| bytes(&(0..layer % 4).map(|i| value(layer * 4 + i)).collect::<Vec<_>>()))
+            .collect();
+        let tensors: Vec<(&str, &str, &[usize], &[u8])> =
+            (0..LAYERS).map(|i| (names[i].as_str(), "F32", &lengths[i][..], &layers[i][..])).collect();
+        fs::write(folder.join(file), safetensors(&tensors, &json!({}))).unwrap();
+    }
+    let on_cpu = (&["--backend", "cpu"][..], &["96K", "8K", "1K"][..]);
+    for threshold in [&THRESHOLDS[0], &THRESHOLDS[1], &THRESHOLDS[3], &THRESHOLDS[4]] {
+        let layered = [&clients[..], threshold, &["--per-layer"]].concat();
+        let report = same_in_windows(folder, on_cpu, &[&["clip"], &layered[..]].concat(), Some("out"));
+        let segments = report["rows"][1]["segments"].as_array().unwrap();
+        assert_eq!(segments.len(), LAYERS);
+        let clipped = segments.iter().filter(|segment| segment["status"] == "clipped").count();
+        assert!((100..LAYERS - 100).contains(&clipped), "{threshold:?}: {clipped}");
+        same_in_windows(folder, on_cpu, &[&["mean"], &layered[..]].concat(), Some("out.safetensors"));
+    }
+}
+
 #[test]
 fn a_small_file_does_not_ask_for_a_large_mean() {
     let folder = TempDir::new().unwrap();

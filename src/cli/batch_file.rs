@@ -8,6 +8,7 @@ use byzclip::Layout;
 use super::elements::{Dtype, Elements};
 use super::failure::Failure;
 use super::input_file::InputFile;
+use super::starts::Starts;
 use super::stream::Piece;
 use super::{npy, safetensors};
 
@@ -22,6 +23,8 @@ pub(super) struct BatchFile {
     pub kind: Kind,
     /// One, or one per client.
     pub files: Vec<InputFile>,
+    /// Where the layers begin in files that have layers.
+    starts: Starts,
 }
 
 /// The format that file names ask for.
@@ -61,12 +64,20 @@ impl BatchFile {
             Kind::Npy => {
                 let npy::Npy { file, layout, dtype } = npy::open(&inputs[0])?;
                 let widths = vec![layout.params()];
-                Ok(Self { layout, dtype, layers: Vec::new(), widths, kind, files: vec![file] })
+                Ok(Self {
+                    layout,
+                    dtype,
+                    layers: Vec::new(),
+                    widths,
+                    kind,
+                    files: vec![file],
+                    starts: Starts::new(),
+                })
             }
             Kind::Safetensors => {
-                let safetensors::Clients { files, names, widths, dtype } = safetensors::open(inputs)?;
+                let safetensors::Clients { files, starts, names, widths, dtype } = safetensors::open(inputs)?;
                 let layout = Layout::dense(files.len(), widths.iter().sum())?.layered(&widths)?;
-                Ok(Self { layout, dtype, layers: names, widths, kind, files })
+                Ok(Self { layout, dtype, layers: names, widths, kind, files, starts })
             }
         }
     }
@@ -85,7 +96,7 @@ impl BatchFile {
             return self.pick(piece, rest);
         }
         let mut open = None;
-        for run in self.runs(piece) {
+        for run in self.runs(piece)? {
             let input = &self.files[run.file];
             let file = match &mut open {
                 Some((number, file)) if *number == run.file => file,
@@ -127,7 +138,7 @@ impl BatchFile {
     }
 
     /// Where the elements of a piece lie, in their order in memory; layers that lie behind one another in a file are one run.
-    pub(super) fn runs(&self, piece: &Piece) -> Vec<Run> {
+    pub(super) fn runs(&self, piece: &Piece) -> Result<Vec<Run>, Failure> {
         let width = self.dtype.bytes();
         let run = |file: usize, start: usize, elements: usize| Run {
             file,
@@ -140,9 +151,9 @@ impl BatchFile {
                 let at =
                     |row: usize| self.files[0].head + (row * self.layout.params() + columns.start) * width;
                 if piece.is_full(self) {
-                    return vec![run(0, at(rows.start), piece.elements())];
+                    return Ok(vec![run(0, at(rows.start), piece.elements())]);
                 }
-                rows.clone().map(|row| run(0, at(row), columns.len())).collect()
+                Ok(rows.clone().map(|row| run(0, at(row), columns.len())).collect())
             }
             Kind::Safetensors => {
                 let mut begins = Vec::with_capacity(self.widths.len());
@@ -151,22 +162,23 @@ impl BatchFile {
                     begin + width
                 });
                 let layers = piece.layers(self);
-                let of_row = |row: usize| {
-                    let InputFile { head, starts, .. } = &self.files[row];
-                    let begins = &begins;
-                    layers.iter().map(move |(layer, columns)| {
-                        let start = head + starts[*layer] as usize + (columns.start - begins[*layer]) * width;
-                        run(row, start, columns.len())
-                    })
+                let (Some((first, _)), Some((last, _))) = (layers.first(), layers.last()) else {
+                    return Ok(Vec::new());
                 };
                 let mut runs: Vec<Run> = Vec::new();
-                for next in rows.clone().flat_map(of_row) {
-                    match runs.last_mut() {
-                        Some(last) if last.ends_at(&next) => last.bytes += next.bytes,
-                        _ => runs.push(next),
+                for row in rows.clone() {
+                    let head = self.files[row].head;
+                    let starts = self.starts.of(row, &(*first..last + 1))?;
+                    for (layer, columns) in &layers {
+                        let start = head + starts[layer - first] as usize;
+                        let next = run(row, start + (columns.start - begins[*layer]) * width, columns.len());
+                        match runs.last_mut() {
+                            Some(last) if last.ends_at(&next) => last.bytes += next.bytes,
+                            _ => runs.push(next),
+                        }
                     }
                 }
-                runs
+                Ok(runs)
             }
         }
     }

@@ -42,7 +42,7 @@ impl Output {
         elements: &Elements,
     ) -> Result<(), Failure> {
         let mut rest = elements.bytes();
-        for run in batch.runs(piece) {
+        for run in batch.runs(piece)? {
             let (part, tail) = rest.split_at(run.bytes);
             rest = tail;
             self.file(batch, run.file)?.write_at(run.start, part)?;

@@ -1,9 +1,8 @@
-//! An input file, and where its elements lie in it.
+//! An input file.
 
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::failure::Failure;
@@ -15,12 +14,10 @@ pub(super) struct InputFile {
     pub length: u64,
     /// Bytes before the elements.
     pub head: usize,
-    /// Where each layer of its first row begins, behind the head; a format without layers has one. Files of one model share it.
-    pub starts: Arc<[u64]>,
     modified: Option<SystemTime>,
 }
 
-/// Opens what should be `expected`; head and starts are for its format to fill in.
+/// Opens what should be `expected`; the head is for its format to fill in.
 pub(super) fn open(path: &Path, expected: &str) -> Result<(InputFile, File), Failure> {
     let unreadable = |e: std::io::Error| Failure::unreadable(path, &e);
     // Before it is opened: opening a pipe would wait for a writer.
@@ -31,7 +28,7 @@ pub(super) fn open(path: &Path, expected: &str) -> Result<(InputFile, File), Fai
     }
     let reader = File::open(path).map_err(unreadable)?;
     let (length, modified) = (metadata.len(), metadata.modified().ok());
-    let file = InputFile { path: path.to_owned(), length, head: 0, starts: Arc::default(), modified };
+    let file = InputFile { path: path.to_owned(), length, head: 0, modified };
     Ok((file, reader))
 }
 

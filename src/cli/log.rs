@@ -1,7 +1,7 @@
 //! What is known of every row of a batch, until it is reported: a little in memory, more in a file without a name.
 
 use std::cell::RefCell;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -142,6 +142,26 @@ impl<T: Pod> Log<T> {
         let bytes = block.bytes.get(start..start + size).ok_or(io::ErrorKind::UnexpectedEof)?;
         Ok(bytemuck::pod_collect_to_vec(bytes))
     }
+
+    /// Some entries of each of some rows, row by row; all rows are shown, and these have come.
+    pub(super) fn part(&self, rows: &Range<usize>, entries: &Range<usize>) -> io::Result<Vec<T>> {
+        let mut part = vec![T::zeroed(); rows.len() * entries.len()];
+        if part.is_empty() {
+            return Ok(part);
+        }
+        let bytes = |entries: usize| entries * size_of::<T>();
+        let (row, taken) = (bytes(self.per_row), bytes(entries.len()));
+        // What lies between two short parts is read with them: that is less than another call.
+        let buffer = if row <= BLOCK { BLOCK } else { taken };
+        let mut file = self.file.borrow_mut();
+        let mut file = BufReader::with_capacity(buffer, &mut *file);
+        file.seek(SeekFrom::Start((rows.start * row + bytes(entries.start)) as u64))?;
+        for of_row in bytemuck::cast_slice_mut::<T, u8>(&mut part).chunks_exact_mut(taken) {
+            file.read_exact(of_row)?;
+            file.seek_relative((row - taken) as i64)?;
+        }
+        Ok(part)
+    }
 }
 
 /// That what was kept of a row cannot be read back.
@@ -169,7 +189,7 @@ mod tests {
     #[test]
     fn rows_come_back_as_they_went() {
         for (rows, per_row, at_a_time) in
-            [(7, 2, 3), (20, 1, 20), (21, 1, 4), (5, 0, 2), (3_000_000, 2, 250_001)]
+            [(7, 2, 3), (20, 1, 20), (21, 1, 4), (5, 0, 2), (50, 9000, 7), (3_000_000, 2, 250_001)]
         {
             let entry = |row: usize, k: usize| (row * 31 + k) as u64;
             for shown in [Shown::all(rows), Shown::in_table(rows)] {
@@ -189,9 +209,26 @@ mod tests {
                     let want: Vec<u64> = (0..per_row).map(|k| entry(row, k)).collect();
                     assert_eq!(log.row(row).unwrap(), want, "{row}");
                 }
+                if shown == Shown::all(rows) {
+                    for (some, entries) in parts_of(rows, per_row) {
+                        let want = some.clone().flat_map(|row| entries.clone().map(move |k| entry(row, k)));
+                        assert_eq!(log.part(&some, &entries).unwrap(), want.collect::<Vec<_>>());
+                    }
+                }
                 assert!(log.row(rows).is_err());
                 assert_eq!(log.row(rows / 2).is_err(), shown != Shown::all(rows));
             }
         }
+    }
+
+    /// All, none, the last row, one entry of most rows, and all but one of the first two.
+    fn parts_of(rows: usize, per_row: usize) -> [(Range<usize>, Range<usize>); 5] {
+        [
+            (0..rows, 0..per_row),
+            (1..1, 0..per_row),
+            (rows - 1..rows, 0..per_row),
+            (1..rows - 1, per_row / 2..per_row.min(per_row / 2 + 1)),
+            (0..2, per_row.min(1)..per_row),
+        ]
     }
 }

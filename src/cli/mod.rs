@@ -25,6 +25,7 @@ mod row_log;
 mod rows;
 mod safetensors;
 mod scope;
+mod starts;
 mod stream;
 mod threshold;
 mod train;

@@ -200,7 +200,6 @@ pub(super) fn open(path: &Path) -> Result<Npy, Failure> {
         let got = format!("the shape (0, {params})");
         return Err(wrong(&got, &format!("at most {MOST_EMPTY_COLUMNS} params without clients")));
     }
-    file.starts = [0].into();
     file.head = header.bytes.len();
     Ok(Npy { file, layout, dtype })
 }

@@ -47,7 +47,7 @@ fn to_stdout(write: impl FnOnce(&mut BufWriter<StdoutLock<'_>>) -> io::Result<()
     }
 }
 
-/// Bytes that are written to stdout at a time.
+/// Bytes of text that are written at a time.
 const BUFFER: usize = 64 << 10;
 
 /// The temporary files that there may be, and the lock that a signal has to wait for.
@@ -105,6 +105,14 @@ impl Pending {
 
     pub(super) fn write_at(&mut self, start: u64, bytes: &[u8]) -> Result<(), Failure> {
         let written = self.file.seek(SeekFrom::Start(start)).and_then(|_| self.file.write_all(bytes));
+        written.map_err(|e| Failure::unwritable(&self.target, &plain(e)))
+    }
+
+    /// Writes one JSON object, of which no more than a buffer is in memory.
+    pub(super) fn write_json(&mut self, value: &impl Serialize) -> Result<(), Failure> {
+        let mut writer = BufWriter::with_capacity(BUFFER, &mut self.file);
+        let written = serde_json::to_writer(&mut writer, value).map_err(io::Error::from);
+        let written = written.and_then(|()| writer.write_all(b"\n")).and_then(|()| writer.flush());
         written.map_err(|e| Failure::unwritable(&self.target, &plain(e)))
     }
 

@@ -15,10 +15,12 @@ use serde_json::value::RawValue;
 use super::elements::Dtype;
 use super::failure::{Failure, excerpt};
 use super::input_file::{self, InputFile};
+use super::starts::Starts;
 
 /// All clients, their headers read and found to describe the same model.
 pub(super) struct Clients {
     pub files: Vec<InputFile>,
+    pub starts: Starts,
     pub names: Vec<String>,
     /// The number of elements of each layer.
     pub widths: Vec<usize>,
@@ -42,25 +44,22 @@ struct Tensor {
 
 pub(super) fn open(paths: &[PathBuf]) -> Result<Clients, Failure> {
     let mut files: Vec<InputFile> = Vec::with_capacity(paths.len());
-    let mut tensors = Vec::new();
+    let (mut tensors, mut starts) = (Vec::new(), Starts::new());
     for path in paths {
-        let (mut file, metadata) = open_one(path)?;
+        let (file, metadata) = open_one(path)?;
         if files.is_empty() {
             tensors = tensors_of(path, &metadata)?;
         } else {
             compare(path, &metadata, &paths[0], &tensors)?;
         }
-        let starts = tensors.iter().filter_map(|tensor| metadata.info(&tensor.name));
-        let starts = starts.map(|info| info.data_offsets.0 as u64);
-        file.starts = match files.first() {
-            Some(first) if starts.clone().eq(first.starts.iter().copied()) => first.starts.clone(),
-            _ => starts.collect(),
-        };
+        let infos = tensors.iter().filter_map(|tensor| metadata.info(&tensor.name));
+        starts.add(paths.len(), infos.map(|info| info.data_offsets.0 as u64).collect())?;
         files.push(file);
     }
     let dtype = tensors.first().map_or(Dtype::F32, |tensor| tensor.dtype);
     let widths = tensors.iter().map(|tensor| tensor.bytes / dtype.bytes()).collect();
-    Ok(Clients { files, names: tensors.into_iter().map(|tensor| tensor.name).collect(), widths, dtype })
+    let names = tensors.into_iter().map(|tensor| tensor.name).collect();
+    Ok(Clients { files, starts, names, widths, dtype })
 }
 
 fn open_one(path: &Path) -> Result<(InputFile, Metadata), Failure> {

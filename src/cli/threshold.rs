@@ -1,11 +1,13 @@
 //! Thresholds on the command line, and the file that remembers them between calls.
 
-use std::io::Read;
+use std::fmt;
+use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use byzclip::threshold::{Adaptive, State};
 use byzclip::{Clipping, Granularity, Layout, Threshold};
-use serde::{Deserialize, Serialize};
+use serde::de::{Error as _, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::failure::Failure;
 use super::input_file;
@@ -191,14 +193,59 @@ struct StateFile {
     norms: String,
     clients: usize,
     spans: usize,
+    #[serde(deserialize_with = "some_words")]
     words: Vec<u32>,
 }
 
 /// The version of the file's format.
 const VERSION: u32 = 2;
 
-/// Bytes of the longest state: two million norms in decimal, and room to spare.
-const LONGEST: u64 = 64 << 20;
+/// Norms that a state may remember: 128 MiB of them.
+const MOST_NORMS: usize = 1 << 25;
+
+/// Bytes of a state that is read, at least: of another threshold it may be, and then that is what is said of it.
+const LONG: u64 = 64 << 20;
+
+/// Bytes of a word in decimal, with its comma.
+const WORD: u64 = 11;
+
+/// How many words the state of a threshold has at most.
+fn most_words(threshold: &Threshold, spans: usize) -> Result<usize, Failure> {
+    let Threshold::History { window, .. } = *threshold else { return Ok(spans) };
+    let norms = (window as usize).saturating_mul(spans);
+    if norms <= MOST_NORMS {
+        return Ok(norms + spans);
+    }
+    Err(Failure::Usage(format!(
+        "got a history of {} of {}; expected at most {MOST_NORMS} norms in all; take fewer rounds",
+        rows::count(window as usize, "round"),
+        rows::count(spans, "norm"),
+    )))
+}
+
+/// Reads words, but no more than any state has.
+fn some_words<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u32>, D::Error> {
+    struct Words;
+    impl<'de> Visitor<'de> for Words {
+        type Value = Vec<u32>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "the words of a state")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut words: A) -> Result<Vec<u32>, A::Error> {
+            let mut all = Vec::new();
+            while let Some(word) = words.next_element()? {
+                if all.len() == 2 * MOST_NORMS {
+                    return Err(A::Error::custom("too many words"));
+                }
+                all.push(word);
+            }
+            Ok(all)
+        }
+    }
+    deserializer.deserialize_seq(Words)
+}
 
 /// What a threshold looks at: norms of another kind say nothing about these.
 fn kind_of_norms(granularity: Granularity, is_centered: bool) -> &'static str {
@@ -238,21 +285,23 @@ impl<'a> SavedState<'a> {
                 words: Vec::new(),
             },
         };
+        let most_words = most_words(&clipping.threshold, saved.described.spans)?;
         let Some(path) = path else { return Ok(saved) };
         let (file, reader) = match input_file::open(path, "a state that byzclip wrote") {
             Ok(opened) => opened,
             Err(_) if matches!(path.try_exists(), Ok(false)) => return Ok(saved),
             Err(failure) => return Err(failure),
         };
-        if file.length > LONGEST {
+        let longest = LONG.max(WORD * most_words as u64 + LONG / 1024);
+        if file.length > longest {
             let got = format!("{} bytes", file.length);
-            let expected = format!("a state that byzclip wrote, of at most {LONGEST}");
+            let expected = format!("a state that byzclip wrote, of at most {longest}");
             return Err(Failure::content(path, &got, &expected, "name another file"));
         }
-        let mut text = Vec::new();
-        let read = reader.take(LONGEST).read_to_end(&mut text);
-        read.map_err(|error| Failure::unreadable(path, &error))?;
-        let file: StateFile = serde_json::from_slice(&text).map_err(|e| {
+        let file: StateFile = serde_json::from_reader(BufReader::new(reader.take(longest))).map_err(|e| {
+            if e.is_io() {
+                return Failure::unreadable(path, &e.into());
+            }
             Failure::content(
                 path,
                 &format!("\"{e}\""),
@@ -268,12 +317,8 @@ impl<'a> SavedState<'a> {
     /// The state that the run left, written and ready to take its place, if a file was named.
     pub(super) fn complete(self) -> Result<Option<Complete>, Failure> {
         let Some(path) = self.path else { return Ok(None) };
-        let file = StateFile { words: self.state.words().to_vec(), ..self.described };
-        let mut text = serde_json::to_vec(&file)
-            .map_err(|e| Failure::Failed(format!("cannot write the state: got \"{e}\"; report this")))?;
-        text.push(b'\n');
         let mut pending = Pending::create(path)?;
-        pending.write_at(0, &text)?;
+        pending.write_json(&StateFile { words: self.state.into_words(), ..self.described })?;
         Ok(Some(pending.complete()?))
     }
 }

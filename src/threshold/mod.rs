@@ -76,11 +76,14 @@ impl Threshold {
     /// The same, and that its next round can begin with this state.
     pub(crate) fn check_with(&self, layout: &Layout, granularity: Granularity, state: &State) -> Result<()> {
         self.check(layout, granularity)?;
-        let source = match self.rule()? {
-            None => Source::Given(Vec::new()),
-            Some(_) => Source::new(self, layout, granularity)?,
-        };
-        source.prepare(&mut state.clone())
+        if state.words().is_empty() {
+            return Ok(());
+        }
+        // Without the members, of which a file may have more than memory has room for.
+        match self.rule()? {
+            None => rule::check_state(None, &[], state),
+            Some(rule) => rule::check_state(Some(&rule), &rule::group_sizes(layout, granularity), state),
+        }
     }
 
     /// Checks bounds that are given; policies that look at norms have a rule, which is checked with it.
@@ -231,40 +234,92 @@ pub fn decide(
     clipping: &Clipping,
     state: &mut State,
 ) -> Result<Vec<Decision>> {
-    let source = checked_source(layout, norms, clipping)?;
+    let bounds = bounds(layout, norms, clipping, state)?;
+    Ok(decide_all(layout, norms, &bounds, clipping))
+}
+
+/// The first half of [`decide`]: the bound λ of every span, `[spans]`, +inf where the policy found no norm to look at; the
+/// state moves on by a round.
+///
+/// Segments of a group (the k-th ones of all rows) have one bound, which no other group's norms change. So the bounds of
+/// a batch of many layers may be found some layers at a time, where their norms do not fit in memory together; the words of
+/// a state come group by group as well.
+///
+/// # Errors
+/// Those of [`decide`].
+///
+/// # Examples
+/// ```
+/// use byzclip::{Backend, Clipping, Cpu, Layout, State, Threshold, threshold};
+///
+/// let clipping = Clipping { threshold: Threshold::Median { factor: 2.0 }, ..Clipping::default() };
+/// let (layout, data) = (Layout::dense(3, 1)?, [1.0, 2.0, 90.0]);
+/// let norms = Cpu::new()?.norms(&layout, &data, &clipping)?;
+/// let bounds = threshold::bounds(&layout, &norms, &clipping, &mut State::default())?;
+/// assert_eq!(bounds, [4.0; 3]);
+/// let decisions = threshold::decide_with(&layout, &norms, &bounds, &clipping)?;
+/// assert_eq!(decisions[2].factor as f32, 4.0 / 90.0);
+/// # Ok::<(), byzclip::Error>(())
+/// ```
+pub fn bounds(layout: &Layout, norms: &Norms, clipping: &Clipping, state: &mut State) -> Result<Vec<f32>> {
+    checked_source(layout, norms, clipping)?.bounds(layout, clipping.granularity, norms, state)
+}
+
+/// The second half of [`decide`]: factor and status of every span, from the bounds of all spans, `[spans]`. The
+/// threshold of the clipping does not matter here.
+///
+/// # Errors
+/// [`Error::BoundCount`] or [`Error::InvalidBound`] for bounds that are not one per span, or below zero or NaN; [`Error::NonFinite`] under
+/// [`NonFinite::Error`]; [`Error::Layout`] where the norms are of another layout or granularity.
+pub fn decide_with(
+    layout: &Layout,
+    norms: &Norms,
+    bounds: &[f32],
+    clipping: &Clipping,
+) -> Result<Vec<Decision>> {
+    let expected = layout.span_count(clipping.granularity);
+    if bounds.len() != expected {
+        return Err(Error::BoundCount { got: bounds.len(), expected });
+    }
+    bounds.iter().try_for_each(|bound| checked(*bound).map(drop))?;
+    check_norms(layout, norms, clipping)?;
+    Ok(decide_all(layout, norms, bounds, clipping))
+}
+
+/// The decisions of all spans; bounds and norms were checked.
+fn decide_all(layout: &Layout, norms: &Norms, bounds: &[f32], clipping: &Clipping) -> Vec<Decision> {
     let spans = norms.spans(clipping.granularity);
-    let bounds = source.bounds(layout, clipping.granularity, norms, state)?;
     let mut decisions = Vec::with_capacity(spans.len());
     for (row, &row_norm) in norms.rows.iter().enumerate() {
         for span in layout.spans_of(clipping.granularity, row) {
-            decisions.push(decide_span(spans[span], row_norm, bounds[span], clipping));
+            decisions.push(decide_span(spans[span], row_norm, bounds[span].abs(), clipping));
         }
     }
-    Ok(decisions)
+    decisions
 }
 
 /// Checks settings, norms and rows in the one order that every backend keeps, so that a call that is wrong in
 /// two ways has the same error everywhere; the state comes last.
 pub(crate) fn checked_source(layout: &Layout, norms: &Norms, clipping: &Clipping) -> Result<Source> {
     let source = Source::new(&clipping.threshold, layout, clipping.granularity)?;
-    check_norms(layout, norms, clipping.granularity)?;
-    if clipping.non_finite == NonFinite::Error {
-        refuse_non_finite(&norms.rows)?;
-    }
+    check_norms(layout, norms, clipping)?;
     Ok(source)
 }
 
-/// Checks that the norms are of this layout at this granularity.
-fn check_norms(layout: &Layout, norms: &Norms, granularity: Granularity) -> Result<()> {
-    let spans = norms.spans(granularity).len();
-    let expected = layout.span_count(granularity);
-    if norms.rows.len() == layout.clients() && spans == expected {
-        return Ok(());
+/// Checks that the norms are of this layout at this granularity, and that there is one of each row where there has to be.
+fn check_norms(layout: &Layout, norms: &Norms, clipping: &Clipping) -> Result<()> {
+    let spans = norms.spans(clipping.granularity).len();
+    let expected = layout.span_count(clipping.granularity);
+    if norms.rows.len() != layout.clients() || spans != expected {
+        return Err(Error::Layout {
+            got: format!("norms of {} rows and {spans} spans for {expected} spans", norms.rows.len()),
+            expected: "the norms of this layout at this granularity",
+        });
     }
-    Err(Error::Layout {
-        got: format!("norms of {} rows and {spans} spans for {expected} spans", norms.rows.len()),
-        expected: "the norms of this layout at this granularity",
-    })
+    match clipping.non_finite {
+        NonFinite::Error => refuse_non_finite(&norms.rows),
+        NonFinite::Zero | NonFinite::Keep => Ok(()),
+    }
 }
 
 /// Checks that there is a decision for each span, with a factor that the threshold stage can give where it is clipped, and with a

@@ -52,18 +52,17 @@ pub(crate) struct Groups {
 
 impl Groups {
     fn of(layout: &Layout, granularity: Granularity) -> Self {
-        let longest =
-            (0..layout.clients()).map(|row| layout.spans_of(granularity, row).len()).max().unwrap_or(0);
-        let mut groups = vec![Vec::new(); longest];
+        let mut first = vec![0];
+        first.extend(group_sizes(layout, granularity).into_iter().scan(0, |end, size| {
+            *end += size;
+            Some(*end)
+        }));
+        let (mut next, mut members) = (first.clone(), vec![0; layout.span_count(granularity)]);
         for row in 0..layout.clients() {
-            for (group, span) in groups.iter_mut().zip(layout.spans_of(granularity, row)) {
-                group.push(span as u32);
+            for (next, span) in next.iter_mut().zip(layout.spans_of(granularity, row)) {
+                members[*next] = span as u32;
+                *next += 1;
             }
-        }
-        let (mut first, mut members) = (vec![0], Vec::with_capacity(layout.span_count(granularity)));
-        for group in groups {
-            members.extend(group);
-            first.push(members.len());
         }
         Self { first, members }
     }
@@ -75,20 +74,64 @@ impl Groups {
     pub(crate) fn members_of(&self, group: usize) -> &[u32] {
         &self.members[self.first[group]..self.first[group + 1]]
     }
+
+    fn sizes(&self) -> Vec<usize> {
+        self.first.windows(2).map(|ends| ends[1] - ends[0]).collect()
+    }
+}
+
+/// The number of members of each group.
+pub(super) fn group_sizes(layout: &Layout, granularity: Granularity) -> Vec<usize> {
+    let spans = |row| layout.spans_of(granularity, row).len();
+    let mut sizes = vec![0; (0..layout.clients()).map(spans).max().unwrap_or(0)];
+    // A row is in the group of each of its spans: counted at the last one, and summed from there to the first.
+    for row in 0..layout.clients() {
+        if let Some(last) = spans(row).checked_sub(1) {
+            sizes[last] += 1;
+        }
+    }
+    for group in (1..sizes.len()).rev() {
+        sizes[group - 1] += sizes[group];
+    }
+    sizes
+}
+
+/// Fails where a state is not one that a rule, or none, could have left for groups of these sizes.
+pub(super) fn check_state(rule: Option<&Rule>, sizes: &[usize], state: &State) -> Result<()> {
+    let words = |size: &usize| rule.map_or(0, |rule| rule.state_words(*size));
+    let mut rest = state.words();
+    let has_length = rest.len() == sizes.iter().map(words).sum::<usize>();
+    let fits = has_length
+        && sizes.iter().all(|size| {
+            let (of_group, tail) = rest.split_at(words(size));
+            rest = tail;
+            rule.is_none_or(|rule| rule.can_leave(of_group))
+        });
+    if fits {
+        return Ok(());
+    }
+    Err(Error::Setting {
+        name: "state",
+        got: format!("{} words", state.words().len()),
+        expected: "the state of this threshold, for this number of clients and segments",
+    })
 }
 
 impl Rule {
     /// Fails where the rule would look at too many norms. The first group is the largest: every row that has a span is in it.
     pub(super) fn check_number(&self, layout: &Layout, granularity: Granularity) -> Result<()> {
         let rounds = if let Self::History { window, .. } = self { *window as usize } else { 1 };
-        let norms =
-            (0..layout.clients()).filter(|row| !layout.spans_of(granularity, *row).is_empty()).count();
+        let norms = group_sizes(layout, granularity).first().copied().unwrap_or(0);
         if rounds.saturating_mul(norms) <= MOST_NORMS {
             return Ok(());
         }
         Err(Error::Setting {
             name: "threshold",
-            got: format!("{rounds} rounds of {norms} norms"),
+            got: if rounds == 1 {
+                format!("{norms} norms")
+            } else {
+                format!("{rounds} rounds of {norms} norms")
+            },
             expected: "at most 2,097,152 norms in all",
         })
     }
@@ -112,6 +155,21 @@ impl Rule {
             Self::History { .. } => words[0] = 0,
         }
         words
+    }
+
+    /// Whether the words of a group are some that this could have left.
+    fn can_leave(&self, words: &[u32]) -> bool {
+        match self {
+            Self::Quantile { .. } | Self::Arc { .. } => true,
+            Self::History { .. } => {
+                words.iter().skip(1).all(|&norm| norm == NO_NORM || norm <= GREATEST_NORM)
+            }
+            Self::Adaptive(settings) => {
+                // Positive numbers have the order of their bits.
+                let allowed = settings.min.to_bits()..=settings.max.to_bits();
+                words.iter().all(|word| allowed.contains(word))
+            }
+        }
     }
 
     /// The bound of a group from its norms, and its next state.
@@ -175,39 +233,9 @@ impl Source {
 
     /// Fails where a state is of another policy or shape.
     pub(crate) fn check_state(&self, state: &State) -> Result<()> {
-        let expected = match self {
-            Self::Given(_) => 0,
-            Self::Computed { groups, rule } => {
-                (0..groups.count()).map(|group| rule.state_words(groups.members_of(group).len())).sum()
-            }
-        };
-        if state.words().len() == expected && self.holds_bounds(state) {
-            return Ok(());
-        }
-        Err(Error::Setting {
-            name: "state",
-            got: format!("{} words", state.words().len()),
-            expected: "the state of this threshold, for this number of clients and segments",
-        })
-    }
-
-    /// Whether every word of a state is one that the threshold could have left.
-    fn holds_bounds(&self, state: &State) -> bool {
         match self {
-            Self::Computed { groups, rule: rule @ Rule::History { .. } } => {
-                let mut rest = state.words();
-                (0..groups.count()).all(|group| {
-                    let (words, tail) = rest.split_at(rule.state_words(groups.members_of(group).len()));
-                    rest = tail;
-                    words.iter().skip(1).all(|&norm| norm == NO_NORM || norm <= GREATEST_NORM)
-                })
-            }
-            Self::Computed { rule: Rule::Adaptive(settings), .. } => {
-                // Positive numbers have the order of their bits.
-                let allowed = settings.min.to_bits()..=settings.max.to_bits();
-                state.words().iter().all(|word| allowed.contains(word))
-            }
-            Self::Given(_) | Self::Computed { .. } => true,
+            Self::Given(_) => check_state(None, &[], state),
+            Self::Computed { groups, rule } => check_state(Some(rule), &groups.sizes(), state),
         }
     }
 

@@ -39,6 +39,12 @@ impl State {
         &self.words
     }
 
+    /// The same words, without a copy of them.
+    #[must_use]
+    pub fn into_words(self) -> Vec<u32> {
+        self.words
+    }
+
     pub(crate) fn words_mut(&mut self) -> &mut [u32] {
         &mut self.words
     }

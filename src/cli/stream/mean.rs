@@ -7,9 +7,9 @@
 
 use std::ops::Range;
 
-use byzclip::{Backend, BackendKind, Clipping, MeanSum, Reference, Report, State, Weights};
+use byzclip::{BackendKind, Clipping, MeanSum, Report, State, Weights, threshold};
 
-use super::{Piece, Stream, pass};
+use super::{Decided, Piece, Stream, pass};
 use crate::cli::batch_output::MeanOutput;
 use crate::cli::elements::Elements;
 use crate::cli::failure::Failure;
@@ -18,8 +18,8 @@ use crate::cli::progress::Progress;
 use crate::cli::row_log::RowLog;
 use crate::cli::weights::{Counted, WeightsOf};
 
-/// Bytes of a window for each row or layer whose decision is held, which takes about twice as much with its norm and bound.
-const WINDOW_OF_SPAN: usize = 32;
+/// Bytes of a window for each row whose decision is held, which takes about twice as much with its norm and bound.
+const WINDOW_OF_ROW: usize = 32;
 
 /// Bytes of the sums of a coordinate.
 const SUM_BYTES: usize = 160;
@@ -70,8 +70,7 @@ impl Stream<'_> {
         if pieces.len() == 1 {
             return Way::Whole(pieces.remove(0));
         }
-        let spans = layout.span_count(self.clipping.granularity).max(layout.clients());
-        let is_held = spans.saturating_mul(WINDOW_OF_SPAN) <= self.window_bytes();
+        let is_held = layout.clients().saturating_mul(WINDOW_OF_ROW) <= self.window_bytes();
         // Bounds from norms are those of few enough rows, and of rows longer than a window, as it is by default, no file system has too many.
         // Rows without elements have no pass over columns that could note them.
         if is_held || !self.has_given_bounds() || layout.params() > self.window || layout.params() == 0 {
@@ -117,20 +116,18 @@ impl Averaging<'_> {
 
     fn by_columns(&mut self, state: &mut State) -> Result<(), Failure> {
         let &mut Self { stream, progress, .. } = self;
-        let (batch, granularity) = (stream.batch, stream.clipping.granularity);
-        let clients = batch.layout.clients();
-        let weights = self.weights.read()?.next(clients)?;
-        let norms = stream.norms(progress)?;
-        let decisions = stream.decide(&norms, state)?;
+        let batch = stream.batch;
+        let weights = self.weights.read()?.next(batch.layout.clients())?;
+        let decided = Decided::new(stream, state, progress)?;
         let work = |piece: &Piece, elements: &mut Elements| {
-            let of_piece = piece.decisions(batch, granularity, &decisions);
+            let of_piece = decided.decisions(piece)?;
             let (layout, clipping) = (piece.layout(batch)?, stream.clipping_of(piece)?);
             Ok(elements.mean(stream.backend, &layout, &clipping, &of_piece, &weights)?)
         };
         let output = &mut *self.output;
         let write = |piece: &Piece, _: &Elements, mean: Vec<f32>| output.write(piece.columns.start, &mean);
         pass("averaging", batch, &Piece::by_columns(batch, stream.window), progress, work, write)?;
-        stream.note(&norms, &decisions, |report, rows| {
+        decided.reports(|report, rows| {
             let of_rows = match &weights {
                 Weights::PerRow(weights) => Weights::PerRow(weights[rows].to_vec()),
                 equal => equal.clone(),
@@ -161,7 +158,7 @@ impl Averaging<'_> {
         let work = |piece: &Piece, elements: &mut Elements| {
             let (layout, clipping) = (piece.layout(batch)?, stream.clipping_of(piece)?);
             let norms = elements.norms(backend, &layout, &clipping)?;
-            let decisions = Reference.threshold(&layout, &norms, &clipping, &mut State::default());
+            let decisions = threshold::decide(&layout, &norms, &clipping, &mut State::default());
             let decisions = decisions.map_err(|error| piece.error(error))?;
             let weights = weights.next(piece.rows.len())?;
             let part = Piece { rows: 0..piece.rows.len(), columns: columns.clone() };

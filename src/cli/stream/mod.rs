@@ -3,15 +3,15 @@
 //! A bound that is known clips each window as soon as it is read. Any other needs all norms first, and so does
 //! a row that is longer than a window: the batch is read once for the norms and once more to be clipped.
 
+mod decided;
 mod long_row;
 mod mean;
 mod piece;
 mod pipeline;
 
-use std::ops::Range;
+use byzclip::{Backend, Clipping, Norms, State, Threshold};
 
-use byzclip::{Backend, Clipping, Decision, Norms, Reference, Report, State, Threshold};
-
+use self::decided::Decided;
 use self::long_row::LongRow;
 pub(super) use self::piece::Piece;
 use self::pipeline::pass;
@@ -123,10 +123,9 @@ impl<'a> Stream<'a> {
             pass("clipping", batch, &pieces, progress, work, write)?;
             return Ok(log);
         }
-        let norms = self.norms(progress)?;
-        let decisions = self.decide(&norms, state)?;
+        let decided = Decided::new(self, state, progress)?;
         let work = |piece: &Piece, elements: &mut Elements| {
-            let of_piece = piece.decisions(batch, self.clipping.granularity, &decisions);
+            let of_piece = decided.decisions(piece)?;
             if !of_piece.iter().any(|decision| decision.status.is_written()) {
                 return Ok(());
             }
@@ -134,7 +133,7 @@ impl<'a> Stream<'a> {
             Ok(elements.clip(backend, &layout, &clipping, &of_piece)?)
         };
         pass("clipping", batch, &pieces, progress, work, write)?;
-        self.note(&norms, &decisions, |report, _| log.append(report))?;
+        decided.reports(|report, _| log.append(report))?;
         Ok(log)
     }
 
@@ -170,31 +169,5 @@ impl<'a> Stream<'a> {
     fn clipping_of(&self, piece: &Piece) -> Result<Clipping, Failure> {
         let center = self.center.map(|center| center.of(&piece.columns)).transpose()?;
         Ok(Clipping { scope: self.scope.of(&piece.rows), center, ..self.clipping.clone() })
-    }
-
-    /// What becomes of every row, by the specification: norms are on the host, and a device would take room for the whole batch to decide.
-    fn decide(&self, norms: &Norms, state: &mut State) -> Result<Vec<Decision>, Failure> {
-        Ok(Reference.threshold(&self.batch.layout, norms, self.clipping, state)?)
-    }
-
-    /// Notes what was decided on every row, some at a time.
-    fn note(
-        &self,
-        norms: &Norms,
-        decisions: &[Decision],
-        mut note: impl FnMut(Report, Range<usize>) -> Result<(), Failure>,
-    ) -> Result<(), Failure> {
-        let (batch, granularity) = (self.batch, self.clipping.granularity);
-        for piece in Piece::of_some_rows(batch) {
-            let layout = piece.layout(batch)?;
-            let first = batch.layout.spans_of(granularity, piece.rows.start).start;
-            let spans = first..first + layout.span_count(granularity);
-            let segments = norms.segments.get(spans.clone()).unwrap_or_default().to_vec();
-            let norms = Norms { rows: norms.rows[piece.rows.clone()].to_vec(), segments };
-            let report =
-                Report::of_stages(self.backend.ran(), &layout, granularity, &norms, &decisions[spans]);
-            note(report, piece.rows)?;
-        }
-        Ok(())
     }
 }

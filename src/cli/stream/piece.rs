@@ -37,8 +37,7 @@ impl Piece {
         let Self { rows, columns } = Self::whole(batch);
         if columns.len() <= window {
             let height = window.checked_div(columns.len()).unwrap_or(rows.len());
-            let most_spans = window.saturating_mul(batch.dtype.bytes()) / KNOWN_OF_SPAN;
-            let most = most_spans.max(FEW_SPANS) / (1 + batch.layers.len());
+            let most = most_spans(batch, window) / (1 + batch.layers.len());
             let height = height.min(most).max(1);
             let pieces: Vec<Self> =
                 parts(&rows, height).map(|rows| Self { rows, columns: columns.clone() }).collect();
@@ -55,11 +54,22 @@ impl Piece {
             .map(move |rows| Self { rows, columns: columns.clone() })
     }
 
-    /// A batch by columns: as many of all rows at a time as a window holds.
+    /// A batch by columns: as many of all rows at a time as a window holds, but not so many short layers that what is known of
+    /// them takes more memory than it.
     pub(super) fn by_columns(batch: &BatchFile, window: usize) -> Vec<Self> {
-        let Self { rows, columns } = Self::whole(batch);
+        let rows = Self::whole(batch).rows;
         let width = (window / rows.len().max(1)).max(1);
-        parts(&columns, width).map(|columns| Self { rows: rows.clone(), columns }).collect()
+        let most_layers = (most_spans(batch, window) / rows.len().max(1)).max(1);
+        let mut begin = 0;
+        let runs_of_layers = batch.widths.chunks(most_layers).map(|widths| {
+            let columns = begin..begin + widths.iter().sum::<usize>();
+            begin = columns.end;
+            columns
+        });
+        runs_of_layers
+            .flat_map(|columns| parts(&columns, width))
+            .map(|columns| Self { rows: rows.clone(), columns })
+            .collect()
     }
 
     /// The number of its elements.
@@ -131,8 +141,13 @@ impl Piece {
     }
 }
 
+/// Rows and layers that are worked on together.
+pub(super) fn most_spans(batch: &BatchFile, window: usize) -> usize {
+    (window.saturating_mul(batch.dtype.bytes()) / KNOWN_OF_SPAN).max(FEW_SPANS)
+}
+
 /// A range in parts of this length, the last one shorter.
-fn parts(range: &Range<usize>, length: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+pub(super) fn parts(range: &Range<usize>, length: usize) -> impl Iterator<Item = Range<usize>> + use<> {
     let Range { start, end } = *range;
     (start..end).step_by(length).map(move |first| first..end.min(first + length))
 }
