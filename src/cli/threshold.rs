@@ -200,8 +200,8 @@ struct StateFile {
 /// The version of the file's format.
 const VERSION: u32 = 2;
 
-/// Norms that a state may remember: 128 MiB of them.
-const MOST_NORMS: usize = 1 << 25;
+/// Norms that a state may remember: 64 MiB of them, which are in memory twice while bounds are found.
+const MOST_NORMS: usize = 1 << 24;
 
 /// Bytes of a state that is read, at least: of another threshold it may be, and then that is what is said of it.
 const LONG: u64 = 64 << 20;

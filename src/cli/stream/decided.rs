@@ -75,7 +75,9 @@ impl<'a> Decided<'a> {
             let found = threshold::bounds(&layout, &norms, self.stream.clipping, &mut of_some)?;
             // Without rows no one asks for a bound.
             bounds.extend((0..some.len()).map(|span| found.get(span).copied().unwrap_or(f32::INFINITY)));
-            words.extend(of_some.words());
+            let of_some = of_some.into_words();
+            words.reserve_exact(of_some.len() / some.len() * (spans.end - some.start));
+            words.extend(of_some);
         }
         *state = State::from_words(words);
         Ok(bounds)
