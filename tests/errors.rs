@@ -191,10 +191,10 @@ fn the_clip_stage_asks_decisions_and_no_scope() {
 /// Bounds of a caller's own, which no threshold has checked.
 #[test]
 fn decisions_from_bounds_ask_for_bounds_and_norms_that_fit() {
-    use byzclip::threshold::decide_with;
+    use byzclip::threshold::decide_from_bounds;
     let norms = byzclip::Reference.norms(&pairs(), &DATA, &Clipping::default()).unwrap();
     let clipping = Clipping::default();
-    let decide = |bounds: &[f32]| decide_with(&pairs(), &norms, bounds, &clipping);
+    let decide = |bounds: &[f32]| decide_from_bounds(&pairs(), &norms, bounds, &clipping);
     assert_eq!(decide(&[1.0; 2]), Err(Error::BoundCount { got: 2, expected: 3 }));
     for wrong in [-1e-30, f32::NAN, f32::NEG_INFINITY] {
         let error = decide(&[1.0, wrong, 2.0]).unwrap_err();
@@ -207,12 +207,12 @@ fn decisions_from_bounds_ask_for_bounds_and_norms_that_fit() {
     assert!(got[1].0 == 1.0f32.to_bits() && (0.0..1.0).contains(&got[1].1), "{got:?}");
     assert_eq!(got[2], (0, 0.0));
     let of_segments = clipping.clone().granularity(Granularity::Segment);
-    let error = decide_with(&pairs(), &norms, &[1.0; 3], &of_segments).unwrap_err();
+    let error = decide_from_bounds(&pairs(), &norms, &[1.0; 3], &of_segments).unwrap_err();
     assert!(matches!(error, Error::Layout { .. }), "{error}");
     let broken = [&DATA[..4], &[f32::NAN, 1.0]].concat();
     let norms = byzclip::Reference.norms(&pairs(), &broken, &clipping).unwrap();
     let refusing = clipping.non_finite(NonFinite::Error);
-    assert_eq!(decide_with(&pairs(), &norms, &[1.0; 3], &refusing), Err(Error::NonFinite { row: 2 }));
+    assert_eq!(decide_from_bounds(&pairs(), &norms, &[1.0; 3], &refusing), Err(Error::NonFinite { row: 2 }));
 }
 
 #[test]

@@ -322,7 +322,7 @@ impl Backends {
         check(context, batch, clipping, &want, bounds);
         let mut halves_next = state.clone();
         let found = threshold::bounds(layout, &batch.norms, clipping, &mut halves_next).unwrap();
-        let decided = threshold::decide_with(layout, &batch.norms, &found, clipping).unwrap();
+        let decided = threshold::decide_from_bounds(layout, &batch.norms, &found, clipping).unwrap();
         assert_same(&format!("{context}: bounds, then decisions"), &decided, &want);
         assert_eq!(halves_next, next, "{context}: the state behind bounds");
         for (name, backend) in &self.all {

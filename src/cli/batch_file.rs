@@ -3,7 +3,7 @@
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use byzclip::Layout;
+use byzclip::{Granularity, Layout};
 
 use super::elements::{Dtype, Elements};
 use super::failure::Failure;
@@ -71,7 +71,7 @@ impl BatchFile {
                     widths,
                     kind,
                     files: vec![file],
-                    starts: Starts::new(),
+                    starts: Starts::default(),
                 })
             }
             Kind::Safetensors => {
@@ -79,6 +79,14 @@ impl BatchFile {
                 let layout = Layout::dense(files.len(), widths.iter().sum())?.layered(&widths)?;
                 Ok(Self { layout, dtype, layers: names, widths, kind, files, starts })
             }
+        }
+    }
+
+    /// How many layers of a row have bounds of their own at this granularity; the row itself is none.
+    pub(super) fn bounded_layers(&self, granularity: Granularity) -> usize {
+        match granularity {
+            Granularity::Segment => self.widths.len(),
+            Granularity::Row | Granularity::Coordinate => 0,
         }
     }
 

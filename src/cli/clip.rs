@@ -107,7 +107,7 @@ pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
 pub(super) fn rows_table(stream: &Stream<'_>, log: &RowLog) -> Result<String, Failure> {
     let (layout, clipping) = (&stream.batch.layout, stream.clipping);
     let cells = |row: usize| {
-        let entry = log.row(row).map_err(|e| Failure::Failed(log::unreadable(row, &e)))?;
+        let entry = log.row(row).map_err(|e| Failure::Failed(log::unreadable(&log::row(row), &e)))?;
         Ok::<_, Failure>(vec![
             row.to_string(),
             if entry.norm.is_nan() { "-".into() } else { rows::number(entry.norm) },

@@ -1,4 +1,4 @@
-//! What is known of every row of a batch, until it is reported: a little in memory, more in a file without a name.
+//! What is known of every row of a batch, until it is asked for: a little in memory, more in a file without a name.
 
 use std::cell::RefCell;
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
@@ -10,7 +10,7 @@ use tempfile::SpooledTempFile;
 
 use super::failure::Failure;
 
-/// The rows of a batch that a report shows: all of them, or the first and the last.
+/// The rows of a batch that a log keeps, because a report shows them: all, or the first and the last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Shown {
     rows: usize,
@@ -57,7 +57,7 @@ impl Shown {
 /// Rows that a table shows; longer ones lose their middle.
 const SHOWN: usize = 20;
 
-/// Entries of the rows that will be shown, as many for each row; they come in the order of the rows.
+/// Entries of the rows that will be asked for, as many for each row; they come in the order of the rows.
 pub(super) struct Log<T> {
     shown: Shown,
     per_row: usize,
@@ -92,6 +92,11 @@ impl<T: Pod> Log<T> {
         }
         let (file, block) = (RefCell::new(file), RefCell::default());
         Ok(Self { shown, per_row, rows: 0, file, block, entries: PhantomData })
+    }
+
+    /// The number of rows that have come.
+    pub(super) const fn rows(&self) -> usize {
+        self.rows
     }
 
     /// Adds the next rows; `entries` are those of the row with this number among them.
@@ -143,16 +148,19 @@ impl<T: Pod> Log<T> {
         Ok(bytemuck::pod_collect_to_vec(bytes))
     }
 
-    /// Some entries of each of some rows, row by row; all rows are shown, and these have come.
+    /// Some entries of each of some rows that have come, row by row, where all rows are kept.
     pub(super) fn part(&self, rows: &Range<usize>, entries: &Range<usize>) -> io::Result<Vec<T>> {
+        if self.shown != Shown::all(self.shown.rows) || rows.end > self.rows || entries.end > self.per_row {
+            return Err(io::Error::other(format!("rows {rows:?} were not kept")));
+        }
         let mut part = vec![T::zeroed(); rows.len() * entries.len()];
         if part.is_empty() {
             return Ok(part);
         }
         let bytes = |entries: usize| entries * size_of::<T>();
         let (row, taken) = (bytes(self.per_row), bytes(entries.len()));
-        // What lies between two short parts is read with them: that is less than another call.
-        let buffer = if row <= BLOCK { BLOCK } else { taken };
+        // Short rows are read with the gaps between their parts: a call for each costs more. Longer reads pass a buffer by.
+        let buffer = if row <= BLOCK { BLOCK } else { taken.min(BLOCK) };
         let mut file = self.file.borrow_mut();
         let mut file = BufReader::with_capacity(buffer, &mut *file);
         file.seek(SeekFrom::Start((rows.start * row + bytes(entries.start)) as u64))?;
@@ -164,10 +172,15 @@ impl<T: Pod> Log<T> {
     }
 }
 
-/// That what was kept of a row cannot be read back.
-pub(super) fn unreadable(row: usize, error: &io::Error) -> String {
+/// What is kept of a row, in words.
+pub(super) fn row(row: usize) -> String {
+    format!("what is known of row {row}")
+}
+
+/// That what was kept cannot be read back.
+pub(super) fn unreadable(what: &str, error: &io::Error) -> String {
     format!(
-        "cannot read back what is known of row {row}: got \"{error}\"; expected what was written to {}; try again",
+        "cannot read back {what}: got \"{error}\"; expected what was written to {}; try again",
         std::env::temp_dir().display()
     )
 }
@@ -215,7 +228,10 @@ mod tests {
                         assert_eq!(log.part(&some, &entries).unwrap(), want.collect::<Vec<_>>());
                     }
                 }
+                assert_eq!(log.part(&(0..rows), &(0..0)).is_err(), shown != Shown::all(rows));
                 assert!(log.row(rows).is_err());
+                assert!(log.part(&(0..rows + 1), &(0..per_row)).is_err());
+                assert!(log.part(&(0..rows), &(0..per_row + 1)).is_err());
                 assert_eq!(log.row(rows / 2).is_err(), shown != Shown::all(rows));
             }
         }

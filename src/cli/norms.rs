@@ -63,7 +63,7 @@ pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
     let progress = Progress::start(batch.bytes());
     let stream = Stream::without_center(&batch, backend.as_ref(), &clipping, &args.window);
     let shown = Shown::of(layout.clients(), json);
-    let segments = if args.per_layer { batch.widths.len() } else { 0 };
+    let segments = batch.bounded_layers(granularity);
     let (mut norms, mut of_layers) = (Log::new(shown, 1)?, Log::new(shown, segments)?);
     stream.each_norms(&progress, |more| {
         norms.append(more.rows.len(), |row| [more.rows[row]])?;
@@ -112,7 +112,7 @@ pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
         }
         Ok(cells)
     };
-    let cells = |row| cells(row).map_err(|e| Failure::Failed(log::unreadable(row, &e)));
+    let cells = |row| cells(row).map_err(|e| Failure::Failed(log::unreadable(&log::row(row), &e)));
     let text = rows::try_table(&head, layout.clients(), cells)?;
     output::print(&format!(
         "{ran}\n{}, {}\n\n{text}\n{}\n",

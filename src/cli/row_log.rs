@@ -43,13 +43,12 @@ impl RowLog {
         granularity: Granularity,
         shown: Shown,
     ) -> Result<Self, Failure> {
-        let segments = if granularity == Granularity::Segment { batch.widths.len() } else { 0 };
         Ok(Self {
             ran,
             clients: batch.layout.clients(),
             counts: Default::default(),
             rows: Log::new(shown, 1)?,
-            segments: Log::new(shown, segments)?,
+            segments: Log::new(shown, batch.bounded_layers(granularity))?,
         })
     }
 

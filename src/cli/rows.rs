@@ -79,7 +79,8 @@ impl<T: Serialize, F: Fn(usize) -> io::Result<T>> Serialize for Each<F> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut entries = serializer.serialize_seq(Some(self.count))?;
         for index in 0..self.count {
-            let entry = (self.entry)(index).map_err(|e| S::Error::custom(log::unreadable(index, &e)))?;
+            let entry =
+                (self.entry)(index).map_err(|e| S::Error::custom(log::unreadable(&log::row(index), &e)))?;
             entries.serialize_element(&entry)?;
         }
         entries.end()

@@ -44,7 +44,7 @@ struct Tensor {
 
 pub(super) fn open(paths: &[PathBuf]) -> Result<Clients, Failure> {
     let mut files: Vec<InputFile> = Vec::with_capacity(paths.len());
-    let (mut tensors, mut starts) = (Vec::new(), Starts::new());
+    let (mut tensors, mut starts) = (Vec::new(), Starts::default());
     for path in paths {
         let (file, metadata) = open_one(path)?;
         if files.is_empty() {

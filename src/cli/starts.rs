@@ -8,50 +8,46 @@ use super::failure::Failure;
 use super::log::{self, Log, Shown};
 
 /// Where each layer begins, in bytes behind the head, for each file. Files of one model mostly agree with the first; of those
-/// that do not, what they have waits in a log.
+/// that do not, it is in a log.
+#[derive(Default)]
 pub(super) struct Starts {
     first: Vec<u64>,
-    /// For each file its number among those that differ from the first.
-    others: Vec<Option<usize>>,
-    /// Of those; files are read and written by threads of their own.
+    /// For each file, where it differs from the first, its row in the log.
+    in_log: Vec<Option<usize>>,
+    /// Behind a lock, because files are read and written by threads of their own.
     log: Mutex<Option<Log<u64>>>,
-    different: usize,
 }
 
 impl Starts {
-    /// Of no files yet.
-    pub(super) const fn new() -> Self {
-        Self { first: Vec::new(), others: Vec::new(), log: Mutex::new(None), different: 0 }
-    }
-
     /// Adds those of the next of so many files.
     pub(super) fn add(&mut self, files: usize, starts: Vec<u64>) -> Result<(), Failure> {
-        if self.others.is_empty() {
+        if self.in_log.is_empty() {
             self.first = starts;
-        } else if starts != self.first {
-            let log = self.log.get_mut().unwrap_or_else(PoisonError::into_inner);
-            let log = match log {
-                Some(log) => log,
-                None => log.insert(Log::new(Shown::all(files), starts.len())?),
-            };
-            log.append(1, |_| starts.iter().copied())?;
-            self.others.push(Some(self.different));
-            self.different += 1;
+            self.in_log.push(None);
             return Ok(());
         }
-        self.others.push(None);
-        Ok(())
+        if starts == self.first {
+            self.in_log.push(None);
+            return Ok(());
+        }
+        let log = self.log.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let log = match log {
+            Some(log) => log,
+            None => log.insert(Log::new(Shown::all(files), starts.len())?),
+        };
+        self.in_log.push(Some(log.rows()));
+        log.append(1, |_| starts.iter().copied())
     }
 
     /// Those of some layers of a file.
     pub(super) fn of(&self, file: usize, layers: &Range<usize>) -> Result<Cow<'_, [u64]>, Failure> {
+        let Some(row) = self.in_log[file] else { return Ok(Cow::Borrowed(&self.first[layers.clone()])) };
         let log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
-        match (self.others[file], log.as_ref()) {
-            (Some(number), Some(log)) => {
-                let part = log.part(&(number..number + 1), layers);
-                part.map(Cow::Owned).map_err(|e| Failure::Failed(log::unreadable(file, &e)))
-            }
-            _ => Ok(Cow::Borrowed(&self.first[layers.clone()])),
-        }
+        let part = match log.as_ref() {
+            Some(log) => log.part(&(row..row + 1), layers),
+            None => Err(std::io::ErrorKind::NotFound.into()),
+        };
+        let unreadable = |e| log::unreadable(&format!("where the layers of client {file} begin"), &e);
+        part.map(Cow::Owned).map_err(|e| Failure::Failed(unreadable(e)))
     }
 }

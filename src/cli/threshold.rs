@@ -200,27 +200,27 @@ struct StateFile {
 /// The version of the file's format.
 const VERSION: u32 = 2;
 
-/// Norms that a state may remember: 64 MiB of them, which are in memory twice while bounds are found.
-const MOST_NORMS: usize = 1 << 24;
+/// Norms that a history may remember: 64 MiB of them, which are in memory twice while bounds are found.
+const MOST_REMEMBERED: usize = 1 << 24;
 
-/// Bytes of a state that is read, at least: of another threshold it may be, and then that is what is said of it.
-const LONG: u64 = 64 << 20;
+/// Words of the longest state: norms, and for each group of at least one the number of its rounds.
+const MOST_WORDS: usize = 2 * MOST_REMEMBERED;
 
-/// Bytes of a word in decimal, with its comma.
-const WORD: u64 = 11;
+/// Bytes of the longest state: eleven for a word in decimal with its comma, and what it belongs to.
+const LONGEST: u64 = 11 * MOST_WORDS as u64 + (64 << 10);
 
-/// How many words the state of a threshold has at most.
-fn most_words(threshold: &Threshold, spans: usize) -> Result<usize, Failure> {
-    let Threshold::History { window, .. } = *threshold else { return Ok(spans) };
-    let norms = (window as usize).saturating_mul(spans);
-    if norms <= MOST_NORMS {
-        return Ok(norms + spans);
+/// Fails where a history would be longer than any that is read again.
+fn check_history(threshold: &Threshold, norms: usize) -> Result<(), Failure> {
+    match *threshold {
+        Threshold::History { window, .. } if (window as usize).saturating_mul(norms) > MOST_REMEMBERED => {
+            Err(Failure::Usage(format!(
+                "got a history of {}, each of {}; expected at most 16,777,216 norms in all; take fewer rounds",
+                rows::count(window as usize, "round"),
+                rows::count(norms, "norm"),
+            )))
+        }
+        _ => Ok(()),
     }
-    Err(Failure::Usage(format!(
-        "got a history of {} of {}; expected at most {MOST_NORMS} norms in all; take fewer rounds",
-        rows::count(window as usize, "round"),
-        rows::count(spans, "norm"),
-    )))
 }
 
 /// Reads words, but no more than any state has.
@@ -236,7 +236,7 @@ fn some_words<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u32>, D:
         fn visit_seq<A: SeqAccess<'de>>(self, mut words: A) -> Result<Vec<u32>, A::Error> {
             let mut all = Vec::new();
             while let Some(word) = words.next_element()? {
-                if all.len() == 2 * MOST_NORMS {
+                if all.len() == MOST_WORDS {
                     return Err(A::Error::custom("too many words"));
                 }
                 all.push(word);
@@ -285,20 +285,19 @@ impl<'a> SavedState<'a> {
                 words: Vec::new(),
             },
         };
-        let most_words = most_words(&clipping.threshold, saved.described.spans)?;
+        check_history(&clipping.threshold, saved.described.spans)?;
         let Some(path) = path else { return Ok(saved) };
         let (file, reader) = match input_file::open(path, "a state that byzclip wrote") {
             Ok(opened) => opened,
             Err(_) if matches!(path.try_exists(), Ok(false)) => return Ok(saved),
             Err(failure) => return Err(failure),
         };
-        let longest = LONG.max(WORD * most_words as u64 + LONG / 1024);
-        if file.length > longest {
+        if file.length > LONGEST {
             let got = format!("{} bytes", file.length);
-            let expected = format!("a state that byzclip wrote, of at most {longest}");
+            let expected = format!("a state that byzclip wrote, of at most {LONGEST}");
             return Err(Failure::content(path, &got, &expected, "name another file"));
         }
-        let file: StateFile = serde_json::from_reader(BufReader::new(reader.take(longest))).map_err(|e| {
+        let file: StateFile = serde_json::from_reader(BufReader::new(reader.take(LONGEST))).map_err(|e| {
             if e.is_io() {
                 return Failure::unreadable(path, &e.into());
             }

@@ -61,12 +61,25 @@ pub enum Threshold {
 }
 
 impl Threshold {
+    /// Whether bounds follow from the norms of a round, so that no row can be clipped before all have a norm.
+    #[must_use]
+    pub const fn looks_at_norms(&self) -> bool {
+        match self {
+            Self::Fixed(_) | Self::PerRow(_) | Self::SplitEqual(_) | Self::SplitBySize(_) => false,
+            Self::Median { .. }
+            | Self::Quantile(_)
+            | Self::Adaptive(_)
+            | Self::History { .. }
+            | Self::Arc { .. } => true,
+        }
+    }
+
     /// Checks that the policy can bound a batch of this layout.
     ///
     /// # Errors
     /// [`Error::InvalidBound`], [`Error::BoundCount`] or [`Error::Setting`], with what is out of its range.
     pub fn check(&self, layout: &Layout, granularity: Granularity) -> Result<()> {
-        // Bounds that are given are not made for this: a file may have more rows than memory has room for their bounds.
+        // Given bounds are checked without being made: those of all rows of a file may not fit in memory.
         match self.rule()? {
             None => self.check_given(layout),
             Some(rule) => rule.check_number(layout, granularity),
@@ -220,14 +233,17 @@ pub struct Decision {
     pub status: Status,
 }
 
-/// Decides every span of the batch: bound, factor and status; the state moves on by a round.
+/// Decides every span of the batch: bound, factor min(1, λ/‖g‖) and status, `[spans]`, row by row; none where there are no
+/// rows. The state moves on by a round.
 ///
 /// A row with NaN or Inf anywhere is decided as a whole, also at segment granularity: under
-/// [`NonFinite::Zero`] all of its segments are zeroed.
+/// [`NonFinite::Zero`] all of its segments are zeroed. At coordinate
+/// granularity the factor is 1: coordinates are cut and not scaled.
 ///
 /// # Errors
-/// [`Error::NonFinite`] under [`NonFinite::Error`]; [`Error::Layout`] where the norms are of another
-/// layout or granularity; settings of the threshold out of their range; a state of another threshold.
+/// [`Error::Setting`] for settings of the threshold out of their range, or a state of another one; [`Error::InvalidBound`] and
+/// [`Error::BoundCount`] for given bounds; [`Error::Layout`] where the norms are of another layout or granularity;
+/// [`Error::NonFinite`] under [`NonFinite::Error`].
 pub fn decide(
     layout: &Layout,
     norms: &Norms,
@@ -235,15 +251,16 @@ pub fn decide(
     state: &mut State,
 ) -> Result<Vec<Decision>> {
     let bounds = bounds(layout, norms, clipping, state)?;
-    Ok(decide_all(layout, norms, &bounds, clipping))
+    decide_from_bounds(layout, norms, &bounds, clipping)
 }
 
-/// The first half of [`decide`]: the bound λ of every span, `[spans]`, +inf where the policy found no norm to look at; the
+/// The first half of [`decide`]: the bound λ of every span, `[spans]`, +inf where the policy found no norm to look at. The
 /// state moves on by a round.
 ///
-/// Segments of a group (the k-th ones of all rows) have one bound, which no other group's norms change. So the bounds of
-/// a batch of many layers may be found some layers at a time, where their norms do not fit in memory together; the words of
-/// a state come group by group as well.
+/// The k-th segments of all rows are a group, which has one bound, and no other group's norms change it. So bounds of
+/// a batch of many layers may be found some layers at a time, where their norms do not fit in memory together. A state
+/// holds the words of the first group, then those of the second, and so on, equally many for groups of one size: it can
+/// be cut likewise.
 ///
 /// # Errors
 /// Those of [`decide`].
@@ -255,23 +272,35 @@ pub fn decide(
 /// let clipping = Clipping { threshold: Threshold::Median { factor: 2.0 }, ..Clipping::default() };
 /// let (layout, data) = (Layout::dense(3, 1)?, [1.0, 2.0, 90.0]);
 /// let norms = Cpu::new()?.norms(&layout, &data, &clipping)?;
-/// let bounds = threshold::bounds(&layout, &norms, &clipping, &mut State::default())?;
-/// assert_eq!(bounds, [4.0; 3]);
-/// let decisions = threshold::decide_with(&layout, &norms, &bounds, &clipping)?;
-/// assert_eq!(decisions[2].factor as f32, 4.0 / 90.0);
+/// assert_eq!(threshold::bounds(&layout, &norms, &clipping, &mut State::default())?, [4.0; 3]);
 /// # Ok::<(), byzclip::Error>(())
 /// ```
 pub fn bounds(layout: &Layout, norms: &Norms, clipping: &Clipping, state: &mut State) -> Result<Vec<f32>> {
     checked_source(layout, norms, clipping)?.bounds(layout, clipping.granularity, norms, state)
 }
 
-/// The second half of [`decide`]: factor and status of every span, from the bounds of all spans, `[spans]`. The
-/// threshold of the clipping does not matter here.
+/// The second half of [`decide`]: bound, factor and status of every span from the bounds of all, `[spans]`, whatever the
+/// threshold of the clipping.
+///
+/// The bound +inf clips nothing, and −0 is 0. Rows with NaN or Inf are decided as [`decide`] does.
 ///
 /// # Errors
-/// [`Error::BoundCount`] or [`Error::InvalidBound`] for bounds that are not one per span, or below zero or NaN; [`Error::NonFinite`] under
-/// [`NonFinite::Error`]; [`Error::Layout`] where the norms are of another layout or granularity.
-pub fn decide_with(
+/// [`Error::BoundCount`] where there is not one bound for each span; [`Error::InvalidBound`] for a bound below zero or NaN;
+/// [`Error::Layout`] where the norms are of another layout or granularity; [`Error::NonFinite`] under [`NonFinite::Error`].
+///
+/// # Examples
+/// ```
+/// use byzclip::{Backend, Clipping, Cpu, Layout, Status, threshold};
+///
+/// let (layout, data, clipping) = (Layout::dense(2, 2)?, [3.0, 4.0, 0.3, 0.4], Clipping::default());
+/// let norms = Cpu::new()?.norms(&layout, &data, &clipping)?;
+/// let decisions = threshold::decide_from_bounds(&layout, &norms, &[2.5, 0.5], &clipping)?;
+/// assert_eq!(decisions[0].factor, 0.5);
+/// // The norm of 0.3 and 0.4 as f32 have them is a little above 0.5.
+/// assert_eq!(decisions[1].status, Status::Clipped);
+/// # Ok::<(), byzclip::Error>(())
+/// ```
+pub fn decide_from_bounds(
     layout: &Layout,
     norms: &Norms,
     bounds: &[f32],
@@ -281,21 +310,15 @@ pub fn decide_with(
     if bounds.len() != expected {
         return Err(Error::BoundCount { got: bounds.len(), expected });
     }
-    bounds.iter().try_for_each(|bound| checked(*bound).map(drop))?;
     check_norms(layout, norms, clipping)?;
-    Ok(decide_all(layout, norms, bounds, clipping))
-}
-
-/// The decisions of all spans; bounds and norms were checked.
-fn decide_all(layout: &Layout, norms: &Norms, bounds: &[f32], clipping: &Clipping) -> Vec<Decision> {
     let spans = norms.spans(clipping.granularity);
     let mut decisions = Vec::with_capacity(spans.len());
     for (row, &row_norm) in norms.rows.iter().enumerate() {
         for span in layout.spans_of(clipping.granularity, row) {
-            decisions.push(decide_span(spans[span], row_norm, bounds[span].abs(), clipping));
+            decisions.push(decide_span(spans[span], row_norm, checked(bounds[span])?, clipping));
         }
     }
-    decisions
+    Ok(decisions)
 }
 
 /// Checks settings, norms and rows in the one order that every backend keeps, so that a call that is wrong in
@@ -306,7 +329,7 @@ pub(crate) fn checked_source(layout: &Layout, norms: &Norms, clipping: &Clipping
     Ok(source)
 }
 
-/// Checks that the norms are of this layout at this granularity, and that there is one of each row where there has to be.
+/// Checks that the norms are of this layout at this granularity, and that no row is non-finite where that is an error.
 fn check_norms(layout: &Layout, norms: &Norms, clipping: &Clipping) -> Result<()> {
     let spans = norms.spans(clipping.granularity).len();
     let expected = layout.span_count(clipping.granularity);

@@ -84,7 +84,7 @@ impl Groups {
 pub(super) fn group_sizes(layout: &Layout, granularity: Granularity) -> Vec<usize> {
     let spans = |row| layout.spans_of(granularity, row).len();
     let mut sizes = vec![0; (0..layout.clients()).map(spans).max().unwrap_or(0)];
-    // A row is in the group of each of its spans: counted at the last one, and summed from there to the first.
+    // A row of k spans is in the first k groups: rows are counted by k, and added up from the last group to the first.
     for row in 0..layout.clients() {
         if let Some(last) = spans(row).checked_sub(1) {
             sizes[last] += 1;
@@ -121,7 +121,8 @@ impl Rule {
     /// Fails where the rule would look at too many norms. The first group is the largest: every row that has a span is in it.
     pub(super) fn check_number(&self, layout: &Layout, granularity: Granularity) -> Result<()> {
         let rounds = if let Self::History { window, .. } = self { *window as usize } else { 1 };
-        let norms = group_sizes(layout, granularity).first().copied().unwrap_or(0);
+        let norms =
+            (0..layout.clients()).filter(|row| !layout.spans_of(granularity, *row).is_empty()).count();
         if rounds.saturating_mul(norms) <= MOST_NORMS {
             return Ok(());
         }

@@ -1,4 +1,4 @@
-//! What becomes of every row of a batch that has to be read for its norms first: a bound for each layer, and the norms in a log.
+//! What becomes of every row of a batch that has to be read for its norms first: the norms in a log, and a bound for each layer.
 
 use std::ops::Range;
 
@@ -12,13 +12,16 @@ use crate::cli::failure::Failure;
 use crate::cli::log::{self, Log, Shown};
 use crate::cli::progress::Progress;
 
-/// All norms and bounds, from which what was decided on a piece is found when it is its turn: a batch may have more rows and layers
-/// than memory has room for.
+/// Rows and layers that are reported together.
+const REPORTED: usize = 1 << 14;
+
+/// The norms of all rows, in logs, and the bounds. Each piece is decided from them anew: decisions on all rows and layers may not
+/// fit in memory.
 pub(super) struct Decided<'a> {
     stream: &'a Stream<'a>,
-    rows: Log<Norm>,
+    row_norms: Log<Norm>,
     /// As many of each row as it has layers with bounds of their own.
-    layers: Log<Norm>,
+    layer_norms: Log<Norm>,
     /// One for each of these layers, or one for all of a row; every row has the same.
     bounds: Vec<f32>,
 }
@@ -30,54 +33,58 @@ impl<'a> Decided<'a> {
         state: &mut State,
         progress: &Progress,
     ) -> Result<Self, Failure> {
-        let (batch, granularity) = (stream.batch, stream.clipping.granularity);
-        let all = Shown::all(batch.layout.clients());
-        let layers = if granularity == Granularity::Segment { batch.widths.len() } else { 0 };
-        let mut decided =
-            Self { stream, rows: Log::new(all, 1)?, layers: Log::new(all, layers)?, bounds: Vec::new() };
-        let mut first = 0;
+        let (batch, clipping) = (stream.batch, stream.clipping);
+        let (all, layers) = (Shown::all(batch.layout.clients()), batch.bounded_layers(clipping.granularity));
+        let mut decided = Self {
+            stream,
+            row_norms: Log::new(all, 1)?,
+            layer_norms: Log::new(all, layers)?,
+            bounds: Vec::new(),
+        };
         stream.each_norms(progress, |norms| {
-            stream.refuse_non_finite(first, &norms)?;
-            first += norms.rows.len();
-            decided.rows.append(norms.rows.len(), |row| [norms.rows[row]])?;
+            if clipping.non_finite == NonFinite::Error {
+                refuse_non_finite(decided.row_norms.rows(), &norms)?;
+            }
+            decided.row_norms.append(norms.rows.len(), |row| [norms.rows[row]])?;
             let of_row = |row: usize| norms.segments[row * layers..][..layers].iter().copied();
-            decided.layers.append(norms.rows.len(), of_row)
+            decided.layer_norms.append(norms.rows.len(), of_row)
         })?;
-        decided.bounds =
-            if stream.has_given_bounds() { decided.given(state)? } else { decided.computed(state)? };
+        decided.bounds = match clipping.threshold.looks_at_norms() {
+            true => decided.bounds_from_norms(state)?,
+            false => decided.given_bounds(state)?,
+        };
         Ok(decided)
     }
 
-    /// Bounds that norms do not matter for are those of any row.
-    fn given(&self, state: &mut State) -> Result<Vec<f32>, Failure> {
+    /// Given bounds are the same for every row: one row is asked for, with norms that are not looked at.
+    fn given_bounds(&self, state: &mut State) -> Result<Vec<f32>, Failure> {
         let (batch, clipping) = (self.stream.batch, self.stream.clipping);
         let layout = Piece { rows: 0..1, columns: 0..batch.layout.params() }.layout(batch)?;
-        let segments = match clipping.granularity {
-            Granularity::Segment => vec![Norm::OUT_OF_SCOPE; layout.segment_count()],
-            Granularity::Row | Granularity::Coordinate => Vec::new(),
-        };
+        let segments = vec![Norm::OUT_OF_SCOPE; batch.bounded_layers(clipping.granularity)];
         let norms = Norms { rows: vec![Norm::OUT_OF_SCOPE], segments };
         Ok(threshold::bounds(&layout, &norms, clipping, state)?)
     }
 
-    /// Bounds from norms, some layers at a time; the state moves on by a round.
-    fn computed(&self, state: &mut State) -> Result<Vec<f32>, Failure> {
-        let (batch, spans) = (self.stream.batch, self.spans());
+    /// Bounds from norms, some groups at a time; the state moves on by a round.
+    fn bounds_from_norms(&self, state: &mut State) -> Result<Vec<f32>, Failure> {
+        let (batch, groups) = (self.stream.batch, self.groups());
         let clients = batch.layout.clients();
         let at_once = (most_spans(batch, self.stream.window) / clients.max(1)).max(1);
-        let (mut bounds, mut words) = (Vec::with_capacity(spans.len()), Vec::new());
-        let words_of_one = state.words().len().checked_div(spans.len()).unwrap_or(0);
-        for some in parts(&spans, at_once) {
+        // The state was checked with the clipping: each group has as many words.
+        let words_of_group = state.words().len().checked_div(groups.len()).unwrap_or(0);
+        let (mut bounds, mut words) = (Vec::with_capacity(groups.len()), Vec::new());
+        for some in parts(&groups, at_once) {
             let norms = self.norms(&(0..clients), &some)?;
-            let of_some = &state.words()[some.start * words_of_one..some.end * words_of_one];
-            let mut of_some = State::from_words(of_some.to_vec());
-            let layout = alone(clients, some.len())?;
-            let found = threshold::bounds(&layout, &norms, self.stream.clipping, &mut of_some)?;
-            // Without rows no one asks for a bound.
-            bounds.extend((0..some.len()).map(|span| found.get(span).copied().unwrap_or(f32::INFINITY)));
-            let of_some = of_some.into_words();
-            words.reserve_exact(of_some.len() / some.len() * (spans.end - some.start));
-            words.extend(of_some);
+            let before = &state.words()[some.start * words_of_group..some.end * words_of_group];
+            let mut state_of_some = State::from_words(before.to_vec());
+            let layout = without_lengths(clients, some.len())?;
+            let found = threshold::bounds(&layout, &norms, self.stream.clipping, &mut state_of_some)?;
+            // The first row's: all have the same.
+            bounds.extend(found.into_iter().take(some.len()));
+            let after = state_of_some.into_words();
+            // Growing by doubling would hold a long state three times.
+            words.reserve_exact(after.len() / some.len() * (groups.end - some.start));
+            words.extend(after);
         }
         *state = State::from_words(words);
         Ok(bounds)
@@ -85,17 +92,17 @@ impl<'a> Decided<'a> {
 
     /// What was decided on the rows or layers that a piece has elements of.
     pub(super) fn decisions(&self, piece: &Piece) -> Result<Vec<Decision>, Failure> {
-        let batch = self.stream.batch;
-        if self.stream.clipping.granularity != Granularity::Segment || piece.is_full(batch) {
-            return Ok(self.of_spans(&piece.rows, &self.spans())?.1);
+        if self.stream.clipping.granularity != Granularity::Segment {
+            return Ok(self.decide(&piece.rows, &self.groups())?.1);
         }
-        let layers: Vec<usize> = piece.layers(batch).into_iter().map(|(layer, _)| layer).collect();
-        let (Some(first), Some(last)) = (layers.first(), layers.last()) else { return Ok(Vec::new()) };
+        let layers = piece.layers(self.stream.batch);
+        let (Some((first, _)), Some((last, _))) = (layers.first(), layers.last()) else {
+            return Ok(Vec::new());
+        };
         // Between them may be layers without elements.
         let between = *first..last + 1;
-        let (_, decisions) = self.of_spans(&piece.rows, &between)?;
-        let rows = decisions.chunks_exact(between.len());
-        Ok(rows.flat_map(|row| layers.iter().map(|layer| row[layer - between.start])).collect())
+        let (_, decisions) = self.decide(&piece.rows, &between)?;
+        Ok(piece.pick(self.stream.batch, &between, &decisions))
     }
 
     /// What happened to every row, some rows at a time.
@@ -104,54 +111,52 @@ impl<'a> Decided<'a> {
         mut take: impl FnMut(Report, Range<usize>) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
         let (ran, granularity) = (self.stream.backend.ran(), self.stream.clipping.granularity);
-        for rows in Piece::of_some_rows(self.stream.batch).map(|piece| piece.rows) {
-            let (norms, decisions) = self.of_spans(&rows, &self.spans())?;
-            let layout = alone(rows.len(), self.spans().len())?;
+        let groups = self.groups();
+        let at_once = (REPORTED / (1 + groups.len())).max(1);
+        for rows in parts(&(0..self.stream.batch.layout.clients()), at_once) {
+            let (norms, decisions) = self.decide(&rows, &groups)?;
+            let layout = without_lengths(rows.len(), groups.len())?;
             take(Report::of_stages(ran.clone(), &layout, granularity, &norms, &decisions), rows)?;
         }
         Ok(())
     }
 
-    /// The layers of a row that have bounds of their own, or the row as one.
-    fn spans(&self) -> Range<usize> {
+    /// The groups of spans that share a bound: all rows, or a layer of all of them each.
+    fn groups(&self) -> Range<usize> {
         match self.stream.clipping.granularity {
             Granularity::Segment => 0..self.stream.batch.widths.len(),
             Granularity::Row | Granularity::Coordinate => 0..1,
         }
     }
 
-    fn of_spans(&self, rows: &Range<usize>, spans: &Range<usize>) -> Result<(Norms, Vec<Decision>), Failure> {
-        let norms = self.norms(rows, spans)?;
-        let bounds: Vec<f32> = rows.clone().flat_map(|_| &self.bounds[spans.clone()]).copied().collect();
-        let layout = alone(rows.len(), spans.len())?;
-        let decisions = threshold::decide_with(&layout, &norms, &bounds, self.stream.clipping)?;
+    fn decide(&self, rows: &Range<usize>, groups: &Range<usize>) -> Result<(Norms, Vec<Decision>), Failure> {
+        let norms = self.norms(rows, groups)?;
+        let bounds: Vec<f32> = rows.clone().flat_map(|_| &self.bounds[groups.clone()]).copied().collect();
+        let layout = without_lengths(rows.len(), groups.len())?;
+        let decisions = threshold::decide_from_bounds(&layout, &norms, &bounds, self.stream.clipping)?;
         Ok((norms, decisions))
     }
 
-    fn norms(&self, rows: &Range<usize>, spans: &Range<usize>) -> Result<Norms, Failure> {
-        let unreadable = |e| Failure::Failed(log::unreadable(rows.start, &e));
+    fn norms(&self, rows: &Range<usize>, groups: &Range<usize>) -> Result<Norms, Failure> {
+        let what = || format!("the norms of rows {} to {}", rows.start, rows.end);
+        let unreadable = |e| Failure::Failed(log::unreadable(&what(), &e));
         let segments = match self.stream.clipping.granularity {
-            Granularity::Segment => self.layers.part(rows, spans).map_err(unreadable)?,
+            Granularity::Segment => self.layer_norms.part(rows, groups).map_err(unreadable)?,
             Granularity::Row | Granularity::Coordinate => Vec::new(),
         };
-        Ok(Norms { rows: self.rows.part(rows, &(0..1)).map_err(unreadable)?, segments })
+        Ok(Norms { rows: self.row_norms.part(rows, &(0..1)).map_err(unreadable)?, segments })
     }
 }
 
-/// A layout of so many rows with so many segments, for what their lengths do not matter.
-fn alone(rows: usize, segments: usize) -> Result<Layout, Failure> {
+/// Fails with the first row that holds NaN or Inf; `first` is the number of the first row of these.
+fn refuse_non_finite(first: usize, norms: &Norms) -> Result<(), Failure> {
+    match norms.rows.iter().position(|norm| norm.class() == NormClass::NonFinite) {
+        Some(row) => Err(Error::NonFinite { row: first + row }.into()),
+        None => Ok(()),
+    }
+}
+
+/// A layout of so many rows with so many segments, where their lengths do not matter.
+fn without_lengths(rows: usize, segments: usize) -> Result<Layout, Failure> {
     Ok(Layout::dense(rows, segments)?.layered(&vec![1; segments])?)
-}
-
-impl Stream<'_> {
-    /// Fails, where it should, with the first row that holds NaN or Inf; `first` is the number of the first row of these.
-    fn refuse_non_finite(&self, first: usize, norms: &Norms) -> Result<(), Failure> {
-        let is_refused = |norm: &Norm| norm.class() == NormClass::NonFinite;
-        match norms.rows.iter().position(is_refused) {
-            Some(row) if self.clipping.non_finite == NonFinite::Error => {
-                Err(Error::NonFinite { row: first + row }.into())
-            }
-            _ => Ok(()),
-        }
-    }
 }

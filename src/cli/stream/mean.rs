@@ -71,9 +71,13 @@ impl Stream<'_> {
             return Way::Whole(pieces.remove(0));
         }
         let is_held = layout.clients().saturating_mul(WINDOW_OF_ROW) <= self.window_bytes();
-        // Bounds from norms are those of few enough rows, and of rows longer than a window, as it is by default, no file system has too many.
-        // Rows without elements have no pass over columns that could note them.
-        if is_held || !self.has_given_bounds() || layout.params() > self.window || layout.params() == 0 {
+        // A threshold that looks at norms takes at most 2,097,152 rows, and no file system holds more rows that are longer than the
+        // window is by default: decisions on all of them fit. Rows without elements have no pass over columns that could note them.
+        if is_held
+            || self.clipping.threshold.looks_at_norms()
+            || layout.params() > self.window
+            || layout.params() == 0
+        {
             return Way::ByColumns;
         }
         Way::ByRows((self.window_bytes() / SUM_BYTES).max(1))
@@ -162,9 +166,11 @@ impl Averaging<'_> {
             let decisions = decisions.map_err(|error| piece.error(error))?;
             let weights = weights.next(piece.rows.len())?;
             let part = Piece { rows: 0..piece.rows.len(), columns: columns.clone() };
-            let of_part = part.decisions(batch, clipping.granularity, &decisions);
-            let center = stream.center.map(|center| center.of(columns)).transpose()?;
-            let of_columns = Clipping { center, ..clipping.clone() };
+            let of_part = match batch.bounded_layers(clipping.granularity) {
+                0 => decisions.clone(),
+                layers => part.pick(batch, &(0..layers), &decisions),
+            };
+            let of_columns = Clipping { center: stream.center_of(columns)?, ..clipping.clone() };
             let layout_of_part = part.layout_within(batch)?;
             elements.add_to(&mut sum, &layout_of_part, columns.start, &of_columns, &of_part, &weights)?;
             if columns.start == 0 {
@@ -175,7 +181,7 @@ impl Averaging<'_> {
             Ok(())
         };
         pass("averaging", batch, &pieces, progress, work, |_, _, ()| Ok(()))?;
-        let center = stream.center.map(|center| center.of(columns)).transpose()?;
+        let center = stream.center_of(columns)?;
         Ok(sum.mean(&Clipping { center, ..stream.clipping.clone() })?)
     }
 }

@@ -9,7 +9,10 @@ mod mean;
 mod piece;
 mod pipeline;
 
-use byzclip::{Backend, Clipping, Norms, State, Threshold};
+use std::ops::Range;
+use std::sync::Arc;
+
+use byzclip::{Backend, Clipping, Norms, State};
 
 use self::decided::Decided;
 use self::long_row::LongRow;
@@ -75,7 +78,7 @@ impl<'a> Stream<'a> {
         Ok(norms)
     }
 
-    /// The norms of some rows after the other, each handed on as soon as it is found.
+    /// The norms of all rows, some rows at a time, each handed on as soon as it is found.
     pub(super) fn each_norms(
         &self,
         progress: &Progress,
@@ -92,7 +95,7 @@ impl<'a> Stream<'a> {
                 long_row = LongRow::new(batch, self.scope.contains(piece.rows.start));
             }
             if long_row.in_scope {
-                let center = self.center.map(|center| center.of(&piece.columns)).transpose()?;
+                let center = self.center_of(&piece.columns)?;
                 long_row.add(batch, piece, elements, center.as_deref());
             }
             if piece.columns.end == batch.layout.params() {
@@ -154,20 +157,18 @@ impl<'a> Stream<'a> {
 
     /// Whether each piece is a batch of its own: because bounds do not come from norms, or it is the only one.
     fn is_one_pass(&self) -> bool {
-        self.batch.layout.params() <= self.window && (self.has_given_bounds() || self.rows().len() == 1)
-    }
-
-    /// Whether bounds are there before any norm.
-    fn has_given_bounds(&self) -> bool {
-        matches!(
-            self.clipping.threshold,
-            Threshold::Fixed(_) | Threshold::SplitEqual(_) | Threshold::SplitBySize(_)
-        )
+        self.batch.layout.params() <= self.window
+            && (!self.clipping.threshold.looks_at_norms() || self.rows().len() == 1)
     }
 
     /// The same clipping for the rows and columns of a piece alone; the threshold stays as it is.
     fn clipping_of(&self, piece: &Piece) -> Result<Clipping, Failure> {
-        let center = self.center.map(|center| center.of(&piece.columns)).transpose()?;
-        Ok(Clipping { scope: self.scope.of(&piece.rows), center, ..self.clipping.clone() })
+        let (scope, center) = (self.scope.of(&piece.rows), self.center_of(&piece.columns)?);
+        Ok(Clipping { scope, center, ..self.clipping.clone() })
+    }
+
+    /// These columns of the centre, where there is one.
+    fn center_of(&self, columns: &Range<usize>) -> Result<Option<Arc<[f32]>>, Failure> {
+        self.center.map(|center| center.of(columns)).transpose()
     }
 }

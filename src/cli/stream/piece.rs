@@ -1,9 +1,8 @@
 //! Pieces of a batch: runs of whole rows, or the same columns of some rows.
 
-use std::borrow::Cow;
 use std::ops::Range;
 
-use byzclip::{Decision, Error, Granularity, Layout};
+use byzclip::{Decision, Error, Layout};
 
 use crate::cli::batch_file::{BatchFile, Kind};
 use crate::cli::failure::Failure;
@@ -13,9 +12,6 @@ const KNOWN_OF_SPAN: usize = 64;
 
 /// So many rows and layers are worked on together, however small the window is.
 const FEW_SPANS: usize = 1 << 10;
-
-/// Rows and layers that are reported together, where all of them were decided before.
-const REPORTED: usize = 1 << 14;
 
 /// A rectangle of a batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,13 +41,6 @@ impl Piece {
         }
         rows.flat_map(|row| parts(&columns, window).map(move |columns| Self { rows: row..row + 1, columns }))
             .collect()
-    }
-
-    /// A batch in runs of as many rows as are reported at a time.
-    pub(super) fn of_some_rows(batch: &BatchFile) -> impl Iterator<Item = Self> {
-        let Self { rows, columns } = Self::whole(batch);
-        parts(&rows, (REPORTED / (1 + batch.layers.len())).max(1))
-            .map(move |rows| Self { rows, columns: columns.clone() })
     }
 
     /// A batch by columns: as many of all rows at a time as a window holds, but not so many short layers that what is known of
@@ -123,25 +112,20 @@ impl Piece {
         }
     }
 
-    /// What was decided on the rows or layers that it has elements of.
-    pub(super) fn decisions<'a>(
+    /// Of decisions on these layers of each row, those on layers that it has elements of.
+    pub(super) fn pick(
         &self,
         batch: &BatchFile,
-        granularity: Granularity,
-        all: &'a [Decision],
-    ) -> Cow<'a, [Decision]> {
-        if granularity != Granularity::Segment || batch.kind == Kind::Npy {
-            return all[self.rows.clone()].into();
-        }
-        let layers = self.layers(batch);
-        let of_row = |row| batch.layout.spans_of(granularity, row).start;
-        let spans =
-            self.rows.clone().flat_map(|row| layers.iter().map(move |(layer, _)| of_row(row) + layer));
-        spans.map(|span| all[span]).collect()
+        layers: &Range<usize>,
+        decisions: &[Decision],
+    ) -> Vec<Decision> {
+        let picked = self.layers(batch);
+        let rows = decisions.chunks_exact(layers.len());
+        rows.flat_map(|row| picked.iter().map(|(layer, _)| row[layer - layers.start])).collect()
     }
 }
 
-/// Rows and layers that are worked on together.
+/// The most rows and layers that are worked on together: what is known of them takes no more than a window.
 pub(super) fn most_spans(batch: &BatchFile, window: usize) -> usize {
     (window.saturating_mul(batch.dtype.bytes()) / KNOWN_OF_SPAN).max(FEW_SPANS)
 }
