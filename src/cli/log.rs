@@ -86,12 +86,17 @@ const BLOCK: usize = 64 << 10;
 impl<T: Pod> Log<T> {
     /// Fails where there will be more than stays in memory, and no file for it.
     pub(super) fn new(shown: Shown, per_row: usize) -> Result<Self, Failure> {
-        let mut file = SpooledTempFile::new(IN_MEMORY);
+        let mut log = Self::of_at_most(shown, per_row);
         if shown.count().saturating_mul(per_row * size_of::<T>()) > IN_MEMORY {
-            file.roll().map_err(|error| unwritable(&error))?;
+            log.file.get_mut().roll().map_err(|error| unwritable(&error))?;
         }
-        let (file, block) = (RefCell::new(file), RefCell::default());
-        Ok(Self { shown, per_row, rows: 0, file, block, entries: PhantomData })
+        Ok(log)
+    }
+
+    /// The same where most rows may not come: a file is asked for when there is more than stays in memory.
+    pub(super) fn of_at_most(shown: Shown, per_row: usize) -> Self {
+        let (file, block) = (RefCell::new(SpooledTempFile::new(IN_MEMORY)), RefCell::default());
+        Self { shown, per_row, rows: 0, file, block, entries: PhantomData }
     }
 
     /// The number of rows that have come.
@@ -160,7 +165,7 @@ impl<T: Pod> Log<T> {
         let bytes = |entries: usize| entries * size_of::<T>();
         let (row, taken) = (bytes(self.per_row), bytes(entries.len()));
         // Short rows are read with the gaps between their parts: a call for each costs more. Longer reads pass a buffer by.
-        let buffer = if row <= BLOCK { BLOCK } else { taken.min(BLOCK) };
+        let buffer = if row <= BLOCK && rows.len() > 1 { BLOCK } else { taken.min(BLOCK) };
         let mut file = self.file.borrow_mut();
         let mut file = BufReader::with_capacity(buffer, &mut *file);
         file.seek(SeekFrom::Start((rows.start * row + bytes(entries.start)) as u64))?;

@@ -31,10 +31,7 @@ impl Starts {
             return Ok(());
         }
         let log = self.log.get_mut().unwrap_or_else(PoisonError::into_inner);
-        let log = match log {
-            Some(log) => log,
-            None => log.insert(Log::new(Shown::all(files), starts.len())?),
-        };
+        let log = log.get_or_insert_with(|| Log::of_at_most(Shown::all(files), starts.len()));
         self.in_log.push(Some(log.rows()));
         log.append(1, |_| starts.iter().copied())
     }

@@ -9,7 +9,7 @@ use byzclip::{Clipping, Granularity, Layout, Threshold};
 use serde::de::{Error as _, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::failure::Failure;
+use super::failure::{Failure, excerpt};
 use super::input_file;
 use super::output::{Complete, Pending};
 use super::{options, rows};
@@ -200,8 +200,8 @@ struct StateFile {
 /// The version of the file's format.
 const VERSION: u32 = 2;
 
-/// Norms that a history may remember: 64 MiB of them, which are in memory twice while bounds are found.
-const MOST_REMEMBERED: usize = 1 << 24;
+/// Norms that a history may remember: 96 MiB of them.
+const MOST_REMEMBERED: usize = 3 << 23;
 
 /// Words of the longest state: norms, and for each group of at least one the number of its rounds.
 const MOST_WORDS: usize = 2 * MOST_REMEMBERED;
@@ -214,7 +214,7 @@ fn check_history(threshold: &Threshold, norms: usize) -> Result<(), Failure> {
     match *threshold {
         Threshold::History { window, .. } if (window as usize).saturating_mul(norms) > MOST_REMEMBERED => {
             Err(Failure::Usage(format!(
-                "got a history of {}, each of {}; expected at most 16,777,216 norms in all; take fewer rounds",
+                "got a history of {}, each of {}; expected at most 25,165,824 norms, those of all layers; take fewer rounds",
                 rows::count(window as usize, "round"),
                 rows::count(norms, "norm"),
             )))
@@ -285,6 +285,8 @@ impl<'a> SavedState<'a> {
                 words: Vec::new(),
             },
         };
+        // First, because it has the narrower limit where there is one layer.
+        clipping.threshold.check(layout, clipping.granularity)?;
         check_history(&clipping.threshold, saved.described.spans)?;
         let Some(path) = path else { return Ok(saved) };
         let (file, reader) = match input_file::open(path, "a state that byzclip wrote") {
@@ -303,7 +305,7 @@ impl<'a> SavedState<'a> {
             }
             Failure::content(
                 path,
-                &format!("\"{e}\""),
+                &format!("\"{}\"", excerpt(&e.to_string())),
                 "a state that byzclip wrote",
                 "name another file, or remove this one",
             )
@@ -337,10 +339,16 @@ impl StateFile {
             return other(format!("version {}", file.byzclip_state), format!("version {VERSION}"));
         }
         if file.threshold != self.threshold {
-            return other(format!("the state of {}", file.threshold), format!("that of {}", self.threshold));
+            return other(
+                format!("the state of {}", excerpt(&file.threshold)),
+                format!("that of {}", self.threshold),
+            );
         }
         if file.norms != self.norms {
-            return other(format!("a state from {}", file.norms), format!("one from {}", self.norms));
+            return other(
+                format!("a state from {}", excerpt(&file.norms)),
+                format!("one from {}", self.norms),
+            );
         }
         if file.words.is_empty() && self.spans > 0 {
             return other("a state without words".into(), "the words that byzclip wrote".into());

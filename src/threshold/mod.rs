@@ -20,7 +20,7 @@ use crate::numerics;
 ///
 /// Policies that look at norms take those of the rows in scope that are not zeroed; at segment granularity
 /// each position (layer) has a bound of its own, from the norms of that layer across clients. A policy that
-/// finds no norm to look at gives the bound +inf. An order statistic is a norm rounded up to an `f32`, so
+/// finds no norm to look at gives the bound +inf, but an adaptive one its C. An order statistic is a norm rounded up to an `f32`, so
 /// the row that sets a bound is not clipped by it.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
@@ -254,8 +254,8 @@ pub fn decide(
     decide_from_bounds(layout, norms, &bounds, clipping)
 }
 
-/// The first half of [`decide`]: the bound λ of every span, `[spans]`, +inf where the policy found no norm to look at. The
-/// state moves on by a round.
+/// The first half of [`decide`]: the bound λ of every span, `[spans]`, as [`Threshold`] says. The state
+/// moves on by a round.
 ///
 /// The k-th segments of all rows are a group, which has one bound, and no other group's norms change it. So bounds of
 /// a batch of many layers may be found some layers at a time, where their norms do not fit in memory together. A state

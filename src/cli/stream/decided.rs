@@ -1,5 +1,6 @@
 //! What becomes of every row of a batch that has to be read for its norms first: the norms in a log, and a bound for each layer.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use byzclip::{
@@ -15,8 +16,8 @@ use crate::cli::progress::Progress;
 /// Rows and layers that are reported together.
 const REPORTED: usize = 1 << 14;
 
-/// The norms of all rows, in logs, and the bounds. Each piece is decided from them anew: decisions on all rows and layers may not
-/// fit in memory.
+/// The norms of all rows, in logs, and the bounds. Where there are too many rows and layers to hold what is decided on them, each
+/// piece is decided anew.
 pub(super) struct Decided<'a> {
     stream: &'a Stream<'a>,
     row_norms: Log<Norm>,
@@ -24,6 +25,8 @@ pub(super) struct Decided<'a> {
     layer_norms: Log<Norm>,
     /// One for each of these layers, or one for all of a row; every row has the same.
     bounds: Vec<f32>,
+    /// All decisions, where they are held.
+    held: Vec<Decision>,
 }
 
 impl<'a> Decided<'a> {
@@ -40,6 +43,7 @@ impl<'a> Decided<'a> {
             row_norms: Log::new(all, 1)?,
             layer_norms: Log::new(all, layers)?,
             bounds: Vec::new(),
+            held: Vec::new(),
         };
         stream.each_norms(progress, |norms| {
             if clipping.non_finite == NonFinite::Error {
@@ -53,6 +57,11 @@ impl<'a> Decided<'a> {
             true => decided.bounds_from_norms(state)?,
             false => decided.given_bounds(state)?,
         };
+        let (rows, groups) = (0..batch.layout.clients(), decided.groups());
+        // As many as a window has bytes for: a decision takes less than what is known of a span while it is worked on.
+        if rows.len().saturating_mul(groups.len()) <= 2 * most_spans(batch, stream.window) {
+            decided.held = decided.decide(&rows, &groups)?.1;
+        }
         Ok(decided)
     }
 
@@ -70,39 +79,64 @@ impl<'a> Decided<'a> {
         let (batch, groups) = (self.stream.batch, self.groups());
         let clients = batch.layout.clients();
         let at_once = (most_spans(batch, self.stream.window) / clients.max(1)).max(1);
-        // The state was checked with the clipping: each group has as many words.
-        let words_of_group = state.words().len().checked_div(groups.len()).unwrap_or(0);
-        let (mut bounds, mut words) = (Vec::with_capacity(groups.len()), Vec::new());
+        // A long state is not held twice. It was checked with the clipping: each group has as many words.
+        let mut words = std::mem::take(state).into_words();
+        let (is_first_round, words_of_group) =
+            (words.is_empty(), words.len().checked_div(groups.len()).unwrap_or(0));
+        let mut bounds = Vec::with_capacity(groups.len());
         for some in parts(&groups, at_once) {
             let norms = self.norms(&(0..clients), &some)?;
-            let before = &state.words()[some.start * words_of_group..some.end * words_of_group];
-            let mut state_of_some = State::from_words(before.to_vec());
+            let place = some.start * words_of_group..some.end * words_of_group;
+            let mut state_of_some = State::from_words(words[place.clone()].to_vec());
             let layout = without_lengths(clients, some.len())?;
             let found = threshold::bounds(&layout, &norms, self.stream.clipping, &mut state_of_some)?;
             // The first row's: all have the same.
             bounds.extend(found.into_iter().take(some.len()));
             let after = state_of_some.into_words();
-            // Growing by doubling would hold a long state three times.
-            words.reserve_exact(after.len() / some.len() * (groups.end - some.start));
-            words.extend(after);
+            if is_first_round {
+                words.reserve_exact(after.len() / some.len() * (groups.end - some.start));
+                words.extend(after);
+            } else {
+                words[place].copy_from_slice(&after);
+            }
         }
         *state = State::from_words(words);
         Ok(bounds)
     }
 
     /// What was decided on the rows or layers that a piece has elements of.
-    pub(super) fn decisions(&self, piece: &Piece) -> Result<Vec<Decision>, Failure> {
+    pub(super) fn decisions(&self, piece: &Piece) -> Result<Cow<'_, [Decision]>, Failure> {
+        let groups = self.groups();
+        if !self.held.is_empty() {
+            let of_rows = &self.held[piece.rows.start * groups.len()..piece.rows.end * groups.len()];
+            return Ok(self.pick(piece, &groups, of_rows.into()));
+        }
         if self.stream.clipping.granularity != Granularity::Segment {
-            return Ok(self.decide(&piece.rows, &self.groups())?.1);
+            return Ok(self.decide(&piece.rows, &groups)?.1.into());
         }
         let layers = piece.layers(self.stream.batch);
         let (Some((first, _)), Some((last, _))) = (layers.first(), layers.last()) else {
-            return Ok(Vec::new());
+            return Ok(Cow::default());
         };
         // Between them may be layers without elements.
         let between = *first..last + 1;
         let (_, decisions) = self.decide(&piece.rows, &between)?;
-        Ok(piece.pick(self.stream.batch, &between, &decisions))
+        Ok(self.pick(piece, &between, decisions.into()))
+    }
+
+    /// Of decisions on these groups of each of its rows, those on what a piece has elements of.
+    fn pick<'b>(
+        &self,
+        piece: &Piece,
+        groups: &Range<usize>,
+        decisions: Cow<'b, [Decision]>,
+    ) -> Cow<'b, [Decision]> {
+        match self.stream.clipping.granularity {
+            Granularity::Segment if !decisions.is_empty() => {
+                piece.pick(self.stream.batch, groups, &decisions).into()
+            }
+            Granularity::Segment | Granularity::Row | Granularity::Coordinate => decisions,
+        }
     }
 
     /// What happened to every row, some rows at a time.
