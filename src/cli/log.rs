@@ -242,6 +242,19 @@ mod tests {
         }
     }
 
+    /// A file is asked for at once where all rows will come, so that there is an error before the work, and else when it is needed.
+    #[test]
+    fn a_file_is_made_at_once_or_when_it_is_needed() {
+        let shown = Shown::all(1000);
+        assert!(Log::<u64>::new(shown, 1 << 20).unwrap().file.get_mut().is_rolled());
+        let mut log = Log::<u64>::of_at_most(shown, 1 << 20);
+        let mut is_rolled = || {
+            log.append(1, |_| vec![7; 1 << 20]).unwrap();
+            log.file.get_mut().is_rolled()
+        };
+        assert_eq!([(); 3].map(|()| is_rolled()), [false, false, true]);
+    }
+
     /// All, none, the last row, one entry of most rows, and all but one of the first two.
     fn parts_of(rows: usize, per_row: usize) -> [(Range<usize>, Range<usize>); 5] {
         [

@@ -48,3 +48,21 @@ impl Starts {
         part.map(Cow::Owned).map_err(|e| Failure::Failed(unreadable(e)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn each_file_has_its_own() {
+        let files: [[u64; 3]; 5] = [[0, 4, 8], [0, 4, 8], [8, 0, 4], [0, 4, 8], [4, 0, 8]];
+        let mut starts = Starts::default();
+        files.iter().for_each(|file| starts.add(files.len(), file.to_vec()).unwrap());
+        for (number, file) in files.iter().enumerate() {
+            for layers in [0..3, 1..2, 1..3, 3..3] {
+                assert_eq!(*starts.of(number, &layers).unwrap(), file[layers], "{number}");
+            }
+        }
+    }
+}
