@@ -132,7 +132,7 @@ fn a_long_history_is_read_again_or_refused_at_once() {
         folder.path(),
         &[&["clip", "c.safetensors"], &policy[..]].concat(),
         2,
-        &["a history of 1000000 rounds, each of 40 norms", "at most 25,165,824", "fewer rounds"],
+        &["a history of 1000000 rounds, each of 40 norms", "at most 16,777,216", "fewer rounds"],
     );
 }
 

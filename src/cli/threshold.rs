@@ -200,8 +200,8 @@ struct StateFile {
 /// The version of the file's format.
 const VERSION: u32 = 2;
 
-/// Norms that a history may remember: 96 MiB of them.
-const MOST_REMEMBERED: usize = 3 << 23;
+/// Norms that a history may remember: 64 MiB of them.
+const MOST_REMEMBERED: usize = 1 << 24;
 
 /// Words of the longest state: norms, and for each group of at least one the number of its rounds.
 const MOST_WORDS: usize = 2 * MOST_REMEMBERED;
@@ -214,7 +214,7 @@ fn check_history(threshold: &Threshold, norms: usize) -> Result<(), Failure> {
     match *threshold {
         Threshold::History { window, .. } if (window as usize).saturating_mul(norms) > MOST_REMEMBERED => {
             Err(Failure::Usage(format!(
-                "got a history of {}, each of {}; expected at most 25,165,824 norms, those of all layers; take fewer rounds",
+                "got a history of {}, each of {}; expected at most 16,777,216 norms, those of all layers; take fewer rounds",
                 rows::count(window as usize, "round"),
                 rows::count(norms, "norm"),
             )))
