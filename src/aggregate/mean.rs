@@ -203,12 +203,25 @@ impl Divisor {
         decisions: &[Decision],
         weights: &[f32],
     ) -> Self {
+        let counting = weights.iter().enumerate();
+        Self::of(
+            counting
+                .filter(|(row, _)| counts(layout, granularity, decisions, *row))
+                .map(|(_, weight)| *weight),
+        )
+    }
+
+    /// Weights, of which there are at most 2^28.
+    pub(crate) fn of(weights: impl Iterator<Item = f32>) -> Self {
+        // Those of one exponent are summed in a cell: 2^28 of 24 bits fit.
+        let mut cells = [0u64; 254];
+        for weight in weights {
+            let (mantissa, exponent) = integer(weight);
+            cells[exponent as usize] += mantissa;
+        }
         let mut sum = Self::default();
-        for (row, &weight) in weights.iter().enumerate() {
-            if counts(layout, granularity, decisions, row) {
-                let (mantissa, exponent) = integer(weight);
-                add_at(&mut sum.limbs, exponent, u128::from(mantissa));
-            }
+        for (exponent, &cell) in cells.iter().enumerate().filter(|(_, cell)| **cell != 0) {
+            add_at(&mut sum.limbs, exponent as u32, u128::from(cell));
         }
         sum
     }

@@ -24,6 +24,8 @@ mod half_512;
 pub(crate) mod half_simd;
 mod lent;
 mod mean;
+#[cfg(target_arch = "x86_64")]
+mod mean_256;
 mod rows;
 mod short;
 pub(crate) mod simd;
