@@ -252,6 +252,61 @@ fn elements_that_are_not_finite_count_as_zero_in_rows_out_of_scope() {
     assert_eq!(mean, [1.0, 2.0, 2.0]);
 }
 
+/// Whose statuses promise norms that the data does not have.
+#[test]
+fn elements_that_are_not_finite_count_as_zero_whatever_was_decided() {
+    let (clients, params) = (9, 83);
+    let layout = Layout::dense(clients, params).unwrap();
+    let clipping = Clipping::fixed(1.0);
+    let finite = |i: usize| (i % 17) as f32 * 0.25 - 2.0;
+    let decided: Vec<f32> = (0..layout.len()).map(finite).collect();
+    for bad in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        for every in [1, 7] {
+            let mut data = decided.clone();
+            data.iter_mut().step_by(every).for_each(|value| *value = bad);
+            for weights in [Weights::Equal, Weights::PerRow((1..=clients).map(|row| row as f32).collect())] {
+                for bound in [1.0, 1e-3, f32::INFINITY] {
+                    let clipping = Clipping { threshold: Threshold::Fixed(bound), ..clipping.clone() };
+                    let norms = Reference.norms(&layout, &decided, &clipping).unwrap();
+                    let decisions =
+                        Reference.threshold(&layout, &norms, &clipping, &mut Default::default()).unwrap();
+                    let want = Reference.mean(&layout, &data, &clipping, &decisions, &weights).unwrap();
+                    for (name, backend) in all() {
+                        let got = backend.mean(&layout, &data, &clipping, &decisions, &weights).unwrap();
+                        assert_same_bits(&format!("{name}, {bad} every {every}, {bound}"), &got, &want);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// More than are summed at a time, with weights of which the least vanish beside the greatest.
+#[test]
+fn many_rows_of_any_weights_have_the_exact_mean() {
+    let mut rng = Rng::new(29);
+    let (clients, params) = (1100, 37);
+    let layout = Layout::dense(clients, params).unwrap();
+    for power in [0, 3, 70, 148] {
+        let weights = |rng: &mut Rng| 2f32.powi(rng.below(1 + 2 * power) as i32 - power as i32 / 2 * 2);
+        let weights = Weights::PerRow((0..clients).map(|_| weights(&mut rng).min(1e38)).collect());
+        for (kind, scale) in [1.0, 1e-38, 1e-44, 3e35].into_iter().enumerate() {
+            // Of one sign, of two, and with columns of little and of nothing.
+            let value = |i: usize, rng: &mut Rng| match (i % params) % 4 {
+                0 => rng.unit().abs() * scale,
+                1 => rng.unit() * scale,
+                2 if i / params == 5 => scale,
+                2 => 0.0,
+                _ => (rng.below(9) as f32 - 4.0) * scale,
+            };
+            let data: Vec<f32> = (0..layout.len()).map(|i| value(i, &mut rng)).collect();
+            for clipping in [Clipping::fixed(f32::INFINITY), Clipping::fixed(2.0 * scale)] {
+                conform(&format!("2^{power}, values {kind}"), &layout, &data, &clipping, &weights);
+            }
+        }
+    }
+}
+
 #[test]
 fn the_ends_of_the_range_neither_over_nor_underflow() {
     let (max, least) = (f32::MAX, f32::from_bits(1));

@@ -10,6 +10,7 @@ use super::rows::Storage;
 use super::simd::{Kernel, vectorised};
 use super::squares::{sums_of_half_group, sums_of_half_squares};
 use super::sum::FastSum;
+use super::terms::Add;
 use crate::batch::Granularity;
 use crate::clip::{Clipping, Status};
 use crate::half::Half;
@@ -42,7 +43,7 @@ impl Halves {
             let widened = &mut widened[..block.len()];
             // Squares have no signs, and need none.
             if self.half != Half::F16 || !half_simd::widen_f16(block, widened) {
-                vectorised(Widen::<false> { half: self.half, bits: block, values: widened });
+                vectorised(Widen { half: self.half, bits: block, values: widened });
             }
             let of_block = work(widened);
             joined = Some(match joined.take() {
@@ -98,6 +99,19 @@ impl Storage for Halves {
     fn apply(&self, elements: &mut [u16], _first: usize, decision: &Decision) {
         apply(self.half, elements, decision, self.granularity);
     }
+
+    fn factor(&self, decision: &Decision) -> Option<f32> {
+        matches!(decision.status, Status::Untouched | Status::OutOfScope).then_some(1.0)
+    }
+
+    #[inline]
+    fn value(&self, element: u16, _coordinate: usize, decision: &Decision) -> f32 {
+        self.half.clipped(element, decision, self.granularity)
+    }
+
+    fn add<const EQUAL: bool, const UNCHECKED: bool>(&self, add: Add<'_, '_, u16, EQUAL, UNCHECKED>) {
+        add.halves(self.half);
+    }
 }
 
 struct Largest<'a>(&'a [u16]);
@@ -111,30 +125,23 @@ impl Kernel for Largest<'_> {
     }
 }
 
-/// Writes the values of halves.
-pub(super) fn widen(half: Half, bits: &[u16], values: &mut [f32]) {
-    if half != Half::F16 || !half_simd::widen_f16(bits, values) {
-        vectorised(Widen::<true> { half, bits, values });
-    }
-}
-
-struct Widen<'a, const SIGNED: bool> {
+/// Writes the values of halves, without their signs.
+struct Widen<'a> {
     half: Half,
     bits: &'a [u16],
     values: &'a mut [f32],
 }
 
-impl<const SIGNED: bool> Kernel for Widen<'_, SIGNED> {
+impl Kernel for Widen<'_> {
     type Output = ();
 
     /// A loop for each format, so that each is vectorised for itself.
     #[inline(always)]
     fn run(self) {
-        let mask = if SIGNED { 0xffff } else { 0x7fff };
         let pairs = self.values.iter_mut().zip(self.bits);
         match self.half {
-            Half::F16 => pairs.for_each(|(value, &bits)| *value = Half::F16.widen(bits & mask)),
-            Half::Bf16 => pairs.for_each(|(value, &bits)| *value = Half::Bf16.widen(bits & mask)),
+            Half::F16 => pairs.for_each(|(value, &bits)| *value = Half::F16.widen(bits & 0x7fff)),
+            Half::Bf16 => pairs.for_each(|(value, &bits)| *value = Half::Bf16.widen(bits & 0x7fff)),
         }
     }
 }

@@ -6,7 +6,7 @@
 //! - `sum.rs`: sums of squares in `f64`, where the square of an `f32` is exact and cannot over- or underflow;
 //!   their error is bounded, and a row whose rounding they leave open is summed exactly.
 //! - `simd.rs`, `squares.rs`, `half_simd.rs`, and the files in `_512` and `_256`: the vectors of this processor, AVX-512 or AVX2.
-//! - `mean.rs`: the mean of clipped rows.
+//! - `mean.rs`: the mean of clipped rows; `terms.rs`: the sums that it takes.
 //! - `tasks.rs`: rows cut in tasks; `threads.rs`: tasks that the caller and the threads of a pool share; `lent.rs`: work that the caller lends to
 //!   a pool's threads, and takes back.
 
@@ -24,8 +24,6 @@ mod half_512;
 pub(crate) mod half_simd;
 mod lent;
 mod mean;
-#[cfg(target_arch = "x86_64")]
-mod mean_256;
 mod rows;
 mod short;
 pub(crate) mod simd;
@@ -37,11 +35,14 @@ mod squares_256;
 mod squares_512;
 mod sum;
 mod tasks;
+mod terms;
+#[cfg(target_arch = "x86_64")]
+mod terms_256;
 mod threads;
 
 use self::half::Halves;
 use self::lent::Pool;
-use self::mean::{Elements, MeanBatch};
+use self::mean::MeanBatch;
 use self::rows::Rows;
 use self::single::Singles;
 #[cfg(feature = "cli")]
@@ -168,8 +169,8 @@ impl Backend for Cpu {
     ) -> Result<Vec<f32>> {
         let weights = check_mean(layout, data, clipping, weights)?;
         check_decisions(layout, clipping.granularity, decisions)?;
-        let data = Elements::Single(data);
-        let batch = MeanBatch::new(layout, data, clipping, decisions, &weights, self)?;
+        let storage = Singles::of(clipping);
+        let batch = MeanBatch::new(layout, storage, data, clipping, decisions, &weights, self)?;
         let mut mean = vec![0.0; layout.params()];
         batch.mean(&mut mean);
         Ok(mean)
@@ -227,8 +228,8 @@ impl Backend for Cpu {
     ) -> Result<Vec<f32>> {
         let weights = check_mean_half(layout, data, clipping, weights)?;
         check_decisions(layout, clipping.granularity, decisions)?;
-        let data = Elements::Half(half, data);
-        let batch = MeanBatch::new(layout, data, clipping, decisions, &weights, self)?;
+        let storage = Halves::of(half, clipping);
+        let batch = MeanBatch::new(layout, storage, data, clipping, decisions, &weights, self)?;
         let mut mean = vec![0.0; layout.params()];
         batch.mean(&mut mean);
         Ok(mean)

@@ -7,6 +7,7 @@ use super::short::ShortRows;
 use super::simd::prefetches_within;
 use super::sum::FastSum;
 use super::tasks::{Cursor, Hands, cut, each, elements_of_task};
+use super::terms::Add;
 use super::threads::{Team, WORTH_SHARING};
 use super::{Cpu, LINE, PART};
 use crate::batch::{Granularity, Layout};
@@ -29,7 +30,7 @@ const WORTH_ALIGNING: usize = 1 << 12;
 /// How elements are stored, and what one thread does with some of a row that lie side by side. `first` is the
 /// coordinate of the first of them.
 pub(super) trait Storage: Sync {
-    type Element: Send + Sync;
+    type Element: Copy + Default + Send + Sync;
 
     /// Their sum of squares; the first `prefetches` of them ask for memory ahead.
     fn sum(&self, elements: &[Self::Element], first: usize, prefetches: usize) -> FastSum;
@@ -51,6 +52,18 @@ pub(super) trait Storage: Sync {
 
     /// Writes what the decision makes of them.
     fn apply(&self, elements: &mut [Self::Element], first: usize, decision: &Decision);
+
+    /// The factor whose products with elements, in `f32`, count in a mean as what [`Self::apply`] makes of them, if there is one.
+    fn factor(&self, decision: &Decision) -> Option<f32>;
+
+    /// What an element counts as in a mean.
+    fn value(&self, element: Self::Element, coordinate: usize, decision: &Decision) -> f32;
+
+    /// Adds the terms of some rows.
+    fn add<const EQUAL: bool, const UNCHECKED: bool>(
+        &self,
+        add: Add<'_, '_, Self::Element, EQUAL, UNCHECKED>,
+    );
 }
 
 /// A batch, and how its rows are worked on.

@@ -5,6 +5,8 @@ use super::rows::Storage;
 use super::simd::{Kernel, vectorised};
 use super::squares::{sums_of_group, sums_of_squares};
 use super::sum::FastSum;
+use super::terms::Add;
+use crate::aggregate::clipped;
 use crate::batch::Granularity;
 use crate::clip::{Clipping, Status};
 use crate::numerics::{ExactSum, clamped, scaled, scaled_around, single_factor};
@@ -79,6 +81,25 @@ impl Storage for Singles<'_> {
             (Status::Clipped, None) => vectorised(Scale { values: elements, factor }),
             (Status::Clipped, Some(center)) => vectorised(ScaleAround { values: elements, center, factor }),
         }
+    }
+
+    fn factor(&self, decision: &Decision) -> Option<f32> {
+        match (decision.status, self.granularity) {
+            (Status::Untouched | Status::OutOfScope, _) => Some(1.0),
+            (Status::Clipped, Granularity::Row | Granularity::Segment) if self.center.is_none() => {
+                single_factor(decision.factor)
+            }
+            _ => None,
+        }
+    }
+
+    #[inline]
+    fn value(&self, element: f32, coordinate: usize, decision: &Decision) -> f32 {
+        clipped(element, self.center.map(|center| center[coordinate]), decision, self.granularity)
+    }
+
+    fn add<const EQUAL: bool, const UNCHECKED: bool>(&self, add: Add<'_, '_, f32, EQUAL, UNCHECKED>) {
+        add.singles();
     }
 }
 

@@ -1,11 +1,12 @@
 //! Sums of the terms of means with the vectors of AVX2: eight `f32` to one, which become two of four `f64`.
 //!
-//! Written with intrinsics: of the loop in `mean.rs` compilers make four elements at a time, at two thirds of the speed.
+//! Written with intrinsics: of a loop compilers make four elements at a time, at two thirds of the speed.
 
 use std::arch::x86_64::*;
 
-use super::mean::{Add, CHUNK, TOGETHER, Terms, add_one_by_one};
 use super::squares::{LANES, MASKS};
+use super::terms::{Add, CHUNK, TOGETHER, Terms, add_one_by_one};
+use crate::half::Half;
 
 /// Elements of a vector.
 const WIDTH: usize = 8;
@@ -13,71 +14,102 @@ const WIDTH: usize = 8;
 /// Vectors of a chunk.
 const VECTORS: usize = CHUNK / WIDTH;
 
-/// Does what [`Add`] does.
-#[allow(clippy::needless_range_loop)] // All rows are at the same place.
 #[target_feature(enable = "avx2,fma")]
-pub(super) fn add<const EQUAL: bool, const UNCHECKED: bool>(add: Add<'_, '_, EQUAL, UNCHECKED>) {
+pub(super) fn add_singles<const EQUAL: bool, const UNCHECKED: bool>(add: Add<'_, '_, f32, EQUAL, UNCHECKED>) {
+    add_wide(add, |chunk| bytemuck::cast(*chunk), |value| value);
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn add_halves<const EQUAL: bool, const UNCHECKED: bool>(
+    add: Add<'_, '_, u16, EQUAL, UNCHECKED>,
+    half: Half,
+) {
+    match half {
+        Half::F16 => add_wide(
+            add,
+            |chunk| {
+                let [a, b]: [__m128i; VECTORS] = bytemuck::cast(*chunk);
+                [_mm256_cvtph_ps(a), _mm256_cvtph_ps(b)]
+            },
+            |bits| Half::F16.widen(bits),
+        ),
+        Half::Bf16 => add_wide(
+            add,
+            |chunk| {
+                let [a, b]: [__m128i; VECTORS] = bytemuck::cast(*chunk);
+                let wide = |bits| _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+                [wide(a), wide(b)]
+            },
+            |bits| Half::Bf16.widen(bits),
+        ),
+    }
+}
+
+#[allow(clippy::needless_range_loop)] // All rows are at the same place.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn add_wide<T: Copy, const EQUAL: bool, const UNCHECKED: bool>(
+    add: Add<'_, '_, T, EQUAL, UNCHECKED>,
+    widen_chunk: impl Fn(&[T; CHUNK]) -> [__m256; VECTORS],
+    widen: impl Fn(T) -> f32,
+) {
     let (terms, sums) = (&add.terms, add.sums);
     let length = sums.sums.len();
-    let rest = length % CHUNK;
     let mut rows = [&[][..]; TOGETHER];
     for k in 0..TOGETHER {
-        rows[k] = &terms[k].values[..length].as_chunks::<CHUNK>().0[..length / CHUNK];
+        rows[k] = &terms[k].elements[..length].as_chunks::<CHUNK>().0[..length / CHUNK];
     }
     let chunks = sums.sums.as_chunks_mut().0.iter_mut();
     let chunks = chunks.zip(sums.sizes.as_chunks_mut().0).zip(sums.least.as_chunks_mut().0);
     for (i, ((sums, sizes), least)) in chunks.enumerate().take(length / CHUNK) {
         add.ahead.ask(i);
-        let mut values = [&[0.0; CHUNK]; TOGETHER];
+        let mut values = [[_mm256_setzero_ps(); VECTORS]; TOGETHER];
         for k in 0..TOGETHER {
-            values[k] = &rows[k][i];
+            values[k] = widen_chunk(&rows[k][i]);
         }
-        add_chunk::<EQUAL, UNCHECKED>((sums, sizes, least), values, terms, None);
+        add_chunk::<T, EQUAL, UNCHECKED>((sums, sizes, least), values, terms);
     }
+    let rest = length % CHUNK;
     if rest == 0 {
         return;
     }
     // What is left is added as the end of one more chunk.
     let last = (sums.sums.last_chunk_mut(), sums.sizes.last_chunk_mut(), sums.least.last_chunk_mut());
     let (Some(last_sums), Some(sizes), Some(least)) = last else {
-        return add_one_by_one::<EQUAL, UNCHECKED>(sums, terms, 0);
+        return add_one_by_one::<T, EQUAL, UNCHECKED>(sums, terms, 0..length, widen);
     };
-    let mut values = [&[0.0; CHUNK]; TOGETHER];
-    for k in 0..TOGETHER {
-        if let Some(last) = terms[k].values[..length].last_chunk() {
-            values[k] = last;
+    let mut values = [[_mm256_setzero_ps(); VECTORS]; TOGETHER];
+    if let Some(masks) = MASKS[LANES - CHUNK + rest..].first_chunk::<CHUNK>() {
+        let masks: [__m256; VECTORS] = bytemuck::cast(*masks);
+        for k in 0..TOGETHER {
+            if let Some(last) = terms[k].elements[..length].last_chunk() {
+                let [a, b] = widen_chunk(last);
+                values[k] = [_mm256_and_ps(a, masks[0]), _mm256_and_ps(b, masks[1])];
+            }
         }
     }
-    add_chunk::<EQUAL, UNCHECKED>((last_sums, sizes, least), values, terms, Some(rest));
+    add_chunk::<T, EQUAL, UNCHECKED>((last_sums, sizes, least), values, terms);
 }
 
 type Places<'a> = (&'a mut [f64; CHUNK], &'a mut [f32; CHUNK], &'a mut [u32; CHUNK]);
 
-/// Adds a chunk of each row, or only its last elements, so many.
+/// Adds a chunk of each row.
 #[allow(clippy::needless_range_loop)]
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-fn add_chunk<const EQUAL: bool, const UNCHECKED: bool>(
+fn add_chunk<T, const EQUAL: bool, const UNCHECKED: bool>(
     (sums, sizes, least): Places<'_>,
-    values: [&[f32; CHUNK]; TOGETHER],
-    terms: &[Terms<'_>; TOGETHER],
-    rest: Option<usize>,
+    values: [[__m256; VECTORS]; TOGETHER],
+    terms: &[Terms<'_, T>; TOGETHER],
 ) {
     let mut sums_of: [[__m256d; 2]; VECTORS] = bytemuck::cast(*sums);
     let mut sizes_of: [__m256; VECTORS] = bytemuck::cast(*sizes);
     let mut least_of: [__m256i; VECTORS] = bytemuck::cast(*least);
-    let masks: Option<[__m256; VECTORS]> = rest
-        .and_then(|rest| MASKS[LANES - CHUNK + rest..].first_chunk::<CHUNK>())
-        .map(|masks| bytemuck::cast(*masks));
     for i in 0..VECTORS {
         let (mut low, mut high) = (_mm256_setzero_pd(), _mm256_setzero_pd());
         let mut size = _mm256_setzero_ps();
         for k in 0..TOGETHER {
-            let vectors: [__m256; VECTORS] = bytemuck::cast(*values[k]);
-            let mut value = vectors[i];
-            if let Some(masks) = masks {
-                value = _mm256_and_ps(value, masks[i]);
-            }
+            let mut value = values[k][i];
             if UNCHECKED {
                 let finite = _mm256_cmp_ps::<_CMP_LT_OQ>(magnitude(value), _mm256_set1_ps(f32::INFINITY));
                 value = _mm256_and_ps(value, finite);
