@@ -18,7 +18,7 @@ use byzclip::bench::expected::Expected;
 use byzclip::bench::host::AnyBatch;
 use byzclip::bench::measure::timed;
 use byzclip::bench::{Settings, host, plain};
-use byzclip::{Backend, Clipping, Cpu, Layout, Norms, Reference, Weights};
+use byzclip::{Backend, Clipping, Cpu, Half, Layout, Norms, Reference, Weights};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use rayon::prelude::*;
 
@@ -75,7 +75,7 @@ fn clip(criterion: &mut Criterion) {
     }
 }
 
-/// The mean of a batch of which a fifth is clipped, weighted by samples; host batches go to a GPU and back.
+/// The mean of a batch of which a fifth is clipped, weighted by samples and equally, and of halves; host batches go to a GPU and back.
 fn mean(criterion: &mut Criterion) {
     let case = Case::clip(0.2);
     for (name, backend) in backends() {
@@ -87,10 +87,19 @@ fn mean(criterion: &mut Criterion) {
             let decisions = backend.threshold(layout, &norms, &clipping, &mut Default::default()).unwrap();
             let samples: Vec<f32> = (0..shape.clients).map(|row| (100 + row % 500) as f32).collect();
             let weights = Weights::PerRow(samples.clone());
-            let run = || backend.mean(layout, black_box(data), &clipping, &decisions, &weights).unwrap();
-            let expected = Reference.mean(layout, data, &clipping, &decisions, &weights).unwrap();
-            let bits = |mean: &[f32]| mean.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
-            assert!(bits(&run()) == bits(&expected), "{name}: the mean of {shape} is wrong");
+            let run = |weights: &Weights| {
+                backend.mean(layout, black_box(data), &clipping, &decisions, weights).unwrap()
+            };
+            let same = |mean: &[f32], expected: &[f32]| {
+                assert!(
+                    mean.iter().map(|m| m.to_bits()).eq(expected.iter().map(|m| m.to_bits())),
+                    "{name}, {shape}"
+                );
+            };
+            for weights in [&weights, &Weights::Equal] {
+                let expected = Reference.mean(layout, data, &clipping, &decisions, weights).unwrap();
+                same(&run(weights), &expected);
+            }
             let total: f32 = samples.iter().sum();
             let of_rows: Vec<f32> = (samples.iter().zip(&decisions))
                 .map(|(samples, decision)| samples / total * decision.factor as f32)
@@ -99,10 +108,28 @@ fn mean(criterion: &mut Criterion) {
             let mut group = criterion.benchmark_group(format!("{name}/{shape}"));
             group.sample_size(10);
             group.throughput(Throughput::Bytes(4 * shape.elements() as u64));
-            group.bench_function("byzclip/mean", |bencher| bencher.iter(run));
+            group.bench_function("byzclip/mean", |bencher| bencher.iter(|| run(&weights)));
+            group.bench_function("byzclip/mean, equal weights", |bencher| {
+                bencher.iter(|| run(&Weights::Equal))
+            });
             group.bench_function("plain/mean", |bencher| {
                 bencher.iter(|| plain_mean(shape, black_box(data), &of_rows));
             });
+            group.throughput(Throughput::Bytes(2 * shape.elements() as u64));
+            for half in [Half::F16, Half::Bf16] {
+                let bits: Vec<u16> = data.iter().map(|value| half.truncate(*value)).collect();
+                let norms = backend.norms_half(layout, half, &bits, &clipping).unwrap();
+                let decisions =
+                    backend.threshold(layout, &norms, &clipping, &mut Default::default()).unwrap();
+                let run = || {
+                    backend
+                        .mean_half(layout, half, black_box(&bits), &clipping, &decisions, &weights)
+                        .unwrap()
+                };
+                let expected = Reference.mean_half(layout, half, &bits, &clipping, &decisions, &weights);
+                same(&run(), &expected.unwrap());
+                group.bench_function(format!("byzclip/mean of {half:?}"), |bencher| bencher.iter(run));
+            }
             group.finish();
         }
     }

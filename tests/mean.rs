@@ -255,15 +255,17 @@ fn elements_that_are_not_finite_count_as_zero_in_rows_out_of_scope() {
 /// Whose statuses promise norms that the data does not have.
 #[test]
 fn elements_that_are_not_finite_count_as_zero_whatever_was_decided() {
-    let (clients, params) = (9, 83);
+    // As many as the CPU adds together.
+    let (clients, params) = (8, 83);
     let layout = Layout::dense(clients, params).unwrap();
     let clipping = Clipping::fixed(1.0);
     let finite = |i: usize| (i % 17) as f32 * 0.25 - 2.0;
     let decided: Vec<f32> = (0..layout.len()).map(finite).collect();
-    for bad in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+    for bad in [[f32::NAN; 2], [-f32::NAN; 2], [f32::INFINITY; 2], [f32::INFINITY, f32::NEG_INFINITY]] {
         for every in [1, 7] {
             let mut data = decided.clone();
-            data.iter_mut().step_by(every).for_each(|value| *value = bad);
+            let places = data.iter_mut().enumerate().step_by(every);
+            places.for_each(|(i, value)| *value = bad[(i / params) % 2]);
             for weights in [Weights::Equal, Weights::PerRow((1..=clients).map(|row| row as f32).collect())] {
                 for bound in [1.0, 1e-3, f32::INFINITY] {
                     let clipping = Clipping { threshold: Threshold::Fixed(bound), ..clipping.clone() };
@@ -273,11 +275,62 @@ fn elements_that_are_not_finite_count_as_zero_whatever_was_decided() {
                     let want = Reference.mean(&layout, &data, &clipping, &decisions, &weights).unwrap();
                     for (name, backend) in all() {
                         let got = backend.mean(&layout, &data, &clipping, &decisions, &weights).unwrap();
-                        assert_same_bits(&format!("{name}, {bad} every {every}, {bound}"), &got, &want);
+                        assert_same_bits(&format!("{name}, {bad:?} every {every}, {bound}"), &got, &want);
                     }
                 }
             }
         }
+    }
+}
+
+/// Statuses are those of whole rows; what else a caller brings counts as it says.
+#[test]
+fn segments_of_other_statuses_than_their_rows_count_as_they_say() {
+    let layout = Layout::dense(7, 20).unwrap().layered(&[5, 15]).unwrap();
+    let data: Vec<f32> = (0..layout.len()).map(|i| (i % 17) as f32 * 0.25 - 2.0).collect();
+    let clipping = Clipping::fixed(3.0).granularity(Granularity::Segment);
+    let norms = Reference.norms(&layout, &data, &clipping).unwrap();
+    let decisions = Reference.threshold(&layout, &norms, &clipping, &mut Default::default()).unwrap();
+    for status in [Status::Kept, Status::Zeroed, Status::Untouched, Status::OutOfScope] {
+        let mut decisions = decisions.clone();
+        decisions.iter_mut().skip(1).step_by(4).for_each(|decision| decision.status = status);
+        let want = Reference.mean(&layout, &data, &clipping, &decisions, &Weights::Equal).unwrap();
+        for (name, backend) in all() {
+            let got = backend.mean(&layout, &data, &clipping, &decisions, &Weights::Equal).unwrap();
+            assert_same_bits(&format!("{name}, {status:?}"), &got, &want);
+        }
+    }
+}
+
+/// A sum in `f64` would be the middle between two `f32`, and the exact one is not.
+#[test]
+fn what_f64_loses_decides_ties() {
+    let (two, low) = (2.0f32, 2f32.powi(-30));
+    let up = 1.0 + f32::EPSILON;
+    let columns = [
+        ([two, two.next_up(), low * up, -low], up),
+        ([two, two.next_up(), low, -low * up], 1.0),
+        ([two, two.next_up(), low, -low], 1.0),
+        ([two, two.next_up(), low * up, 0.0], up),
+    ];
+    let layout = Layout::dense(4, columns.len()).unwrap();
+    let data: Vec<f32> = (0..4).flat_map(|row| columns.map(|(column, _)| column[row])).collect();
+    for weight in [1.0, 0.7] {
+        let weights = Weights::PerRow(vec![weight; 4]);
+        let mean = conform("lost bits", &layout, &data, &Clipping::fixed(f32::INFINITY), &weights);
+        assert_same_bits("lost bits", &mean, &columns.map(|(_, mean)| mean));
+    }
+}
+
+/// In a mean of values that are not much larger, whose last bits they would change.
+#[test]
+fn subnormal_products_count_as_zero() {
+    let layout = Layout::dense(2, 4).unwrap();
+    let large = 2f32.powi(20);
+    for power in -130..-105 {
+        let value = 2f32.powi(power + 20) * 1.3;
+        let data = [1.7 * 2f32.powi(-118), 2f32.powi(-115), -1e-36, 0.0, value, value, value, large];
+        conform(&format!("2^{power}"), &layout, &data, &Clipping::fixed(1.0), &Weights::Equal);
     }
 }
 
@@ -295,7 +348,7 @@ fn many_rows_of_any_weights_have_the_exact_mean() {
             let value = |i: usize, rng: &mut Rng| match (i % params) % 4 {
                 0 => rng.unit().abs() * scale,
                 1 => rng.unit() * scale,
-                2 if i / params == 5 => scale,
+                2 if i / params == 7 * (i % params) => -scale,
                 2 => 0.0,
                 _ => (rng.below(9) as f32 - 4.0) * scale,
             };
