@@ -113,11 +113,14 @@ fn of_magnitudes(vector: &mut [u16; LANES], scaled: impl Fn(__m256i) -> __m256i)
 /// The bits of products that are not negative, as if rounded towards zero.
 ///
 /// The difference of the exact product and the rounded one is negative where that was rounded up, and keeps its sign where it is
-/// too small for an `f32`; where there is none it is a zero without a sign. A rounded product of 0 is not above the exact one.
+/// too small for an `f32`; where there is none it is a zero without a sign. A rounded product of 0 is not above the exact one. Of an infinite
+/// one the difference is a NaN of either sign, and nothing is cut.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn magnitudes_cut(values: __m256, factors: __m256) -> __m256i {
     let products = _mm256_mul_ps(values, factors);
     let differences = _mm256_castps_si256(_mm256_fmsub_ps(values, factors, products));
-    _mm256_add_epi32(_mm256_castps_si256(products), _mm256_srai_epi32::<31>(differences))
+    let products = _mm256_castps_si256(products);
+    let is_finite = _mm256_cmpgt_epi32(_mm256_set1_epi32(f32::INFINITY.to_bits() as i32), products);
+    _mm256_add_epi32(products, _mm256_and_si256(is_finite, _mm256_srai_epi32::<31>(differences)))
 }
