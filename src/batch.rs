@@ -352,6 +352,7 @@ impl Layout {
 
     /// Checks that all rows have the same coordinates, cut the same way.
     pub(crate) fn check_alike(&self) -> Result<()> {
+        // Alike as they are written down: no need to look at each.
         if let (Rows::Strided { .. }, Segments::Whole | Segments::Uniform { .. }) =
             (&self.rows, &self.segments)
         {

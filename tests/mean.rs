@@ -277,6 +277,17 @@ fn elements_that_are_not_finite_count_as_zero_whatever_was_decided() {
                         let got = backend.mean(&layout, &data, &clipping, &decisions, &weights).unwrap();
                         assert_same_bits(&format!("{name}, {bad:?} every {every}, {bound}"), &got, &want);
                     }
+                    for half in [Half::F16, Half::Bf16] {
+                        let data: Vec<u16> = data.iter().map(|value| half.truncate(*value)).collect();
+                        let want = Reference.mean_half(&layout, half, &data, &clipping, &decisions, &weights);
+                        let want = want.unwrap();
+                        for (name, backend) in all() {
+                            let got =
+                                backend.mean_half(&layout, half, &data, &clipping, &decisions, &weights);
+                            let context = format!("{name}, {half:?}, {bad:?} every {every}, {bound}");
+                            assert_same_bits(&context, &got.unwrap(), &want);
+                        }
+                    }
                 }
             }
         }

@@ -203,15 +203,13 @@ impl Divisor {
         decisions: &[Decision],
         weights: &[f32],
     ) -> Self {
-        let counting = weights.iter().enumerate();
+        let rows = weights.iter().enumerate();
         Self::of(
-            counting
-                .filter(|(row, _)| counts(layout, granularity, decisions, *row))
-                .map(|(_, weight)| *weight),
+            rows.filter(|(row, _)| counts(layout, granularity, decisions, *row)).map(|(_, weight)| *weight),
         )
     }
 
-    /// Weights, of which there are at most 2^28.
+    /// The sum of weights, at most 2^28 of them.
     pub(crate) fn of(weights: impl Iterator<Item = f32>) -> Self {
         // Those of one exponent are summed in a cell: 2^28 of 24 bits fit.
         let mut cells = [0u64; 254];

@@ -109,7 +109,7 @@ impl Storage for Halves {
         self.half.clipped(element, decision, self.granularity)
     }
 
-    fn add<const EQUAL: bool, const UNCHECKED: bool>(&self, add: Add<'_, '_, u16, EQUAL, UNCHECKED>) {
+    fn add<const EQUAL: bool, const TESTED: bool>(&self, add: Add<'_, '_, u16, EQUAL, TESTED>) {
         add.halves(self.half);
     }
 }

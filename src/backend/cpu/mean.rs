@@ -18,6 +18,9 @@ use crate::threshold::Decision;
 /// Coordinates that one task averages: their sums stay in a core's cache while the rows pass.
 const STRIP: usize = 1024;
 
+/// Bits of a divisor whose products with the 25 bits of a middle between two `f32` are exact in `f64`.
+const DIVISOR_BITS: u32 = 53 - 25;
+
 /// What a term of the mean takes, as a number of elements of a norm.
 const TERM: usize = 3;
 
@@ -87,7 +90,7 @@ impl<'a, S: Storage> MeanBatch<'a, S> {
         if equal {
             rows.iter_mut().for_each(|row| row.weight = 1.0);
         }
-        let unit = if equal { 1.0 } else { unit_of_sizes(&rows) };
+        let unit = unit_of_sizes(&rows);
         let divisor = Divisor::of(rows.iter().map(|row| row.weight));
         let team = Team::new(&cpu.pool, layout.elements().saturating_mul(TERM))?;
         let force_exact = cpu.force_exact;
@@ -101,9 +104,16 @@ impl<'a, S: Storage> MeanBatch<'a, S> {
             return;
         }
         let strips = self.strips(mean);
+        if self.force_exact {
+            return self.team.share(strips.into_iter(), |mut strip| {
+                let all = (0..strip.mean.len()).collect();
+                self.sum_as_integers(&mut strip, all);
+            });
+        }
         let rows = self.rows.len();
         let of_part = |strip: &Strip<'_>| (PART / strip.mean.len()).max(1);
         let parts = |strip: &Strip<'_>| rows.div_ceil(of_part(strip));
+        // Strips are enough to share where each thread gets as many, or where they are more than the parts that rows would make.
         if self.team.is_even_over(strips.len()) || strips.iter().all(|strip| parts(strip) <= strips.len()) {
             self.team.share(strips.into_iter(), |strip| {
                 let sums = self.sums(&strip, &self.rows);
@@ -145,27 +155,35 @@ impl<'a, S: Storage> MeanBatch<'a, S> {
         strips
     }
 
-    /// The means of a strip from its fast sums, in which a term took part in so many additions; coordinates that those leave open are
-    /// summed exactly.
+    /// The means of a strip from its fast sums, in which a term took part in so many additions. What they leave open is found by the
+    /// first that can: the same sums, where they are exact; sums in `f64` anew, where those are; integers. Most of it lies in the
+    /// middle between two `f32`, as means of few rows of equal weight often do.
     fn mean_of(&self, mut strip: Strip<'_>, sums: &Sums, additions: u32) {
-        let mut open = [true; STRIP];
-        let open = &mut open[..strip.mean.len()];
-        if self.force_exact {
-            return self.exact(&mut strip, (0..open.len()).collect(), None);
-        }
-        let (unit, divisor) = (self.unit, self.divisor.to_f64());
-        let mean = &mut *strip.mean;
-        if !vectorised(Certify { sums, additions, unit, divisor, mean, open: &mut *open }) {
+        let mut open = self.certify(&mut strip, sums, additions);
+        if open.is_empty() {
             return;
         }
-        let mut open: Vec<usize> = (0..open.len()).filter(|i| open[*i]).collect();
-        // So that its products with 25 bits are exact.
-        let divisor = self.divisor.exact_f64(28);
-        if let (true, Some(divisor)) = (self.equal, divisor) {
-            let mean = |i: usize| nearest_quotient(sums.exact(i)?, divisor);
-            open.retain(|&i| settle(&mut strip.mean[i], mean(i)));
+        if let Some(divisor) = self.divisor.exact_f64(DIVISOR_BITS) {
+            if self.equal {
+                let mean = |i: usize| nearest_quotient(sums.exact(i)?, divisor);
+                open.retain(|&i| settle(&mut strip.mean[i], mean(i)));
+            }
+            let again = self.sums_at(&strip, &open, SumInUnits::add);
+            let mut means = again.iter().map(|sum| nearest_quotient(sum.exact()?, divisor));
+            open.retain(|&i| settle(&mut strip.mean[i], means.next().flatten()));
         }
-        self.exact(&mut strip, open, divisor);
+        self.sum_as_integers(&mut strip, open);
+    }
+
+    /// The means that fast sums leave no doubt about, and which others there are.
+    fn certify(&self, strip: &mut Strip<'_>, sums: &Sums, additions: u32) -> Vec<usize> {
+        let mut open = [false; STRIP];
+        let open = &mut open[..strip.mean.len()];
+        let (unit, divisor, mean) = (self.unit, self.divisor.to_f64(), &mut *strip.mean);
+        if !vectorised(Certify { sums, additions, unit, divisor, mean, open: &mut *open }) {
+            return Vec::new();
+        }
+        (0..open.len()).filter(|i| open[*i]).collect()
     }
 
     /// The fast sums of some rows of a strip, a block of them after the other.
@@ -201,38 +219,37 @@ impl<'a, S: Storage> MeanBatch<'a, S> {
         room: &mut Vec<S::Element>,
     ) {
         let mut ways = [Way::Left; TOGETHER];
-        let mut unchecked = false;
+        let mut tested = false;
         for (way, row) in ways.iter_mut().zip(rows) {
             let decision = self.decision(strip, row);
             *way = self.way(decision);
-            unchecked |= decision.status == Status::OutOfScope;
+            tested |= decision.status == Status::OutOfScope;
         }
         if ways.contains(&Way::Applied) {
             room.resize(TOGETHER * STRIP, S::Element::default());
-            for ((row, way), room) in rows.iter().zip(ways).zip(room.chunks_exact_mut(STRIP)) {
-                if way == Way::Applied {
-                    let room = &mut room[..strip.mean.len()];
-                    room.copy_from_slice(&self.data[self.elements(strip, row)]);
-                    self.storage.apply(room, strip.first, self.decision(strip, row));
-                }
+        }
+        for ((row, way), room) in rows.iter().zip(ways).zip(room.chunks_exact_mut(STRIP)) {
+            if way == Way::Applied {
+                let room = &mut room[..strip.mean.len()];
+                room.copy_from_slice(&self.data[self.elements(strip, row)]);
+                self.storage.apply(room, strip.first, self.decision(strip, row));
             }
         }
-        // Rows that are not there have a factor of 0.
-        let mut terms = [Terms { elements: &[][..], factor: 0.0, weight: 0.0, size: 0.0 }; TOGETHER];
-        let mut any = None;
-        for (k, row) in rows.iter().enumerate() {
-            let (elements, factor) = match ways[k] {
+        let of_rows = rows.iter().zip(ways).enumerate().filter_map(|(k, (row, way))| {
+            let (elements, factor) = match way {
                 Way::Scaled(factor) => (&self.data[self.elements(strip, row)], factor),
                 Way::Applied => (&room[k * STRIP..k * STRIP + strip.mean.len()], 1.0),
-                Way::Left => continue,
+                Way::Left => return None,
             };
-            let size = (f64::from(row.weight) / self.unit).max(1.0) as f32;
-            terms[k] = Terms { elements, factor, weight: row.weight, size };
-            any = Some(elements);
-        }
-        let Some(any) = any else { return };
-        terms.iter_mut().filter(|terms| terms.factor == 0.0).for_each(|terms| terms.elements = any);
-        match (self.equal, unchecked) {
+            let size = (f64::from(row.weight) / self.unit) as f32;
+            Some(Terms { elements, factor, weight: row.weight, size })
+        });
+        let mut of_rows = of_rows.peekable();
+        let Some(&first) = of_rows.peek() else { return };
+        // Rows that are not there are another one times 0.
+        let nothing = Terms { factor: 0.0, ..first };
+        let terms = std::array::from_fn(|_| of_rows.next().unwrap_or(nothing));
+        match (self.equal, tested) {
             (false, false) => self.storage.add(Add::<_, false, false> { sums, terms, ahead }),
             (false, true) => self.storage.add(Add::<_, false, true> { sums, terms, ahead }),
             (true, false) => self.storage.add(Add::<_, true, false> { sums, terms, ahead }),
@@ -260,16 +277,10 @@ impl<'a, S: Storage> MeanBatch<'a, S> {
         &self.decisions[row.span as usize + strip.span]
     }
 
-    /// The means of coordinates that are left: in `f64` where the divisor is and a coordinate's sums are exact in that. Most of them
-    /// lie in the middle between two `f32`, as means of few rows of equal weight often do.
-    fn exact(&self, strip: &mut Strip<'_>, mut open: Vec<usize>, divisor: Option<f64>) {
-        if let Some(divisor) = divisor {
-            let sums = self.sums_at(strip, &open, SumInUnits::add);
-            let mut means = sums.iter().map(|sum| sum.over(divisor));
-            open.retain(|&i| settle(&mut strip.mean[i], means.next().flatten()));
-        }
-        let sums = self.sums_at(strip, &open, ExactMean::add);
-        for (i, sum) in open.into_iter().zip(sums) {
+    /// The means of some coordinates from their exact sums.
+    fn sum_as_integers(&self, strip: &mut Strip<'_>, coordinates: Vec<usize>) {
+        let sums = self.sums_at(strip, &coordinates, ExactMean::add);
+        for (i, sum) in coordinates.into_iter().zip(sums) {
             strip.mean[i] = sum.over(&self.divisor);
         }
     }
@@ -305,13 +316,13 @@ fn settle(place: &mut f32, mean: Option<f32>) -> bool {
 struct SumInUnits {
     sum: f64,
     size: f64,
-    /// The exponent of the lowest bit of any term.
-    unit: i32,
+    /// The exponent of the last bit of any term.
+    last_bit: i32,
 }
 
 impl Default for SumInUnits {
     fn default() -> Self {
-        Self { sum: 0.0, size: 0.0, unit: i32::MAX }
+        Self { sum: 0.0, size: 0.0, last_bit: i32::MAX }
     }
 }
 
@@ -321,26 +332,25 @@ impl SumInUnits {
         if term != 0.0 {
             self.sum += term;
             self.size += term.abs();
-            self.unit = self.unit.min(unit_of(term));
+            self.last_bit = self.last_bit.min(last_bit(term));
         }
     }
 
-    /// The nearest quotient, where the sum is exact and that is a normal number. All sums are multiples of the smallest unit, and those below 2^53 of it
-    /// are exact.
-    fn over(&self, divisor: f64) -> Option<f32> {
-        let is_exact = self.size == 0.0 || self.size < power_of_two(self.unit + 53);
-        if is_exact { nearest_quotient(self.sum, divisor) } else { None }
+    /// The sum, where it is exact: all sums of terms are multiples of the last bit, and those below 2^53 of it are numbers of `f64`.
+    fn exact(&self) -> Option<f64> {
+        (self.size == 0.0 || self.size < power_of_two(self.last_bit + 53)).then_some(self.sum)
     }
 }
 
-/// The exponent of the lowest bit of a normal number.
-fn unit_of(term: f64) -> i32 {
+/// The exponent of the last bit of a normal number that is not 0.
+fn last_bit(term: f64) -> i32 {
     let field = (term.to_bits() >> 52) as i32 & 0x7ff;
     let fraction = term.to_bits() & ((1 << 52) - 1);
     field - 1075 + (fraction | 1 << 52).trailing_zeros() as i32
 }
 
-/// The `f32` nearest to a quotient of exact numbers, ties to even, where it is a normal one; the divisor has at most 28 bits.
+/// The `f32` nearest to a quotient of exact numbers, ties to even, where it is a normal one; the divisor has at most
+/// [`DIVISOR_BITS`].
 fn nearest_quotient(sum: f64, divisor: f64) -> Option<f32> {
     if sum == 0.0 {
         return Some(0.0);
@@ -363,9 +373,55 @@ fn nearest_quotient(sum: f64, divisor: f64) -> Option<f32> {
     Some(nearest.copysign(sum as f32))
 }
 
-/// What [`Sums::sizes`] are counted in: 2^-20 of the greatest weight. Lesser weights count as much as that, so that no magnitude vanishes.
+/// What [`Sums::sizes`] are counted in: the power of two of the greatest weight, so that a size is finite where its values are far from
+/// the greatest of `f32`.
 fn unit_of_sizes(rows: &[MeanRow]) -> f64 {
-    let greatest = rows.iter().fold(0.0f32, |most, row| most.max(row.weight));
+    let greatest = rows.iter().fold(f32::from_bits(1), |most, row| most.max(row.weight));
     let power = (f64::from(greatest).to_bits() >> 52) as i32 - 1023;
-    power_of_two(power - 20)
+    power_of_two(power)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::backend::Backend;
+    use crate::backend::cpu::single::Singles;
+    use crate::clip::Scope;
+    use crate::threshold::State;
+
+    /// How many of 20,000 means of 64 rows their fast sums leave open, where one row out of scope is so much larger.
+    fn open_beside(large: f32, weights: &[f32]) -> usize {
+        let (clients, params) = (64, 20_000);
+        let layout = Layout::dense(clients, params).unwrap();
+        let value = |i: usize| ((i * 7919) % 100_003) as f32 * 1e-5 - 0.3;
+        let mut data: Vec<f32> = (0..layout.len()).map(value).collect();
+        data[..params].iter_mut().for_each(|value| *value *= large);
+        let clipping = Clipping::fixed(2.0).scope(Scope::Mask((0..clients).map(|row| row > 0).collect()));
+        let cpu = Cpu::new().unwrap();
+        let norms = cpu.norms(&layout, &data, &clipping).unwrap();
+        let decisions = cpu.threshold(&layout, &norms, &clipping, &mut State::default()).unwrap();
+        let storage = Singles::of(&clipping);
+        let batch = MeanBatch::new(&layout, storage, &data, &clipping, &decisions, weights, &cpu).unwrap();
+        let mut mean = vec![0.0; params];
+        let strips = batch.strips(&mut mean).into_iter();
+        strips
+            .map(|mut strip| {
+                let sums = batch.sums(&strip, &batch.rows);
+                batch.certify(&mut strip, &sums, additions(clients, 1)).len()
+            })
+            .sum()
+    }
+
+    #[test]
+    fn fast_sums_leave_few_means_open_beside_a_large_row_too() {
+        let samples: Vec<f32> = (0..64).map(|row| (100 + row % 500) as f32).collect();
+        for large in [1.0, 1e6, 1e20, 1e36] {
+            for power in [-100, 0, 100] {
+                let weights: Vec<f32> = samples.iter().map(|weight| weight * 2f32.powi(power)).collect();
+                let open = open_beside(large, &weights);
+                assert!(open < 20, "{open} beside {large}");
+            }
+        }
+    }
 }

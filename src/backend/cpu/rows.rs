@@ -53,17 +53,14 @@ pub(super) trait Storage: Sync {
     /// Writes what the decision makes of them.
     fn apply(&self, elements: &mut [Self::Element], first: usize, decision: &Decision);
 
-    /// The factor whose products with elements, in `f32`, count in a mean as what [`Self::apply`] makes of them, if there is one.
+    /// The factor whose products with elements, in `f32`, are what [`Self::apply`] makes of them but where those are subnormal, if there is one.
     fn factor(&self, decision: &Decision) -> Option<f32>;
 
     /// What an element counts as in a mean.
     fn value(&self, element: Self::Element, coordinate: usize, decision: &Decision) -> f32;
 
     /// Adds the terms of some rows.
-    fn add<const EQUAL: bool, const UNCHECKED: bool>(
-        &self,
-        add: Add<'_, '_, Self::Element, EQUAL, UNCHECKED>,
-    );
+    fn add<const EQUAL: bool, const TESTED: bool>(&self, add: Add<'_, '_, Self::Element, EQUAL, TESTED>);
 }
 
 /// A batch, and how its rows are worked on.

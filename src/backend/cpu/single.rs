@@ -98,7 +98,7 @@ impl Storage for Singles<'_> {
         clipped(element, self.center.map(|center| center[coordinate]), decision, self.granularity)
     }
 
-    fn add<const EQUAL: bool, const UNCHECKED: bool>(&self, add: Add<'_, '_, f32, EQUAL, UNCHECKED>) {
+    fn add<const EQUAL: bool, const TESTED: bool>(&self, add: Add<'_, '_, f32, EQUAL, TESTED>) {
         add.singles();
     }
 }

@@ -15,13 +15,13 @@ const WIDTH: usize = 8;
 const VECTORS: usize = CHUNK / WIDTH;
 
 #[target_feature(enable = "avx2,fma")]
-pub(super) fn add_singles<const EQUAL: bool, const UNCHECKED: bool>(add: Add<'_, '_, f32, EQUAL, UNCHECKED>) {
+pub(super) fn add_singles<const EQUAL: bool, const TESTED: bool>(add: Add<'_, '_, f32, EQUAL, TESTED>) {
     add_wide(add, |chunk| bytemuck::cast(*chunk), |value| value);
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn add_halves<const EQUAL: bool, const UNCHECKED: bool>(
-    add: Add<'_, '_, u16, EQUAL, UNCHECKED>,
+pub(super) fn add_halves<const EQUAL: bool, const TESTED: bool>(
+    add: Add<'_, '_, u16, EQUAL, TESTED>,
     half: Half,
 ) {
     match half {
@@ -48,8 +48,8 @@ pub(super) fn add_halves<const EQUAL: bool, const UNCHECKED: bool>(
 #[allow(clippy::needless_range_loop)] // All rows are at the same place.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-fn add_wide<T: Copy, const EQUAL: bool, const UNCHECKED: bool>(
-    add: Add<'_, '_, T, EQUAL, UNCHECKED>,
+fn add_wide<T: Copy, const EQUAL: bool, const TESTED: bool>(
+    add: Add<'_, '_, T, EQUAL, TESTED>,
     widen_chunk: impl Fn(&[T; CHUNK]) -> [__m256; VECTORS],
     widen: impl Fn(T) -> f32,
 ) {
@@ -67,7 +67,7 @@ fn add_wide<T: Copy, const EQUAL: bool, const UNCHECKED: bool>(
         for k in 0..TOGETHER {
             values[k] = widen_chunk(&rows[k][i]);
         }
-        add_chunk::<T, EQUAL, UNCHECKED>((sums, sizes, least), values, terms);
+        add_chunk::<T, EQUAL, TESTED>((sums, sizes, least), values, terms);
     }
     let rest = length % CHUNK;
     if rest == 0 {
@@ -75,20 +75,21 @@ fn add_wide<T: Copy, const EQUAL: bool, const UNCHECKED: bool>(
     }
     // What is left is added as the end of one more chunk.
     let last = (sums.sums.last_chunk_mut(), sums.sizes.last_chunk_mut(), sums.least.last_chunk_mut());
-    let (Some(last_sums), Some(sizes), Some(least)) = last else {
-        return add_one_by_one::<T, EQUAL, UNCHECKED>(sums, terms, 0..length, widen);
+    let ends = terms.map(|terms| terms.elements[..length].last_chunk());
+    let masks = MASKS[LANES - CHUNK + rest..].first_chunk::<CHUNK>();
+    let ((Some(last_sums), Some(sizes), Some(least)), [Some(a), Some(b), Some(c), Some(d)], Some(masks)) =
+        (last, ends, masks)
+    else {
+        return add_one_by_one::<T, EQUAL, TESTED>(sums, terms, 0..length, widen);
     };
-    let mut values = [[_mm256_setzero_ps(); VECTORS]; TOGETHER];
-    if let Some(masks) = MASKS[LANES - CHUNK + rest..].first_chunk::<CHUNK>() {
-        let masks: [__m256; VECTORS] = bytemuck::cast(*masks);
-        for k in 0..TOGETHER {
-            if let Some(last) = terms[k].elements[..length].last_chunk() {
-                let [a, b] = widen_chunk(last);
-                values[k] = [_mm256_and_ps(a, masks[0]), _mm256_and_ps(b, masks[1])];
-            }
+    let masks: [__m256; VECTORS] = bytemuck::cast(*masks);
+    let mut values = [a, b, c, d].map(widen_chunk);
+    for vectors in &mut values {
+        for i in 0..VECTORS {
+            vectors[i] = _mm256_and_ps(vectors[i], masks[i]);
         }
     }
-    add_chunk::<T, EQUAL, UNCHECKED>((last_sums, sizes, least), values, terms);
+    add_chunk::<T, EQUAL, TESTED>((last_sums, sizes, least), values, terms);
 }
 
 type Places<'a> = (&'a mut [f64; CHUNK], &'a mut [f32; CHUNK], &'a mut [u32; CHUNK]);
@@ -97,7 +98,7 @@ type Places<'a> = (&'a mut [f64; CHUNK], &'a mut [f32; CHUNK], &'a mut [u32; CHU
 #[allow(clippy::needless_range_loop)]
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-fn add_chunk<T, const EQUAL: bool, const UNCHECKED: bool>(
+fn add_chunk<T, const EQUAL: bool, const TESTED: bool>(
     (sums, sizes, least): Places<'_>,
     values: [[__m256; VECTORS]; TOGETHER],
     terms: &[Terms<'_, T>; TOGETHER],
@@ -110,19 +111,19 @@ fn add_chunk<T, const EQUAL: bool, const UNCHECKED: bool>(
         let mut size = _mm256_setzero_ps();
         for k in 0..TOGETHER {
             let mut value = values[k][i];
-            if UNCHECKED {
+            if TESTED {
                 let finite = _mm256_cmp_ps::<_CMP_LT_OQ>(magnitude(value), _mm256_set1_ps(f32::INFINITY));
                 value = _mm256_and_ps(value, finite);
             }
             value = _mm256_mul_ps(value, _mm256_set1_ps(terms[k].factor));
             let magnitudes = magnitude(value);
             let [low_values, high_values] = wide(value);
+            let less_one = _mm256_add_epi32(_mm256_castps_si256(magnitudes), _mm256_set1_epi32(-1));
+            least_of[i] = _mm256_min_epu32(least_of[i], less_one);
             if EQUAL {
                 low = _mm256_add_pd(low, low_values);
                 high = _mm256_add_pd(high, high_values);
                 size = _mm256_add_ps(size, magnitudes);
-                let less_one = _mm256_add_epi32(_mm256_castps_si256(magnitudes), _mm256_set1_epi32(-1));
-                least_of[i] = _mm256_min_epu32(least_of[i], less_one);
             } else {
                 let weight = _mm256_set1_pd(f64::from(terms[k].weight));
                 low = _mm256_fmadd_pd(low_values, weight, low);
@@ -135,9 +136,7 @@ fn add_chunk<T, const EQUAL: bool, const UNCHECKED: bool>(
     }
     *sums = bytemuck::cast(sums_of);
     *sizes = bytemuck::cast(sizes_of);
-    if EQUAL {
-        *least = bytemuck::cast(least_of);
-    }
+    *least = bytemuck::cast(least_of);
 }
 
 #[inline]
