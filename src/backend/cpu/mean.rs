@@ -113,7 +113,8 @@ impl<'a, S: Storage> MeanBatch<'a, S> {
         let rows = self.rows.len();
         let of_part = |strip: &Strip<'_>| (PART / strip.mean.len()).max(1);
         let parts = |strip: &Strip<'_>| rows.div_ceil(of_part(strip));
-        // Strips are enough to share where each thread gets as many, or where they are more than the parts that rows would make.
+        // Strips are enough to share where each thread gets as many, or where they are more than the parts that rows
+        // would make.
         if self.team.is_even_over(strips.len()) || strips.iter().all(|strip| parts(strip) <= strips.len()) {
             self.team.share(strips.into_iter(), |strip| {
                 let sums = self.sums(&strip, &self.rows);
@@ -155,9 +156,9 @@ impl<'a, S: Storage> MeanBatch<'a, S> {
         strips
     }
 
-    /// The means of a strip from its fast sums, in which a term took part in so many additions. What they leave open is found by the
-    /// first that can: the same sums, where they are exact; sums in `f64` anew, where those are; integers. Most of it lies in the
-    /// middle between two `f32`, as means of few rows of equal weight often do.
+    /// The means of a strip from its fast sums, in which a term took part in so many additions. What they leave open
+    /// is found by the first that can: the same sums, where they are exact; sums in `f64` anew, where those are;
+    /// integers. Most of it lies in the middle between two `f32`, as means of few rows of equal weight often do.
     fn mean_of(&self, mut strip: Strip<'_>, sums: &Sums, additions: u32) {
         let mut open = self.certify(&mut strip, sums, additions);
         if open.is_empty() {
@@ -336,7 +337,8 @@ impl SumInUnits {
         }
     }
 
-    /// The sum, where it is exact: all sums of terms are multiples of the last bit, and those below 2^53 of it are numbers of `f64`.
+    /// The sum, where it is exact: all sums of terms are multiples of the last bit, and those below 2^53 of it are
+    /// numbers of `f64`.
     fn exact(&self) -> Option<f64> {
         (self.size == 0.0 || self.size < power_of_two(self.last_bit + 53)).then_some(self.sum)
     }
@@ -373,8 +375,8 @@ fn nearest_quotient(sum: f64, divisor: f64) -> Option<f32> {
     Some(nearest.copysign(sum as f32))
 }
 
-/// What [`Sums::sizes`] are counted in: the power of two of the greatest weight, so that a size is finite where its values are far from
-/// the greatest of `f32`.
+/// What [`Sums::sizes`] are counted in: the power of two of the greatest weight, so that a size is finite where its
+/// values are far from the greatest of `f32`.
 fn unit_of_sizes(rows: &[MeanRow]) -> f64 {
     let greatest = rows.iter().fold(f32::from_bits(1), |most, row| most.max(row.weight));
     let power = (f64::from(greatest).to_bits() >> 52) as i32 - 1023;

@@ -53,7 +53,8 @@ pub(super) trait Storage: Sync {
     /// Writes what the decision makes of them.
     fn apply(&self, elements: &mut [Self::Element], first: usize, decision: &Decision);
 
-    /// The factor whose products with elements, in `f32`, are what [`Self::apply`] makes of them but where those are subnormal, if there is one.
+    /// The factor whose products with elements, in `f32`, are what [`Self::apply`] makes of them but where those are
+    /// subnormal, if there is one.
     fn factor(&self, decision: &Decision) -> Option<f32>;
 
     /// What an element counts as in a mean.

@@ -32,8 +32,8 @@ pub(super) struct Terms<'a, T> {
 #[derive(Debug)]
 pub(super) struct Sums {
     pub(super) sums: Vec<f64>,
-    /// Of the terms' magnitudes, in a unit that the caller chooses. An addition rounds by 2^-24, and no term takes part in 2^21, so at
-    /// least 7/8 is counted of all that is not below the numbers of `f32`.
+    /// Of the terms' magnitudes, in a unit that the caller chooses. An addition rounds by 2^-24, and no term takes
+    /// part in 2^21, so at least 7/8 is counted of all that is not below the numbers of `f32`.
     pub(super) sizes: Vec<f32>,
     /// The bits of the least magnitude of a value that is not 0, less one, so that those of 0 are the greatest.
     pub(super) least: Vec<u32>,
@@ -48,7 +48,8 @@ impl Sums {
         }
     }
 
-    /// The sums of all, if any. Neighbours join first, then pairs of those, so that a term takes part in two joins for each level at most.
+    /// The sums of all, if any. Neighbours join first, then pairs of those, so that a term takes part in two joins
+    /// for each level at most.
     pub(super) fn joined(all: impl Iterator<Item = Self>) -> Option<Self> {
         let mut waiting: Vec<Self> = Vec::new();
         for (place, mut sums) in all.enumerate() {
@@ -67,8 +68,9 @@ impl Sums {
         self
     }
 
-    /// A sum of terms of weight 1 in units of 1, where that is exact: all of it are multiples of the last bit of the least value, and
-    /// below 2^53 of that. Where the least is subnormal, it may be a product that the contract makes 0.
+    /// A sum of terms of weight 1 in units of 1, where that is exact: all of it are multiples of the last bit of the
+    /// least value, and below 2^53 of that. Where the least is subnormal, it may be a product that the contract makes
+    /// 0.
     pub(super) fn exact(&self, i: usize) -> Option<f64> {
         let least = f32::from_bits(self.least[i].wrapping_add(1));
         let size = self.sizes[i];
@@ -99,9 +101,9 @@ impl<T> RowsAhead<T> {
 
 /// Rows whose terms are added to sums: the product of two `f32` is exact in `f64`.
 ///
-/// Elements that are not finite count as 0 where they are `TESTED`. Elsewhere, in rows whose norms are finite, they would make a size that
-/// is not, of which [`Certify`] decides nothing. A product with the factor that is subnormal, or becomes the least normal number, is off by
-/// 2^-126 at most, which that knows.
+/// Elements that are not finite count as 0 where they are `TESTED`. Elsewhere, in rows whose norms are finite, they
+/// would make a size that is not, of which [`Certify`] decides nothing. A product with the factor that is subnormal,
+/// or becomes the least normal number, is off by 2^-126 at most, which that knows.
 pub(super) struct Add<'a, 'b, T, const EQUAL: bool, const TESTED: bool> {
     pub(super) sums: &'a mut Sums,
     pub(super) terms: [Terms<'b, T>; TOGETHER],
@@ -179,8 +181,8 @@ pub(super) fn add_one_by_one<T: Copy, const EQUAL: bool, const TESTED: bool>(
 
 /// The means, where every sum within the error of these rounds to the same; the others are open. Whether there are any.
 ///
-/// An addition rounds by at most 2^-53 of the magnitudes, which may be 8/7 of what was counted: 0.58 · 2^-52 of that. Divisor, reciprocal
-/// and what is computed here round by less than 10 · 2^-52 of the sum.
+/// An addition rounds by at most 2^-53 of the magnitudes, which may be 8/7 of what was counted: 0.58 · 2^-52 of that.
+/// Divisor, reciprocal and what is computed here round by less than 10 · 2^-52 of the sum.
 pub(super) struct Certify<'a> {
     pub(super) sums: &'a Sums,
     pub(super) additions: u32,
