@@ -147,8 +147,11 @@ fn column_of(coordinate: u32) -> u32 {
     return low;
 }
 
-// The bits that the clip stage would write.
+// The bits that the clip stage would write; what is not finite stays so, because products of integers would make numbers of it.
 fn clipped(bits: u32, center: u32, decision: Decision) -> u32 {
+    if (bits & MAGNITUDE) >= INFINITY {
+        return bits;
+    }
     if CENTERED && decision.status == CLIPPED {
         return scaled_around(bits, center, decision);
     }
@@ -161,7 +164,7 @@ fn clipped(bits: u32, center: u32, decision: Decision) -> u32 {
     return bits;
 }
 
-// Adds weight * value. NaN and Inf, which only rows out of scope may hold here, count as 0.
+// Adds weight * value. NaN and Inf count as 0.
 fn add_product(sum: ptr<function, Cells>, value: u32, weight: u32) {
     let magnitude = value & MAGNITUDE;
     if magnitude == 0u || magnitude >= INFINITY || weight == 0u {
