@@ -1,4 +1,4 @@
-//! The cases of `byzclip bench` under criterion, and the mean: on the CPU, and on the adapter named by `BYZCLIP_BENCH_ADAPTER`.
+//! The cases of `byzclip bench` under criterion: on the CPU, and on the adapter named by `BYZCLIP_BENCH_ADAPTER`.
 //!
 //! ```text
 //! cargo bench --bench clip
@@ -18,9 +18,8 @@ use byzclip::bench::expected::Expected;
 use byzclip::bench::host::AnyBatch;
 use byzclip::bench::measure::timed;
 use byzclip::bench::{Settings, host, plain};
-use byzclip::{Backend, Clipping, Cpu, Half, Layout, Norms, Reference, Weights};
+use byzclip::{Backend, Clipping, Cpu, Layout, Norms, Reference, Weights};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use rayon::prelude::*;
 
 fn backends() -> Vec<(String, Box<dyn Backend>)> {
     let cpu: (String, Box<dyn Backend>) = ("cpu".into(), Box::new(Cpu::new().unwrap()));
@@ -42,6 +41,11 @@ fn norms(backend: &dyn Backend, layout: &Layout, data: &[f32]) -> Norms {
     backend.norms(layout, black_box(data), &Clipping::default()).unwrap()
 }
 
+fn mean(backend: &dyn Backend, batch: &Batch, expected: &Expected, weights: &Weights) -> Vec<f32> {
+    let (clipping, decisions) = (Clipping::fixed(MAX_NORM), expected.decisions());
+    backend.mean(&batch.layout, black_box(&batch.work), &clipping, decisions, weights).unwrap()
+}
+
 fn clip(criterion: &mut Criterion) {
     let settings = Settings { clipped: vec![0.0, 0.2, 1.0], scope_share: 0.1, runs: 1 };
     for (name, backend) in backends() {
@@ -54,14 +58,29 @@ fn clip(criterion: &mut Criterion) {
                 // Verified, and run once more.
                 let any: &mut (dyn AnyBatch + 'static) = &mut batch;
                 host::measure(backend.as_ref(), [any], &case, 1, &mut false).unwrap();
+                let expected = Expected::of(&batch, &case).unwrap();
                 group.throughput(Throughput::Bytes(case.traffic(shape, Dtype::F32).one_pass()));
                 group.bench_function(BenchmarkId::new("byzclip", case), |bencher| {
-                    bencher.iter_custom(|runs| total(runs, || ours(backend.as_ref(), &mut batch, &case)));
+                    bencher.iter_custom(|runs| {
+                        total(runs, || ours(backend.as_ref(), &mut batch, &case, &expected))
+                    });
                 });
                 group.bench_function(BenchmarkId::new("plain", case), |bencher| {
-                    bencher.iter_custom(|runs| total(runs, || without_exactness(&mut batch, &case)));
+                    bencher
+                        .iter_custom(|runs| total(runs, || without_exactness(&mut batch, &case, &expected)));
                 });
             }
+            let case = Case::mean(0.2);
+            batch.fill(&case);
+            let expected = Expected::of(&batch, &case).unwrap();
+            let equal = |backend: &dyn Backend| mean(backend, &batch, &expected, &Weights::Equal);
+            let bits = |mean: Vec<f32>| mean.into_iter().map(f32::to_bits).collect::<Vec<_>>();
+            assert!(bits(equal(backend.as_ref())) == bits(equal(&Reference)), "{name}, {shape}");
+            group.throughput(Throughput::Bytes(case.traffic(shape, Dtype::F32).one_pass()));
+            group.bench_function("byzclip/mean, equal weights", |bencher| {
+                bencher.iter(|| equal(backend.as_ref()));
+            });
+
             let data = signs(shape);
             batch.original.copy_from_slice(&data);
             let expected = Expected::of(&batch, &Case::norms()).unwrap();
@@ -75,82 +94,8 @@ fn clip(criterion: &mut Criterion) {
     }
 }
 
-/// The mean of a batch of which a fifth is clipped, weighted by samples and equally, and of halves; host batches go to a GPU and back.
-fn mean(criterion: &mut Criterion) {
-    let case = Case::clip(0.2);
-    for (name, backend) in backends() {
-        for shape in SHAPES {
-            let mut batch = Batch::<f32>::new(shape).unwrap();
-            batch.fill(&case);
-            let (layout, data, clipping) = (&batch.layout, &batch.original[..], Clipping::fixed(MAX_NORM));
-            let norms = norms(backend.as_ref(), layout, data);
-            let decisions = backend.threshold(layout, &norms, &clipping, &mut Default::default()).unwrap();
-            let samples: Vec<f32> = (0..shape.clients).map(|row| (100 + row % 500) as f32).collect();
-            let weights = Weights::PerRow(samples.clone());
-            let run = |weights: &Weights| {
-                backend.mean(layout, black_box(data), &clipping, &decisions, weights).unwrap()
-            };
-            let same = |mean: &[f32], expected: &[f32]| {
-                assert!(
-                    mean.iter().map(|m| m.to_bits()).eq(expected.iter().map(|m| m.to_bits())),
-                    "{name}, {shape}"
-                );
-            };
-            for weights in [&weights, &Weights::Equal] {
-                let expected = Reference.mean(layout, data, &clipping, &decisions, weights).unwrap();
-                same(&run(weights), &expected);
-            }
-            let total: f32 = samples.iter().sum();
-            let of_rows: Vec<f32> = (samples.iter().zip(&decisions))
-                .map(|(samples, decision)| samples / total * decision.factor as f32)
-                .collect();
-
-            let mut group = criterion.benchmark_group(format!("{name}/{shape}"));
-            group.sample_size(10);
-            group.throughput(Throughput::Bytes(4 * shape.elements() as u64));
-            group.bench_function("byzclip/mean", |bencher| bencher.iter(|| run(&weights)));
-            group.bench_function("byzclip/mean, equal weights", |bencher| {
-                bencher.iter(|| run(&Weights::Equal))
-            });
-            group.bench_function("plain/mean", |bencher| {
-                bencher.iter(|| plain_mean(shape, black_box(data), &of_rows));
-            });
-            group.throughput(Throughput::Bytes(2 * shape.elements() as u64));
-            for half in [Half::F16, Half::Bf16] {
-                let bits: Vec<u16> = data.iter().map(|value| half.truncate(*value)).collect();
-                let norms = backend.norms_half(layout, half, &bits, &clipping).unwrap();
-                let decisions =
-                    backend.threshold(layout, &norms, &clipping, &mut Default::default()).unwrap();
-                let run = || {
-                    backend
-                        .mean_half(layout, half, black_box(&bits), &clipping, &decisions, &weights)
-                        .unwrap()
-                };
-                let expected = Reference.mean_half(layout, half, &bits, &clipping, &decisions, &weights);
-                same(&run(), &expected.unwrap());
-                group.bench_function(format!("byzclip/mean of {half:?}"), |bencher| bencher.iter(run));
-            }
-            group.finish();
-        }
-    }
-}
-
-/// In `f32`, as it comes: a strip of coordinates at a time, a thread to each.
-fn plain_mean(shape: Shape, data: &[f32], of_rows: &[f32]) -> Vec<f32> {
-    const STRIP: usize = 1024;
-    let mut mean = vec![0.0f32; shape.params];
-    mean.par_chunks_mut(STRIP).enumerate().for_each(|(i, strip)| {
-        for (row, of_row) in data.chunks_exact(shape.params).zip(of_rows) {
-            for (mean, value) in strip.iter_mut().zip(&row[i * STRIP..]) {
-                *mean += of_row * value;
-            }
-        }
-    });
-    mean
-}
-
 /// Seconds of one run; the rows that it wrote are restored afterwards.
-fn ours(backend: &dyn Backend, batch: &mut Batch, case: &Case) -> f64 {
+fn ours(backend: &dyn Backend, batch: &mut Batch, case: &Case, expected: &Expected) -> f64 {
     let clipping = case.clipping(batch.shape.clients);
     let seconds = match case.stage {
         Stage::Norms => timed(|| norms(backend, &batch.layout, &batch.work)).1,
@@ -158,13 +103,23 @@ fn ours(backend: &dyn Backend, batch: &mut Batch, case: &Case) -> f64 {
             let run = || backend.run(&batch.layout, black_box(&mut batch.work), &clipping).unwrap();
             timed(run).1
         }
+        Stage::Mean => {
+            let weights = Case::weights(batch.shape.clients);
+            timed(|| mean(backend, batch, expected, &weights)).1
+        }
     };
     batch.restore(case);
     seconds
 }
 
-fn without_exactness(batch: &mut Batch, case: &Case) -> f64 {
-    let (_, seconds) = timed(|| plain::run(batch.shape, case, black_box(&mut batch.work)));
+fn without_exactness(batch: &mut Batch, case: &Case, expected: &Expected) -> f64 {
+    let seconds = match case.stage {
+        Stage::Norms | Stage::Clip => timed(|| plain::run(batch.shape, case, black_box(&mut batch.work))).1,
+        Stage::Mean => {
+            let shares = expected.shares();
+            timed(|| plain::mean(batch.shape, &shares, black_box(&batch.work))).1
+        }
+    };
     batch.restore(case);
     seconds
 }
@@ -173,5 +128,5 @@ fn total(runs: u64, mut run: impl FnMut() -> f64) -> Duration {
     Duration::from_secs_f64((0..runs).map(|_| run()).sum())
 }
 
-criterion_group!(benches, clip, mean);
+criterion_group!(benches, clip);
 criterion_main!(benches);

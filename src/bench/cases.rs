@@ -6,6 +6,7 @@ use std::str::FromStr;
 use rayon::prelude::*;
 
 use super::element::{Dtype, Element};
+use crate::aggregate::Weights;
 use crate::backend::cpu::{OWN, PART, Team};
 use crate::batch::Layout;
 use crate::clip::{Clipping, Scope};
@@ -82,6 +83,20 @@ pub enum Stage {
     Norms,
     /// All stages: norms, threshold, clip.
     Clip,
+    /// The weighted mean of rows that are decided already.
+    Mean,
+}
+
+impl Stage {
+    /// Its name in records.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Norms => "norms",
+            Self::Clip => "clip",
+            Self::Mean => "mean",
+        }
+    }
 }
 
 /// A stage on a batch of which these shares of rows are in scope and clipped.
@@ -114,6 +129,12 @@ impl Case {
         Self { stage: Stage::Clip, clipped: 1.0, scope }
     }
 
+    /// The mean of all rows, weighted by samples, this share of them clipped.
+    #[must_use]
+    pub const fn mean(clipped: f64) -> Self {
+        Self { stage: Stage::Mean, clipped, scope: 1.0 }
+    }
+
     /// Whether the row may be clipped.
     #[must_use]
     pub fn in_scope(&self, row: usize) -> bool {
@@ -142,13 +163,29 @@ impl Case {
         Clipping::fixed(MAX_NORM).scope(scope)
     }
 
+    /// What rows weigh in a mean: 100 to 599 samples each.
+    #[must_use]
+    pub fn weights(clients: usize) -> Weights {
+        Weights::PerRow((0..clients).map(|row| (100 + row % 500) as f32).collect())
+    }
+
+    /// The share of rows above the bound, where a record tells it.
+    #[must_use]
+    pub fn told_share(&self) -> Option<f64> {
+        (self.stage != Stage::Norms).then_some(self.clipped)
+    }
+
     /// What the case has to move.
     #[must_use]
     pub fn traffic(&self, shape: Shape, dtype: Dtype) -> Traffic {
         let rows = |is: &dyn Fn(usize) -> bool| (0..shape.clients).filter(|&row| is(row)).count() as u64;
         let bytes = dtype.bytes() * shape.params as u64;
         let scaled = rows(&|row| self.writes(row));
-        Traffic { only_read: (rows(&|row| self.in_scope(row)) - scaled) * bytes, scaled: scaled * bytes }
+        Traffic {
+            only_read: (rows(&|row| self.in_scope(row)) - scaled) * bytes,
+            scaled: scaled * bytes,
+            result: if self.stage == Stage::Mean { Dtype::F32.bytes() * shape.params as u64 } else { 0 },
+        }
     }
 }
 
@@ -159,24 +196,27 @@ impl fmt::Display for Case {
             (Stage::Norms, _) => f.write_str("norms"),
             (Stage::Clip, 1.0) => write!(f, "clip {} %", percent(self.clipped)),
             (Stage::Clip, scope) => write!(f, "clip, {} % in scope", percent(scope)),
+            (Stage::Mean, _) => write!(f, "mean {} %", percent(self.clipped)),
         }
     }
 }
 
-/// Bytes of rows that are only read, and of rows that are read and written.
+/// Bytes of rows that are only read, of rows that are read and written, and of a result as long as a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Traffic {
     /// Rows in scope that are not clipped.
     pub only_read: u64,
     /// Rows that are clipped.
     pub scaled: u64,
+    /// A mean. Norms and reports, which are a few bytes a row, are not counted.
+    pub result: u64,
 }
 
 impl Traffic {
-    /// What one pass over the data would move: a clipped row is read and written once.
+    /// What one pass over the data would move: a clipped row is read and written once, a mean written.
     #[must_use]
     pub const fn one_pass(self) -> u64 {
-        self.only_read + 2 * self.scaled
+        self.only_read + 2 * self.scaled + self.result
     }
 }
 
@@ -328,11 +368,18 @@ mod tests {
     #[test]
     fn traffic_counts_rows_by_what_happens_to_them() {
         let shape = Shape { clients: 10, params: 100 };
-        assert_eq!(Case::norms().traffic(shape, Dtype::F32), Traffic { only_read: 4000, scaled: 0 });
-        assert_eq!(Case::clip(0.2).traffic(shape, Dtype::F32), Traffic { only_read: 3200, scaled: 800 });
-        assert_eq!(Case::scoped(0.1).traffic(shape, Dtype::F32), Traffic { only_read: 0, scaled: 400 });
-        assert_eq!(Case::clip(0.2).traffic(shape, Dtype::Bf16), Traffic { only_read: 1600, scaled: 400 });
+        let traffic = |case: Case, dtype| {
+            let Traffic { only_read, scaled, result } = case.traffic(shape, dtype);
+            [only_read, scaled, result]
+        };
+        assert_eq!(traffic(Case::norms(), Dtype::F32), [4000, 0, 0]);
+        assert_eq!(traffic(Case::clip(0.2), Dtype::F32), [3200, 800, 0]);
+        assert_eq!(traffic(Case::scoped(0.1), Dtype::F32), [0, 400, 0]);
+        assert_eq!(traffic(Case::clip(0.2), Dtype::Bf16), [1600, 400, 0]);
+        assert_eq!(traffic(Case::mean(0.2), Dtype::F32), [4000, 0, 400]);
+        assert_eq!(traffic(Case::mean(0.2), Dtype::F16), [2000, 0, 400]);
         assert_eq!(Case::clip(0.2).traffic(shape, Dtype::F32).one_pass(), 4800);
+        assert_eq!(Case::mean(0.2).traffic(shape, Dtype::F32).one_pass(), 4400);
     }
 
     #[test]

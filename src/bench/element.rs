@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use bytemuck::{Pod, Zeroable};
 
+use crate::aggregate::Weights;
 use crate::backend::Backend;
 use crate::backend::cpu::half_simd;
 use crate::batch::Layout;
@@ -14,6 +15,7 @@ use crate::half::Half;
 use crate::norms::Norms;
 use crate::numerics::scaled;
 use crate::report::Report;
+use crate::threshold::Decision;
 
 /// The type of a batch's elements, as options and records name it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -137,6 +139,19 @@ pub trait Element: Pod + PartialEq + Send + Sync {
     /// # Errors
     /// Those of the backend.
     fn run(backend: &dyn Backend, layout: &Layout, data: &mut [Self], clipping: &Clipping) -> Result<Report>;
+
+    /// [`Backend::mean`] or [`Backend::mean_half`].
+    ///
+    /// # Errors
+    /// Those of the backend.
+    fn mean(
+        backend: &dyn Backend,
+        layout: &Layout,
+        data: &[Self],
+        clipping: &Clipping,
+        decisions: &[Decision],
+        weights: &Weights,
+    ) -> Result<Vec<f32>>;
 }
 
 impl Element for f32 {
@@ -191,6 +206,17 @@ impl Element for f32 {
 
     fn run(backend: &dyn Backend, layout: &Layout, data: &mut [Self], clipping: &Clipping) -> Result<Report> {
         backend.run(layout, data, clipping)
+    }
+
+    fn mean(
+        backend: &dyn Backend,
+        layout: &Layout,
+        data: &[Self],
+        clipping: &Clipping,
+        decisions: &[Decision],
+        weights: &Weights,
+    ) -> Result<Vec<f32>> {
+        backend.mean(layout, data, clipping, decisions, weights)
     }
 }
 
@@ -260,6 +286,17 @@ macro_rules! half_element {
                 clipping: &Clipping,
             ) -> Result<Report> {
                 backend.run_half(layout, $half, bytemuck::cast_slice_mut(data), clipping)
+            }
+
+            fn mean(
+                backend: &dyn Backend,
+                layout: &Layout,
+                data: &[Self],
+                clipping: &Clipping,
+                decisions: &[Decision],
+                weights: &Weights,
+            ) -> Result<Vec<f32>> {
+                backend.mean_half(layout, $half, bytemuck::cast_slice(data), clipping, decisions, weights)
             }
         }
     };

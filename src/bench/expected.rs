@@ -1,9 +1,9 @@
-//! What every result must be: norms from exact sums, decisions and values from the specification, bit for bit.
+//! What every result must be: norms and means from exact sums, decisions and values from the specification, bit for bit.
 
 use rayon::prelude::*;
 
-use super::cases::{Batch, Case};
-use super::element::Element;
+use super::cases::{Batch, Case, Shape, Stage};
+use super::element::{Dtype, Element};
 use crate::backend::Reference;
 use crate::batch::Layout;
 use crate::clip::{Clipping, Status};
@@ -13,16 +13,18 @@ use crate::numerics::ExactSum;
 use crate::report::Report;
 use crate::threshold::{self, Decision, State};
 
-/// Elements up to which the reference computes the norms itself; beyond, the same exact sums run in parallel.
+/// Elements up to which the reference computes norms or means itself; beyond, the same exact sums run in parallel.
 const BY_REFERENCE: usize = 1 << 20;
 
 /// Elements of a partial exact sum.
 const PART: usize = 1 << 16;
 
-/// The norms and decisions of a case.
+/// The norms and decisions of a case, and the mean where it takes one.
 pub struct Expected {
+    stage: Stage,
     norms: Norms,
     decisions: Vec<Decision>,
+    mean: Vec<f32>,
 }
 
 impl Expected {
@@ -38,7 +40,11 @@ impl Expected {
             exact_norms(layout, &batch.original, &clipping)?
         };
         let decisions = threshold::decide(layout, &norms, &clipping, &mut State::default())?;
-        Ok(Self { norms, decisions })
+        let mean = match case.stage {
+            Stage::Norms | Stage::Clip => Vec::new(),
+            Stage::Mean => exact_mean(batch, &clipping, &decisions)?,
+        };
+        Ok(Self { stage: case.stage, norms, decisions, mean })
     }
 
     /// The norms, and what becomes of each row.
@@ -83,9 +89,8 @@ impl Expected {
     pub fn check_values<E: Element>(&self, backend: &str, batch: &Batch<E>, got: &[E]) -> Result<()> {
         batch.layout.check(got.len())?;
         let params = batch.shape.params;
-        let expected = |row: usize, value: E| match self.decisions[row].status {
-            Status::Clipped => value.clipped(self.decisions[row].factor),
-            _ => value,
+        let expected = |row: usize, value: E| {
+            if self.writes(row) { value.clipped(self.decisions[row].factor) } else { value }
         };
         let rows = batch.original.par_chunks(params).zip(got.par_chunks(params)).enumerate();
         let found = rows.filter_map(|(row, (original, got))| {
@@ -103,6 +108,56 @@ impl Expected {
             got: words(got),
             expected: words(expected(row, original)),
         })
+    }
+
+    /// Whether the case writes the row.
+    fn writes(&self, row: usize) -> bool {
+        self.stage == Stage::Clip && self.decisions[row].status == Status::Clipped
+    }
+
+    /// Holds a mean against the exact one.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] with the first coordinate that differs, as its row.
+    pub fn check_mean(&self, backend: &str, mean: &[f32]) -> Result<()> {
+        let bits = |values: &[f32], i: usize| values.get(i).map(|value| value.to_bits());
+        let differs = |i: &usize| bits(mean, *i) != bits(&self.mean, *i);
+        let Some(i) = (0..mean.len().max(self.mean.len())).find(differs) else { return Ok(()) };
+        Err(mismatch(backend, "mean", i, mean.get(i), self.mean.get(i)))
+    }
+
+    /// What each row has of the mean: its weight times its factor, by the sum of weights.
+    #[must_use]
+    pub fn shares(&self) -> Vec<f32> {
+        let Ok(weights) = Case::weights(self.decisions.len()).of_rows(self.decisions.len()) else {
+            return Vec::new();
+        };
+        let sum: f64 = weights.iter().map(|weight| f64::from(*weight)).sum();
+        let share =
+            |(weight, decision): (&f32, &Decision)| (f64::from(*weight) * decision.factor / sum) as f32;
+        weights.iter().zip(&self.decisions).map(share).collect()
+    }
+
+    /// Holds a plain mean against the exact one: within the error of as many additions in `f32` as there are rows, whose roundings are
+    /// independent, and of the steps in which halves are clipped.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] with the first coordinate that is further off, as its row.
+    pub fn check_plain_mean(&self, mean: &[f32], dtype: Dtype) -> Result<()> {
+        let (rows, params) = (self.decisions.len() as f64, self.mean.len() as f64);
+        let of_row = |(norm, share): (&Norm, f32)| (f64::from(norm.value()) * f64::from(share)).powi(2);
+        let squares: f64 = self.norms.rows.iter().zip(self.shares()).map(of_row).sum();
+        // The mean of values that are independent, and by how much it may be off.
+        let typical = (squares / params).sqrt();
+        let step = match dtype {
+            Dtype::F32 => 0.0,
+            Dtype::F16 => 2f64.powi(-10),
+            Dtype::Bf16 => 2f64.powi(-7),
+        };
+        let error = 4.0 * typical * ((4.0 * rows.sqrt() + 8.0) * 2f64.powi(-24) + step);
+        let close = |i: usize| (f64::from(mean[i]) - f64::from(self.mean[i])).abs() <= error;
+        let Some(i) = (0..self.mean.len()).find(|&i| i >= mean.len() || !close(i)) else { return Ok(()) };
+        Err(mismatch("the plain baseline", "mean", i, mean.get(i), self.mean.get(i)))
     }
 
     /// Holds what plain sums give against the exact results: within `error`, relatively.
@@ -129,17 +184,17 @@ impl Expected {
         let params = batch.shape.params;
         let rows = batch.original.par_chunks(params).zip(got.par_chunks(params)).enumerate();
         let differs = |(row, (original, got)): &(usize, (&[E], &[E]))| {
-            let decision = &self.decisions[*row];
-            original.iter().zip(*got).any(|(&original, &got)| match decision.status {
-                Status::Clipped => {
-                    // Cut, and so up to a step below the product; plain rounds, which is half a step more.
-                    let (expected, step) = {
-                        let expected = original.clipped(decision.factor);
-                        (expected.value(), expected.spacing())
-                    };
-                    (got.value() - expected).abs() > error * (expected.abs() + step) + 1.5 * step
+            let (writes, factor) = (self.writes(*row), self.decisions[*row].factor);
+            original.iter().zip(*got).any(|(&original, &got)| {
+                if !writes {
+                    return got.bits() != original.bits();
                 }
-                _ => got.bits() != original.bits(),
+                // Cut, and so up to a step below the product; plain rounds, which is half a step more.
+                let (expected, step) = {
+                    let expected = original.clipped(factor);
+                    (expected.value(), expected.spacing())
+                };
+                (got.value() - expected).abs() > error * (expected.abs() + step) + 1.5 * step
             })
         };
         let Some((row, _)) = rows.find_first(differs) else { return Ok(()) };
@@ -184,6 +239,22 @@ fn exact_norms<E: Element>(layout: &Layout, data: &[E], clipping: &Clipping) -> 
     };
     let mask = clipping.scope.mask(layout.clients())?;
     Ok(Norms { rows: mask.par_iter().enumerate().map(norm).collect(), segments: Vec::new() })
+}
+
+/// The mean of the batch as the reference defines it, by all threads: some coordinates of all rows at a time.
+fn exact_mean<E: Element>(batch: &Batch<E>, clipping: &Clipping, decisions: &[Decision]) -> Result<Vec<f32>> {
+    let Shape { clients, params } = batch.shape;
+    let weights = Case::weights(clients);
+    let width = (BY_REFERENCE / clients).clamp(1, params);
+    let of_strip = |first: usize| {
+        let coordinates = first..params.min(first + width);
+        let of_row = |row: &[E]| row[coordinates.clone()].to_vec();
+        let strip: Vec<E> = batch.original.chunks_exact(params).flat_map(of_row).collect();
+        let layout = Layout::dense(clients, coordinates.len())?;
+        E::mean(&Reference, &layout, &strip, clipping, decisions, &weights)
+    };
+    let strips: Vec<usize> = (0..params).step_by(width).collect();
+    Ok(strips.into_par_iter().map(of_strip).collect::<Result<Vec<_>>>()?.concat())
 }
 
 #[cfg(test)]
@@ -260,6 +331,53 @@ mod tests {
             spoil(&mut report);
             let error = expected.check_report("cpu", &report).unwrap_err();
             assert!(matches!(error, Error::Mismatch { row: 4, .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_bit_of_any_coordinate_of_a_mean_is_a_mismatch() {
+        let case = Case::mean(0.2);
+        let mut batch = Batch::<f32>::new("10x333".parse().unwrap()).unwrap();
+        batch.fill(&case);
+        let expected = Expected::of(&batch, &case).unwrap();
+        let (clipping, weights) = (case.clipping(10), Case::weights(10));
+        let (layout, decisions) = (&batch.layout, expected.decisions());
+        let mean =
+            f32::mean(&Cpu::new().unwrap(), layout, &batch.work, &clipping, decisions, &weights).unwrap();
+        expected.check_mean("cpu", &mean).unwrap();
+        for i in [0, 100, 332] {
+            let mut spoiled = mean.clone();
+            spoiled[i] = spoiled[i].next_up();
+            let error = expected.check_mean("cpu", &spoiled).unwrap_err();
+            assert!(matches!(error, Error::Mismatch { stage: "mean", row, .. } if row == i), "{error}");
+        }
+        let error = expected.check_mean("cpu", &mean[..332]).unwrap_err();
+        assert!(matches!(error, Error::Mismatch { row: 332, .. }), "{error}");
+        // Where a mean is taken, rows are not written.
+        expected.check_values("cpu", &batch, &batch.original).unwrap();
+        batch.work[4 * 333] *= 0.04;
+        assert!(expected.check_values("cpu", &batch, &batch.work).is_err());
+    }
+
+    #[test]
+    fn an_exact_mean_in_parallel_is_that_of_the_reference() {
+        mean_is_that_of_the_reference::<f32>();
+        mean_is_that_of_the_reference::<F16>();
+        mean_is_that_of_the_reference::<Bf16>();
+    }
+
+    fn mean_is_that_of_the_reference<E: Element>() {
+        // Some coordinates at a time, and fewer in the last strip.
+        for shape in ["3000x700", "3x400001"] {
+            let case = Case::mean(0.5);
+            let mut batch = Batch::<E>::new(shape.parse().unwrap()).unwrap();
+            batch.fill(&case);
+            let expected = Expected::of(&batch, &case).unwrap();
+            let clients = batch.shape.clients;
+            let (clipping, weights) = (case.clipping(clients), Case::weights(clients));
+            let (layout, decisions) = (&batch.layout, expected.decisions());
+            let mean = E::mean(&Reference, layout, &batch.original, &clipping, decisions, &weights);
+            expected.check_mean("reference", &mean.unwrap()).unwrap();
         }
     }
 

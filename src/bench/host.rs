@@ -222,13 +222,23 @@ impl<E: Element> OnHost<'_, E> {
         let Self { batch, case, expected, .. } = self;
         let Some(Beside { plain, .. }) = &mut self.beside else { return Ok(()) };
         let shape = batch.shape;
-        let (norms, seconds) = timed(|| plain::run(shape, case, black_box(&mut batch.work)));
-        plain.push_if(round.is_counted, seconds);
-        if round.is_verified {
-            expected.check_plain(&norms, plain::error(shape))?;
-            expected.check_plain_values(batch, &batch.work, 2.0 * plain::error(shape))?;
+        match case.stage {
+            Stage::Norms | Stage::Clip => {
+                let (norms, seconds) = timed(|| plain::run(shape, case, black_box(&mut batch.work)));
+                plain.push_if(round.is_counted, seconds);
+                if round.is_verified {
+                    expected.check_plain(&norms, plain::error(shape))?;
+                    expected.check_plain_values(batch, &batch.work, 2.0 * plain::error(shape))?;
+                }
+                Ok(())
+            }
+            Stage::Mean => {
+                let shares = expected.shares();
+                let (mean, seconds) = timed(|| plain::mean(shape, &shares, black_box(&batch.work)));
+                plain.push_if(round.is_counted, seconds);
+                if round.is_verified { expected.check_plain_mean(&mean, E::DTYPE) } else { Ok(()) }
+            }
         }
-        Ok(())
     }
 
     fn run_moves(&mut self, round: Round) -> Result<()> {
@@ -241,7 +251,7 @@ impl<E: Element> OnHost<'_, E> {
     }
 }
 
-/// One run, its norms or report held against the expected ones.
+/// One run, its norms, report or mean held against the expected ones.
 fn run<E: Element>(
     backend: &dyn Backend,
     batch: &mut Batch<E>,
@@ -261,6 +271,15 @@ fn run<E: Element>(
             let (report, seconds) =
                 timed(|| E::run(backend, &batch.layout, black_box(&mut batch.work), &clipping));
             expected.check_report(name, &report?)?;
+            Ok(seconds)
+        }
+        Stage::Mean => {
+            let clients = batch.shape.clients;
+            let (clipping, weights) = (case.clipping(clients), Case::weights(clients));
+            let (layout, decisions) = (&batch.layout, expected.decisions());
+            let (mean, seconds) =
+                timed(|| E::mean(backend, layout, black_box(&batch.work), &clipping, decisions, &weights));
+            expected.check_mean(name, &mean?)?;
             Ok(seconds)
         }
     }

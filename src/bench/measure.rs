@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use super::cases::{Case, Shape, Stage};
+use super::cases::{Case, Shape};
 use super::element::Dtype;
 use crate::backend::Backend;
 use crate::backend::cpu::simd::vectors;
@@ -158,11 +158,8 @@ impl Timed {
             let allowed = self.allowed.as_ref().filter(|_| bytes > 0);
             Record {
                 library,
-                case: match case.stage {
-                    Stage::Norms => "norms",
-                    Stage::Clip => "clip",
-                },
-                clipped: (case.stage == Stage::Clip).then_some(case.clipped),
+                case: case.stage.name(),
+                clipped: case.told_share(),
                 scope: case.scope,
                 share: allowed.and_then(|allowed| allowed.share(&times.wall)),
                 device_median_s: filled(&times.device),
@@ -241,7 +238,7 @@ pub struct Record {
     pub params: usize,
     /// `f32`, `f16` or `bf16`.
     pub dtype: &'static str,
-    /// `norms`, `clip` or `ceiling`.
+    /// `norms`, `clip`, `mean` or `ceiling`.
     pub case: &'static str,
     /// The share of the rows in scope that are clipped.
     pub clipped: Option<f64>,

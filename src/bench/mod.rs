@@ -35,10 +35,13 @@ use self::cases::{Case, Shape};
 use self::element::Dtype;
 use self::measure::{Place, Record};
 
+/// The share of rows that are clipped in the mean: what takes a mean's time does not depend on it.
+const CLIPPED_IN_MEAN: f64 = 0.2;
+
 /// What to measure.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
-    /// The shares of rows that are clipped; a case each.
+    /// The shares of rows that a clip clips; a case each.
     pub clipped: Vec<f64>,
     /// The share of rows in scope, all of them clipped, of one more case.
     pub scope_share: f64,
@@ -53,6 +56,7 @@ impl Settings {
         let mut cases = vec![Case::norms()];
         cases.extend(self.clipped.iter().map(|&share| Case::clip(share)));
         cases.push(Case::scoped(self.scope_share));
+        cases.push(Case::mean(CLIPPED_IN_MEAN));
         cases
     }
 }

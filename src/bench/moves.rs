@@ -1,9 +1,11 @@
-//! What a case has to move, and nothing else: rows that are only read are read, rows that are clipped are scaled in place.
+//! What a case has to move, and nothing else: rows that are only read are read, rows that are clipped are scaled in place, a mean is written.
 //! The time that memory allows the case, in the buffer and the moment that ours runs in.
+
+use std::hint::black_box;
 
 use rayon::prelude::*;
 
-use super::cases::{Batch, Case};
+use super::cases::{Batch, Case, Stage};
 use super::ceilings::{Rescaled, Sum, check};
 use super::element::Element;
 use crate::backend::cpu::simd::vectorised;
@@ -24,6 +26,8 @@ pub(super) struct Moves {
     passes: Vec<Vec<Vec<(Move, usize)>>>,
     /// How many are moved by the first: those in scope.
     elements: usize,
+    /// How many elements a result has that is written to memory of its own.
+    result: usize,
 }
 
 impl Moves {
@@ -60,7 +64,8 @@ impl Moves {
             passes.push(pass(&second));
         }
         let in_scope = (0..batch.shape.clients).filter(|row| case.in_scope(*row)).count();
-        Self { passes, elements: in_scope * params }
+        let result = if case.stage == Stage::Mean { params } else { 0 };
+        Self { passes, elements: in_scope * params, result }
     }
 
     /// Moves everything, and sums the bits of what is only read, so that reading cannot be left out.
@@ -71,6 +76,9 @@ impl Moves {
             let of_pass = team.collect(tasks, |(values, moves)| task(values, moves));
             sum = of_pass.into_iter().fold(sum, u32::wrapping_add);
         }
+        let mut result = vec![0.0f32; self.result];
+        team.share(result.chunks_mut(PART), |part| part.fill(1.0));
+        black_box(result);
         sum
     }
 
@@ -115,8 +123,14 @@ mod tests {
     use crate::Error;
     use crate::bench::element::{Bf16, F16};
 
-    const CASES: [Case; 5] =
-        [Case::norms(), Case::clip(0.0), Case::clip(0.2), Case::clip(1.0), Case::scoped(0.5)];
+    const CASES: [Case; 6] = [
+        Case::norms(),
+        Case::clip(0.0),
+        Case::clip(0.2),
+        Case::clip(1.0),
+        Case::scoped(0.5),
+        Case::mean(0.2),
+    ];
 
     fn every_case_moves_what_it_has_to<E: Element>() {
         // Several rows to a task, and several tasks to a row.

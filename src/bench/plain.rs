@@ -1,5 +1,5 @@
 //! What one would write without a contract: a sum of squares in `f32`, a root, a factor, a multiplication, of halves
-//! over their values, and rounded to nearest. No
+//! over their values, and rounded to nearest; and a mean of products in `f32`. No
 //! compensation, no certificate, no look at NaN. Threads share it as they share ours, but that rows cost nothing beside their
 //! elements, and rows left over are not cut: the difference is what exactness costs.
 
@@ -47,6 +47,75 @@ pub fn run<E: Element>(shape: Shape, case: &Case, data: &mut [E]) -> Vec<f32> {
         of_rows.for_each(|(i, (values, norm))| *norm = norm_of(task * rows + i, values, None));
     });
     norms
+}
+
+/// Coordinates of a mean that stay in a core's first cache while rows are added to them.
+const STRIP: usize = 1024;
+
+/// The mean of rows of which each has this share, without a rounding of products: strips of coordinates for threads, and blocks of rows
+/// where there are fewer strips than threads would share.
+pub fn mean<E: Element>(shape: Shape, shares: &[f32], data: &[E]) -> Vec<f32> {
+    let Shape { clients, params } = shape;
+    let team = Team::global(shape.elements());
+    let strips = params.div_ceil(STRIP);
+    let blocks = (TASKS * team.threads()).div_ceil(strips).min(clients.div_ceil(STRIP));
+    let rows = clients.div_ceil(blocks);
+    let of_block = |block: usize, strip: usize, sums: &mut [f32]| {
+        let rows = block * rows..clients.min((block + 1) * rows);
+        vectorised(Products {
+            shares: &shares[rows.clone()],
+            data: &data[rows.start * params..],
+            params,
+            first: strip * STRIP,
+            sums,
+        });
+    };
+    let mut mean = vec![0.0; params];
+    if blocks == 1 {
+        team.share(mean.chunks_mut(STRIP).enumerate(), |(strip, sums)| of_block(0, strip, sums));
+        return mean;
+    }
+    let sums_of = |task: usize| {
+        let strip = task % strips;
+        let mut sums = vec![0.0; STRIP.min(params - strip * STRIP)];
+        of_block(task / strips, strip, &mut sums);
+        sums
+    };
+    for (task, sums) in team.collect(0..blocks * strips, sums_of).into_iter().enumerate() {
+        mean[task % strips * STRIP..].iter_mut().zip(sums).for_each(|(mean, sum)| *mean += sum);
+    }
+    mean
+}
+
+/// Some coordinates of some rows, each times its share, added to sums.
+struct Products<'a, E> {
+    shares: &'a [f32],
+    /// From the first of these rows on.
+    data: &'a [E],
+    params: usize,
+    first: usize,
+    sums: &'a mut [f32],
+}
+
+impl<E: Element> Kernel for Products<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Self { shares, data, params, first, sums } = self;
+        let mut block = [0.0; STRIP];
+        for (row, share) in data.chunks_exact(params).zip(shares) {
+            let row = &row[first..first + sums.len()];
+            if E::DTYPE == Dtype::F32 {
+                let values: &[f32] = bytemuck::cast_slice(row);
+                sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += share * value);
+            } else {
+                let values = &mut block[..row.len()];
+                E::widen(row, values);
+                sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += share * *value);
+            }
+        }
+    }
 }
 
 /// A bound of the relative error of these norms: additions in a row, and the root.
@@ -177,6 +246,37 @@ mod tests {
             ));
             let unclipped = expected.check_plain_values(&batch, &batch.original, 2.0 * error(shape));
             assert!(matches!(unclipped, Err(Error::Mismatch { row: 1, .. })));
+        }
+    }
+
+    #[test]
+    fn a_plain_mean_is_within_its_error_and_further_off_is_found() {
+        mean_is_within_its_error::<f32>();
+        mean_is_within_its_error::<F16>();
+        mean_is_within_its_error::<Bf16>();
+    }
+
+    fn mean_is_within_its_error<E: Element>() {
+        // Few rows in strips, and blocks of many.
+        for shape in ["20x7777", "9000x100"] {
+            let (shape, case) = (shape.parse().unwrap(), Case::mean(0.5));
+            let mut batch = Batch::<E>::new(shape).unwrap();
+            batch.fill(&case);
+            let expected = Expected::of(&batch, &case).unwrap();
+            let shares = expected.shares();
+            let found = mean(shape, &shares, &batch.work);
+            expected.check_plain_mean(&found, E::DTYPE).unwrap();
+            assert!(matches!(expected.check_plain_mean(&found[1..], E::DTYPE), Err(Error::Mismatch { .. })));
+            // Without half of its rows, and with another coordinate's sum.
+            let half: Vec<f32> = shares
+                .iter()
+                .enumerate()
+                .map(|(row, share)| if row % 2 == 0 { *share } else { 0.0 })
+                .collect();
+            for wrong in [mean(shape, &half, &batch.work), found.iter().rev().copied().collect()] {
+                let checked = expected.check_plain_mean(&wrong, E::DTYPE);
+                assert!(matches!(checked, Err(Error::Mismatch { stage: "mean", .. })), "{shape}");
+            }
         }
     }
 }

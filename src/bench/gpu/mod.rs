@@ -165,7 +165,7 @@ impl<'a> Bench<'a> {
         Ok(Ceilings { read, copy, scale, bytes: Case::norms().traffic(batch.shape, E::DTYPE).one_pass() })
     }
 
-    /// Verifies the case, then times it, in turn with the plain kernels; the batch's `work` is overwritten.
+    /// Verifies the case, then times it, in turn with the plain kernels where those have its stage; the batch's `work` is overwritten.
     ///
     /// # Errors
     /// [`Error::Mismatch`] where a result is not the expected one; errors of the device.
@@ -184,6 +184,27 @@ impl<'a> Bench<'a> {
             None => self.gpu.plan(&batch.layout, &clipping, &self.memory.work)?,
             Some(half) => self.gpu.plan_half(&batch.layout, half, &clipping, &self.memory.work)?,
         };
+        let (ours, plain) = match case.stage {
+            Stage::Norms | Stage::Clip => {
+                let (ours, plain) = self.measure_rows(batch, case, &expected, &plan, runs, fault)?;
+                (ours, Some(plain))
+            }
+            Stage::Mean => (self.measure_mean(batch, &expected, &plan, runs)?, None),
+        };
+        Ok(Timed { method: "device", ours, plain, allowed: None })
+    }
+
+    /// Norms or clips, in turn with the plain kernels.
+    fn measure_rows<E: Element>(
+        &self,
+        batch: &mut Batch<E>,
+        case: &Case,
+        expected: &Expected,
+        plan: &Plan,
+        runs: usize,
+        fault: &mut bool,
+    ) -> Result<(Times, Times)> {
+        let context = self.gpu.context();
         self.kernels.set_scope(context, batch.shape, case)?;
         let (mut ours, mut plain) = (Times::default(), Times::default());
         // What a run leaves unwritten shows as nonsense.
@@ -193,12 +214,15 @@ impl<'a> Bench<'a> {
             // Whoever was first is second next: behind a check, or behind the other's kernels, caches differ.
             for is_ours in [round % 2 == 0, round % 2 == 1] {
                 if is_ours {
-                    let took = self.time("running the case", |encoder| match case.stage {
-                        Stage::Norms => plan.record_norms(encoder),
-                        Stage::Clip => plan.record(encoder),
+                    let took = self.time("running the case", |encoder| {
+                        if case.stage == Stage::Clip {
+                            plan.record(encoder)
+                        } else {
+                            plan.record_norms(encoder)
+                        }
                     })?;
                     if round == 0 || round == runs {
-                        self.verify(batch, case, &expected, &plan, fault)?;
+                        self.verify(batch, case, expected, plan, fault)?;
                     }
                     ours.push_took(round, took);
                 } else {
@@ -219,7 +243,33 @@ impl<'a> Bench<'a> {
                 self.memory.restore(context, batch.shape, case)?;
             }
         }
-        Ok(Timed { method: "device", ours, plain: Some(plain), allowed: None })
+        Ok((ours, plain))
+    }
+
+    /// The mean of rows that are decided before.
+    fn measure_mean<E: Element>(
+        &self,
+        batch: &Batch<E>,
+        expected: &Expected,
+        plan: &Plan,
+        runs: usize,
+    ) -> Result<Times> {
+        let mean = plan.mean(&Case::weights(batch.shape.clients))?;
+        self.time("deciding", |encoder| {
+            plan.record_norms(encoder);
+            plan.record_threshold(encoder);
+        })?;
+        mean.poison()?;
+        let mut times = Times::default();
+        // The first round verifies and warms up; it is not counted.
+        for round in 0..=runs {
+            let took = self.time("running the case", |encoder| mean.record(encoder))?;
+            if round == 0 || round == runs {
+                expected.check_mean(&self.gpu.ran().to_string(), &mean.read_blocking()?)?;
+            }
+            times.push_took(round, took);
+        }
+        Ok(times)
     }
 
     fn verify<E: Element>(
@@ -231,9 +281,10 @@ impl<'a> Bench<'a> {
         fault: &mut bool,
     ) -> Result<()> {
         let name = self.gpu.ran().to_string();
-        match case.stage {
-            Stage::Norms => expected.check_norms(&name, &plan.norms_blocking()?)?,
-            Stage::Clip => expected.check_report(&name, &plan.report_blocking()?)?,
+        if case.stage == Stage::Clip {
+            expected.check_report(&name, &plan.report_blocking()?)?;
+        } else {
+            expected.check_norms(&name, &plan.norms_blocking()?)?;
         }
         self.memory.download(self.gpu.context(), &mut batch.work)?;
         if *fault && batch.spoil(case) {
@@ -257,12 +308,12 @@ impl<'a> Bench<'a> {
 impl Ceilings {
     /// The time that the fastest runs of these ceilings allow a case on a device: rows that are only read at the rate of
     /// reading, clipped rows at that of scaling, and before that at that of reading where they do not stay in a cache of
-    /// `cache` bytes.
+    /// `cache` bytes; a mean is written as fast as one reads.
     #[must_use]
     pub fn allow(&self, traffic: Traffic, shape: Shape, cache: u64) -> f64 {
         let per_byte = |times: &Times| times.wall.min() / self.bytes as f64;
         let twice = if self.bytes / shape.clients as u64 <= cache { 0 } else { traffic.scaled };
-        (traffic.only_read + twice) as f64 * per_byte(&self.read)
+        (traffic.only_read + twice + traffic.result) as f64 * per_byte(&self.read)
             + traffic.scaled as f64 * per_byte(&self.scale)
     }
 
@@ -309,8 +360,11 @@ mod tests {
             times
         };
         let ceilings = Ceilings { read: times(1.0), copy: times(2.0), scale: times(3.0), bytes: 40 };
-        let (shape, traffic) = (Shape { clients: 2, params: 5 }, Traffic { only_read: 20, scaled: 20 });
+        let (shape, traffic) =
+            (Shape { clients: 2, params: 5 }, Traffic { only_read: 20, scaled: 20, result: 0 });
         assert_eq!(ceilings.allow(traffic, shape, 20), 0.5 + 1.5);
         assert_eq!(ceilings.allow(traffic, shape, 19), 1.0 + 1.5);
+        let traffic = Traffic { only_read: 40, scaled: 0, result: 20 };
+        assert_eq!(ceilings.allow(traffic, shape, 19), 1.5);
     }
 }
