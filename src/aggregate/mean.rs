@@ -45,13 +45,17 @@ impl Weights {
         if weights.len() != clients {
             return invalid(format!("{} weights for {clients} rows", weights.len()), "one weight per row");
         }
-        match weights.iter().position(|weight| !weight.is_finite() || *weight < 0.0) {
-            Some(row) => {
-                invalid(format!("{} for row {row}", weights[row]), "finite weights that are not negative")
-            }
-            // -0 is a legal zero; one zero is enough.
-            None => Ok(weights.iter().map(|weight| weight.abs()).collect()),
+        let is_weight = |weight: f32| weight >= 0.0 && weight < f32::INFINITY;
+        // All of them without a branch for each, because nearly always all are weights.
+        if !weights.iter().fold(true, |all, &weight| all & is_weight(weight)) {
+            let row = weights.iter().position(|&weight| !is_weight(weight)).unwrap_or_default();
+            return invalid(
+                format!("{} for row {row}", weights[row]),
+                "finite weights that are not negative",
+            );
         }
+        // -0 is a legal zero; one zero is enough.
+        Ok(weights.iter().map(|weight| weight.abs()).collect())
     }
 }
 
@@ -224,8 +228,15 @@ impl Divisor {
         sum
     }
 
+    /// The sum of so many weights of 1.
+    pub(crate) fn of_ones(count: usize) -> Self {
+        let mut sum = Self::default();
+        add_at(&mut sum.limbs, 149, count as u128);
+        sum
+    }
+
     /// Adds the weights of other rows.
-    pub(super) fn join(&mut self, other: &Self) {
+    pub(crate) fn join(&mut self, other: &Self) {
         add(&mut self.limbs, &other.limbs);
     }
 
@@ -385,6 +396,14 @@ mod tests {
         assert_eq!(mean_of(&[(1.0, 1.0), (1.0, tie), (1e-45, 2.0)]), tie);
         assert_eq!(mean_of(&[(1.0, 1.0), (1.0, tie), (1e-45, 0.5)]), 1.0);
         assert_eq!(mean_of(&[(1.0, 1.0), (2.0, 2.0)]), 5.0 / 3.0);
+    }
+
+    #[test]
+    fn ones_are_summed_as_any_weights() {
+        for count in [0, 1, 2, 1000, (1 << 28) - 1] {
+            let (ones, all) = (Divisor::of_ones(count), Divisor::of(std::iter::repeat_n(1.0, count)));
+            assert_eq!(ones.limbs, all.limbs, "{count}");
+        }
     }
 
     #[test]

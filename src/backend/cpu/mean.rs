@@ -3,12 +3,13 @@
 
 use std::ops::Range;
 
+use super::mean_rows::{MeanRow, MeanRows};
 use super::rows::Storage;
 use super::simd::vectorised;
 use super::terms::{Add, BLOCK, Certify, RowsAhead, Sums, TOGETHER, Terms, additions};
 use super::threads::Team;
 use super::{Cpu, PART};
-use crate::aggregate::{Divisor, ExactMean, counts};
+use crate::aggregate::ExactMean;
 use crate::batch::{Granularity, Layout};
 use crate::clip::{Clipping, Status};
 use crate::error::Result;
@@ -31,22 +32,11 @@ pub(super) struct MeanBatch<'a, S: Storage> {
     data: &'a [S::Element],
     clipping: &'a Clipping,
     decisions: &'a [Decision],
-    /// The rows that count and weigh anything.
-    rows: Vec<MeanRow>,
-    divisor: Divisor,
-    /// Whether each of these rows weighs 1.
-    equal: bool,
-    /// What [`Sums::sizes`] are counted in, a power of two.
-    unit: f64,
+    counted: MeanRows,
+    /// The elements of a row that is not there.
+    zeros: Vec<S::Element>,
     team: Team<'a>,
     force_exact: bool,
-}
-
-struct MeanRow {
-    /// Its first element, and its first span.
-    start: usize,
-    span: u32,
-    weight: f32,
 }
 
 /// Coordinates within the `span`-th span of every row.
@@ -77,29 +67,16 @@ impl<'a, S: Storage> MeanBatch<'a, S> {
         weights: &[f32],
         cpu: &'a Cpu,
     ) -> Result<Self> {
-        let granularity = clipping.granularity;
-        let mut rows = Vec::with_capacity(layout.clients());
-        for (row, &weight) in weights.iter().enumerate() {
-            if weight > 0.0 && counts(layout, granularity, decisions, row) {
-                let span = layout.spans_of(granularity, row).start;
-                rows.push(MeanRow { start: layout.row(row).start, span: span as u32, weight });
-            }
-        }
-        // Only ratios matter, and 1 needs no multiplication.
-        let equal = rows.iter().all(|row| row.weight == rows[0].weight);
-        if equal {
-            rows.iter_mut().for_each(|row| row.weight = 1.0);
-        }
-        let unit = unit_of_sizes(&rows);
-        let divisor = Divisor::of(rows.iter().map(|row| row.weight));
         let team = Team::new(&cpu.pool, layout.elements().saturating_mul(TERM))?;
+        let counted = MeanRows::of(layout, clipping.granularity, decisions, weights, team);
+        let zeros = vec![S::Element::default(); STRIP];
         let force_exact = cpu.force_exact;
-        Ok(Self { layout, storage, data, clipping, decisions, rows, divisor, equal, unit, team, force_exact })
+        Ok(Self { layout, storage, data, clipping, decisions, counted, zeros, team, force_exact })
     }
 
     /// Writes the means of all coordinates, by the team.
     pub(super) fn mean(&self, mean: &mut [f32]) {
-        if let (Some(center), true) = (&self.clipping.center, self.divisor.is_zero()) {
+        if let (Some(center), true) = (&self.clipping.center, self.counted.divisor.is_zero()) {
             mean.copy_from_slice(center);
             return;
         }
@@ -110,21 +87,21 @@ impl<'a, S: Storage> MeanBatch<'a, S> {
                 self.sum_as_integers(&mut strip, all);
             });
         }
-        let rows = self.rows.len();
+        let rows = self.counted.rows.len();
         let of_part = |strip: &Strip<'_>| (PART / strip.mean.len()).max(1);
         let parts = |strip: &Strip<'_>| rows.div_ceil(of_part(strip));
         // Strips are enough to share where each thread gets as many, or where they are more than the parts that rows
         // would make.
         if self.team.is_even_over(strips.len()) || strips.iter().all(|strip| parts(strip) <= strips.len()) {
             self.team.share(strips.into_iter(), |strip| {
-                let sums = self.sums(&strip, &self.rows);
+                let sums = self.sums(&strip, &self.counted.rows);
                 self.mean_of(strip, &sums, additions(rows, 1));
             });
             return;
         }
         // Of few strips and many rows threads share the rows.
         let sums = |strip: &Strip<'_>| {
-            let parts = self.rows.chunks(of_part(strip));
+            let parts = self.counted.rows.chunks(of_part(strip));
             let of_parts = self.team.collect(parts, |rows| self.sums(strip, rows));
             Sums::joined(of_parts.into_iter()).unwrap_or_else(|| Sums::zeros(strip.mean.len()))
         };
@@ -140,7 +117,7 @@ impl<'a, S: Storage> MeanBatch<'a, S> {
     }
 
     fn strips<'m>(&'m self, mean: &'m mut [f32]) -> Vec<Strip<'m>> {
-        let Some(row) = self.rows.first() else { return Vec::new() };
+        let Some(row) = self.counted.rows.first() else { return Vec::new() };
         let (mut strips, mut rest, mut first) = (Vec::new(), mean, 0);
         let spans = self.layout.span_count(self.granularity()) / self.layout.clients();
         for span in 0..spans {
@@ -164,8 +141,8 @@ impl<'a, S: Storage> MeanBatch<'a, S> {
         if open.is_empty() {
             return;
         }
-        if let Some(divisor) = self.divisor.exact_f64(DIVISOR_BITS) {
-            if self.equal {
+        if let Some(divisor) = self.counted.divisor.exact_f64(DIVISOR_BITS) {
+            if self.counted.equal {
                 let mean = |i: usize| nearest_quotient(sums.exact(i)?, divisor);
                 open.retain(|&i| settle(&mut strip.mean[i], mean(i)));
             }
@@ -180,7 +157,7 @@ impl<'a, S: Storage> MeanBatch<'a, S> {
     fn certify(&self, strip: &mut Strip<'_>, sums: &Sums, additions: u32) -> Vec<usize> {
         let mut open = [false; STRIP];
         let open = &mut open[..strip.mean.len()];
-        let (unit, divisor, mean) = (self.unit, self.divisor.to_f64(), &mut *strip.mean);
+        let (unit, divisor, mean) = (self.counted.unit, self.counted.divisor.to_f64(), &mut *strip.mean);
         if !vectorised(Certify { sums, additions, unit, divisor, mean, open: &mut *open }) {
             return Vec::new();
         }
@@ -219,42 +196,42 @@ impl<'a, S: Storage> MeanBatch<'a, S> {
         ahead: RowsAhead<S::Element>,
         room: &mut Vec<S::Element>,
     ) {
-        let mut ways = [Way::Left; TOGETHER];
-        let mut tested = false;
+        let (mut ways, mut tested) = ([Way::Left; TOGETHER], false);
         for (way, row) in ways.iter_mut().zip(rows) {
             let decision = self.decision(strip, row);
             *way = self.way(decision);
             tested |= decision.status == Status::OutOfScope;
         }
+        let length = strip.mean.len();
         if ways.contains(&Way::Applied) {
             room.resize(TOGETHER * STRIP, S::Element::default());
-        }
-        for ((row, way), room) in rows.iter().zip(ways).zip(room.chunks_exact_mut(STRIP)) {
-            if way == Way::Applied {
-                let room = &mut room[..strip.mean.len()];
-                room.copy_from_slice(&self.data[self.elements(strip, row)]);
-                self.storage.apply(room, strip.first, self.decision(strip, row));
+            for (k, row) in rows.iter().enumerate().filter(|(k, _)| ways[*k] == Way::Applied) {
+                let elements = &mut room[k * STRIP..k * STRIP + length];
+                elements.copy_from_slice(&self.data[self.elements(strip, row)]);
+                self.storage.apply(elements, strip.first, self.decision(strip, row));
             }
         }
-        let of_rows = rows.iter().zip(ways).enumerate().filter_map(|(k, (row, way))| {
-            let (elements, factor) = match way {
+        let nothing = Terms { elements: &self.zeros[..length], factor: 1.0, weight: 1.0, size: 1.0 };
+        let mut terms = [nothing; TOGETHER];
+        for (k, row) in rows.iter().enumerate() {
+            let (elements, factor) = match ways[k] {
                 Way::Scaled(factor) => (&self.data[self.elements(strip, row)], factor),
-                Way::Applied => (&room[k * STRIP..k * STRIP + strip.mean.len()], 1.0),
-                Way::Left => return None,
+                Way::Applied => (&room[k * STRIP..k * STRIP + length], 1.0),
+                Way::Left => continue,
             };
-            let size = (f64::from(row.weight) / self.unit) as f32;
-            Some(Terms { elements, factor, weight: row.weight, size })
-        });
-        let mut of_rows = of_rows.peekable();
-        let Some(&first) = of_rows.peek() else { return };
-        // Rows that are not there are another one times 0.
-        let nothing = Terms { factor: 0.0, ..first };
-        let terms = std::array::from_fn(|_| of_rows.next().unwrap_or(nothing));
-        match (self.equal, tested) {
-            (false, false) => self.storage.add(Add::<_, false, false> { sums, terms, ahead }),
-            (false, true) => self.storage.add(Add::<_, false, true> { sums, terms, ahead }),
-            (true, false) => self.storage.add(Add::<_, true, false> { sums, terms, ahead }),
-            (true, true) => self.storage.add(Add::<_, true, true> { sums, terms, ahead }),
+            let weight = self.counted.weight(row);
+            terms[k] = Terms {
+                elements,
+                factor,
+                weight,
+                size: (f64::from(weight) * (1.0 / self.counted.unit)) as f32,
+            };
+        }
+        match (self.counted.equal, tested) {
+            (false, false) => self.storage.add(Add::<_, false, false> { sums, terms: &terms, ahead }),
+            (false, true) => self.storage.add(Add::<_, false, true> { sums, terms: &terms, ahead }),
+            (true, false) => self.storage.add(Add::<_, true, false> { sums, terms: &terms, ahead }),
+            (true, true) => self.storage.add(Add::<_, true, true> { sums, terms: &terms, ahead }),
         }
     }
 
@@ -282,7 +259,7 @@ impl<'a, S: Storage> MeanBatch<'a, S> {
     fn sum_as_integers(&self, strip: &mut Strip<'_>, coordinates: Vec<usize>) {
         let sums = self.sums_at(strip, &coordinates, ExactMean::add);
         for (i, sum) in coordinates.into_iter().zip(sums) {
-            strip.mean[i] = sum.over(&self.divisor);
+            strip.mean[i] = sum.over(&self.counted.divisor);
         }
     }
 
@@ -297,10 +274,14 @@ impl<'a, S: Storage> MeanBatch<'a, S> {
         if sums.is_empty() {
             return sums;
         }
-        for row in &self.rows {
+        for row in &self.counted.rows {
             let (elements, decision) = (&self.data[self.elements(strip, row)], self.decision(strip, row));
             for (&i, sum) in coordinates.iter().zip(&mut sums) {
-                add(sum, row.weight, self.storage.value(elements[i], strip.first + i, decision));
+                add(
+                    sum,
+                    self.counted.weight(row),
+                    self.storage.value(elements[i], strip.first + i, decision),
+                );
             }
         }
         sums
@@ -375,14 +356,6 @@ fn nearest_quotient(sum: f64, divisor: f64) -> Option<f32> {
     Some(nearest.copysign(sum as f32))
 }
 
-/// What [`Sums::sizes`] are counted in: the power of two of the greatest weight, so that a size is finite where its
-/// values are far from the greatest of `f32`.
-fn unit_of_sizes(rows: &[MeanRow]) -> f64 {
-    let greatest = rows.iter().fold(f32::from_bits(1), |most, row| most.max(row.weight));
-    let power = (f64::from(greatest).to_bits() >> 52) as i32 - 1023;
-    power_of_two(power)
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -409,7 +382,7 @@ mod tests {
         let strips = batch.strips(&mut mean).into_iter();
         strips
             .map(|mut strip| {
-                let sums = batch.sums(&strip, &batch.rows);
+                let sums = batch.sums(&strip, &batch.counted.rows);
                 batch.certify(&mut strip, &sums, additions(clients, 1)).len()
             })
             .sum()

@@ -24,6 +24,7 @@ mod half_512;
 pub(crate) mod half_simd;
 mod lent;
 mod mean;
+mod mean_rows;
 mod rows;
 mod short;
 pub(crate) mod simd;

@@ -106,7 +106,7 @@ impl<T> RowsAhead<T> {
 /// or becomes the least normal number, is off by 2^-126 at most, which that knows.
 pub(super) struct Add<'a, 'b, T, const EQUAL: bool, const TESTED: bool> {
     pub(super) sums: &'a mut Sums,
-    pub(super) terms: [Terms<'b, T>; TOGETHER],
+    pub(super) terms: &'a [Terms<'b, T>; TOGETHER],
     pub(super) ahead: RowsAhead<T>,
 }
 
@@ -144,7 +144,7 @@ impl<T: Copy, const EQUAL: bool, const TESTED: bool> Add<'_, '_, T, EQUAL, TESTE
             self.ahead.ask(chunk);
             add_one_by_one::<T, EQUAL, TESTED>(
                 self.sums,
-                &self.terms,
+                self.terms,
                 chunk * CHUNK..(chunk + 1) * CHUNK,
                 &widen,
             );
@@ -238,8 +238,8 @@ mod tests {
         let coordinates = terms[0].elements.len();
         let ahead = RowsAhead(terms.map(|terms| terms.elements.as_ptr()));
         let (mut vectors, mut portable) = (start(coordinates), start(coordinates));
-        Add::<_, EQUAL, TESTED> { sums: &mut vectors, terms, ahead }.singles();
-        Add::<_, EQUAL, TESTED> { sums: &mut portable, terms, ahead }.portable(|value| value);
+        Add::<_, EQUAL, TESTED> { sums: &mut vectors, terms: &terms, ahead }.singles();
+        Add::<_, EQUAL, TESTED> { sums: &mut portable, terms: &terms, ahead }.portable(|value| value);
         [vectors, portable]
     }
 
@@ -312,9 +312,10 @@ mod tests {
                 let terms: [_; TOGETHER] = std::array::from_fn(terms);
                 let ahead = RowsAhead(terms.map(|terms| terms.elements.as_ptr()));
                 let mut vectors = Sums::zeros(length);
-                Add::<_, false, true> { sums: &mut vectors, terms, ahead }.halves(half);
+                Add::<_, false, true> { sums: &mut vectors, terms: &terms, ahead }.halves(half);
                 let mut portable = Sums::zeros(length);
-                Add::<_, false, true> { sums: &mut portable, terms, ahead }.portable(|bits| half.widen(bits));
+                Add::<_, false, true> { sums: &mut portable, terms: &terms, ahead }
+                    .portable(|bits| half.widen(bits));
                 for sums in [vectors, portable] {
                     for i in 0..length {
                         let want: f64 = wide.iter().map(|row| 3.0 * f64::from(row[i])).sum();

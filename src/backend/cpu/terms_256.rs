@@ -53,7 +53,7 @@ fn add_wide<T: Copy, const EQUAL: bool, const TESTED: bool>(
     widen_chunk: impl Fn(&[T; CHUNK]) -> [__m256; VECTORS],
     widen: impl Fn(T) -> f32,
 ) {
-    let (terms, sums) = (&add.terms, add.sums);
+    let (terms, sums) = (add.terms, add.sums);
     let length = sums.sums.len();
     let mut rows = [&[][..]; TOGETHER];
     for k in 0..TOGETHER {
