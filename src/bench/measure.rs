@@ -183,7 +183,7 @@ pub struct Place {
     pub backend: &'static str,
     /// The processor and its threads, or the adapter.
     pub device: String,
-    /// The adapter's driver.
+    /// The adapter's driver, and of a software adapter the processor.
     pub driver: Option<String>,
     /// Whether the adapter's kernels are shaped as measured.
     pub calibrated: bool,
@@ -198,15 +198,25 @@ impl Place {
             BackendKind::Reference => (1, None),
             _ => (rayon::current_num_threads(), vectors()),
         };
-        let s = if threads == 1 { "" } else { "s" };
-        let vectors = vectors.map(|vectors| format!(", {vectors}")).unwrap_or_default();
-        let device = format!("{} x {threads} thread{s}{vectors}", processor());
+        let device = processor_of(threads, vectors);
         Self { backend: kind.name(), device, driver: None, calibrated: false }
     }
 }
 
+/// The processor, with as many threads as the pool has and its vectors: what a software adapter runs on.
+#[cfg(feature = "gpu")]
+pub(super) fn processor() -> String {
+    processor_of(rayon::current_num_threads(), vectors())
+}
+
+fn processor_of(threads: usize, vectors: Option<&str>) -> String {
+    let s = if threads == 1 { "" } else { "s" };
+    let vectors = vectors.map(|vectors| format!(", {vectors}")).unwrap_or_default();
+    format!("{} x {threads} thread{s}{vectors}", processor_name())
+}
+
 /// The processor's name where the system tells it, else its architecture.
-fn processor() -> String {
+fn processor_name() -> String {
     let told = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let name = told.lines().find(|line| line.starts_with("model name")).and_then(|line| line.split_once(':'));
     name.map_or_else(|| std::env::consts::ARCH.to_owned(), |(_, name)| name.trim().to_owned())

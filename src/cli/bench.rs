@@ -1,4 +1,4 @@
-//! `byzclip bench`: what norms and clipping take, beside plain loops and what the memory allows.
+//! `byzclip bench`: what norms, clipping and means take, beside plain loops and what the memory allows.
 
 use byzclip::bench::Settings;
 use byzclip::bench::cases::{SHAPES, Shape};

@@ -13,7 +13,7 @@ use super::ceilings::Ceilings;
 use super::element::{Bf16, Dtype, Element, F16};
 use super::expected::Expected;
 use super::host::{self, AnyBatch};
-use super::measure::{Allowed, Place, Record, Timed, Times};
+use super::measure::{Allowed, Place, Record, Timed, Times, processor};
 use crate::backend::gpu::{Plan, driver};
 use crate::backend::{Backend, Gpu};
 use crate::error::{Error, Result};
@@ -100,7 +100,12 @@ impl Place {
     #[must_use]
     pub fn gpu(gpu: &Gpu) -> Self {
         let info = gpu.device().adapter_info();
-        let driver = Some(driver(&info)).filter(|driver| !driver.is_empty());
+        let mut told = driver(&info);
+        // The same driver makes code of other speed for other vectors.
+        if info.device_type == wgpu::DeviceType::Cpu {
+            told = [told, processor()].join(" on ");
+        }
+        let driver = Some(told).filter(|driver| !driver.is_empty());
         Self { backend: "gpu", device: info.name, driver, calibrated: gpu.calibration().is_some() }
     }
 }
