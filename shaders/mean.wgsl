@@ -112,7 +112,7 @@ fn add_group(sum: ptr<function, Group4>, tile: Tile, decision: Decision, weight:
     if group * 4u >= tile.count {
         return;
     }
-    let bits = finite(coordinates4(tile, group));
+    let bits = finite(coordinates4(tile, group), decision.status == CUT);
     let value = counted(bits, tile, group, decision);
     let magnitude = max(min(bits & vec4<u32>(MAGNITUDE), vec4<u32>(1u)), bitcast<vec4<u32>>(value) & vec4<u32>(MAGNITUDE));
     (*sum).largest = max((*sum).largest, magnitude);
@@ -174,9 +174,10 @@ fn joined(a: Pair, b: Pair) -> Pair {
     return Pair(sum.high.x, sum.low.x);
 }
 
-// NaN and Inf, which only rows out of scope may hold here, count as 0.
-fn finite(bits: vec4<u32>) -> vec4<u32> {
-    return select(bits, vec4<u32>(), (bits & vec4<u32>(MAGNITUDE)) >= vec4<u32>(INFINITY));
+// NaN and Inf, which only rows out of scope may hold here, count as 0; not where they are cut.
+fn finite(bits: vec4<u32>, is_cut: bool) -> vec4<u32> {
+    let end = select(INFINITY, MAGNITUDE + 1u, is_cut);
+    return select(bits, vec4<u32>(), (bits & vec4<u32>(MAGNITUDE)) >= vec4<u32>(end));
 }
 
 // Whether nothing is left of a row.

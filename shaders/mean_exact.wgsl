@@ -149,6 +149,9 @@ fn column_of(coordinate: u32) -> u32 {
 
 // The bits that the clip stage would write; what is not finite stays so, because products of integers would make numbers of it.
 fn clipped(bits: u32, center: u32, decision: Decision) -> u32 {
+    if decision.status == CUT {
+        return cut(vec4<u32>(bits), decision.bound).x;
+    }
     if (bits & MAGNITUDE) >= INFINITY {
         return bits;
     }
@@ -157,9 +160,6 @@ fn clipped(bits: u32, center: u32, decision: Decision) -> u32 {
     }
     if decision.status == CLIPPED {
         return scaled(vec4<u32>(bits), decision).x;
-    }
-    if decision.status == CUT {
-        return cut(vec4<u32>(bits), decision.bound).x;
     }
     return bits;
 }

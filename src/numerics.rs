@@ -312,11 +312,12 @@ pub(crate) fn integer(value: f32) -> (u64, u32) {
     (u64::from(bits & 0x007f_ffff | u32::from(field != 0) << 23), field.saturating_sub(1))
 }
 
-/// `value` cut to a magnitude of at most `bound`; its sign and, where it is within, all its bits stay.
+/// `value` cut to a magnitude of at most `bound`; its sign and, where it is within, all its bits stay. NaN is beyond any bound.
 #[must_use]
 #[inline(always)]
 pub fn clamped(value: f32, bound: f32) -> f32 {
-    if value.abs() > bound { bound.copysign(value) } else { value }
+    // As integers, magnitudes have the order of their values, and NaN is above all.
+    f32::from_bits(value.abs().to_bits().min(bound.abs().to_bits())).copysign(value)
 }
 
 /// Products below this round to a subnormal `f32` when rounded to 24 bits.

@@ -252,13 +252,19 @@ fn elements_that_are_not_finite_count_as_zero_in_rows_out_of_scope() {
     assert_eq!(mean, [1.0, 2.0, 2.0]);
 }
 
-/// Whose statuses promise norms that the data does not have.
+/// Whose statuses promise norms that the data does not have. Bounded coordinates are within their bounds, whatever they were.
 #[test]
 fn elements_that_are_not_finite_count_as_zero_whatever_was_decided() {
+    for granularity in [Granularity::Row, Granularity::Coordinate] {
+        elements_that_are_not_finite_count_as_zero_at(granularity);
+    }
+}
+
+fn elements_that_are_not_finite_count_as_zero_at(granularity: Granularity) {
     // As many as the CPU adds together.
     let (clients, params) = (8, 83);
     let layout = Layout::dense(clients, params).unwrap();
-    let clipping = Clipping::fixed(1.0);
+    let clipping = Clipping { granularity, ..Clipping::fixed(1.0) };
     let finite = |i: usize| (i % 17) as f32 * 0.25 - 2.0;
     let decided: Vec<f32> = (0..layout.len()).map(finite).collect();
     for bad in [[f32::NAN; 2], [-f32::NAN; 2], [f32::INFINITY; 2], [f32::INFINITY, f32::NEG_INFINITY]] {
@@ -275,7 +281,8 @@ fn elements_that_are_not_finite_count_as_zero_whatever_was_decided() {
                     let want = Reference.mean(&layout, &data, &clipping, &decisions, &weights).unwrap();
                     for (name, backend) in all() {
                         let got = backend.mean(&layout, &data, &clipping, &decisions, &weights).unwrap();
-                        assert_same_bits(&format!("{name}, {bad:?} every {every}, {bound}"), &got, &want);
+                        let context = format!("{name}, {granularity:?}, {bad:?} every {every}, {bound}");
+                        assert_same_bits(&context, &got, &want);
                     }
                     for half in [Half::F16, Half::Bf16] {
                         let data: Vec<u16> = data.iter().map(|value| half.truncate(*value)).collect();
@@ -284,7 +291,8 @@ fn elements_that_are_not_finite_count_as_zero_whatever_was_decided() {
                         for (name, backend) in all() {
                             let got =
                                 backend.mean_half(&layout, half, &data, &clipping, &decisions, &weights);
-                            let context = format!("{name}, {half:?}, {bad:?} every {every}, {bound}");
+                            let context =
+                                format!("{name}, {granularity:?}, {half:?}, {bad:?} every {every}, {bound}");
                             assert_same_bits(&context, &got.unwrap(), &want);
                         }
                     }
