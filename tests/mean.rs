@@ -341,6 +341,30 @@ fn what_f64_loses_decides_ties() {
     }
 }
 
+/// The same of bf16, which have fewer bits: 2^-29, that a sum of 2^24 has no room for. f16 have no values so far apart.
+#[test]
+fn what_f64_loses_of_halves_decides_ties() {
+    let (large, low) = (2f32.powi(24), 2f32.powi(-22));
+    let up = 1.0 + 2f32.powi(-7);
+    let (below, above) = (2f32.powi(22), 2f32.powi(22) + 0.5);
+    let columns = [
+        ([large, 1.0, low * up, -low], above),
+        ([large, 1.0, low, -low * up], below),
+        ([large, 1.0, low, -low], below),
+        ([large, 1.0, low * up, 0.0], above),
+    ];
+    let layout = Layout::dense(4, columns.len()).unwrap();
+    let value = |row: usize| columns.map(|(column, _)| Half::Bf16.truncate(column[row]));
+    let data: Vec<u16> = (0..4).flat_map(value).collect();
+    let clipping = Clipping::fixed(f32::INFINITY);
+    for weights in [Weights::Equal, Weights::PerRow(vec![0.7; 4])] {
+        for (name, backend) in all() {
+            let (mean, _) = backend.run_mean_half(&layout, Half::Bf16, &data, &clipping, &weights).unwrap();
+            assert_same_bits(&name, &mean, &columns.map(|(_, mean)| mean));
+        }
+    }
+}
+
 /// In a mean of values that are not much larger, whose last bits they would change.
 #[test]
 fn subnormal_products_count_as_zero() {

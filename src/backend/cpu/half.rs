@@ -104,6 +104,13 @@ impl Storage for Halves {
         matches!(decision.status, Status::Untouched | Status::OutOfScope).then_some(1.0)
     }
 
+    fn significant_bits(&self) -> i32 {
+        match self.half {
+            Half::F16 => 11,
+            Half::Bf16 => 8,
+        }
+    }
+
     #[inline]
     fn value(&self, element: u16, _coordinate: usize, decision: &Decision) -> f32 {
         self.half.clipped(element, decision, self.granularity)

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::mean_rows::{MeanRow, MeanRows};
 use super::rows::Storage;
-use super::simd::vectorised;
+use super::simd::{prefetch, vectorised};
 use super::terms::{Add, BLOCK, Certify, RowsAhead, Sums, TOGETHER, Terms, additions};
 use super::threads::Team;
 use super::{Cpu, PART};
@@ -21,6 +21,9 @@ const STRIP: usize = 1024;
 
 /// Bits of a divisor whose products with the 25 bits of a middle between two `f32` are exact in `f64`.
 const DIVISOR_BITS: u32 = 53 - 25;
+
+/// How many rows before it is read a single element is asked for.
+const AHEAD: usize = 16;
 
 /// What a term of the mean takes, as a number of elements of a norm.
 const TERM: usize = 3;
@@ -143,7 +146,8 @@ impl<'a, S: Storage> MeanBatch<'a, S> {
         }
         if let Some(divisor) = self.counted.divisor.exact_f64(DIVISOR_BITS) {
             if self.counted.equal {
-                let mean = |i: usize| nearest_quotient(sums.exact(i)?, divisor);
+                let bits = self.storage.significant_bits();
+                let mean = |i: usize| nearest_quotient(sums.exact(i, bits)?, divisor);
                 open.retain(|&i| settle(&mut strip.mean[i], mean(i)));
             }
             let again = self.sums_at(&strip, &open, SumInUnits::add);
@@ -274,7 +278,13 @@ impl<'a, S: Storage> MeanBatch<'a, S> {
         if sums.is_empty() {
             return sums;
         }
-        for row in &self.counted.rows {
+        let rows = &self.counted.rows;
+        for (k, row) in rows.iter().enumerate() {
+            // A line of each row, which no processor asks for by itself.
+            if let Some(ahead) = rows.get(k + AHEAD) {
+                let elements = self.data[self.elements(strip, ahead)].as_ptr();
+                coordinates.iter().for_each(|i| prefetch(elements.wrapping_add(*i).cast(), 1));
+            }
             let (elements, decision) = (&self.data[self.elements(strip, row)], self.decision(strip, row));
             for (&i, sum) in coordinates.iter().zip(&mut sums) {
                 add(

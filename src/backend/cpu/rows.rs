@@ -57,6 +57,9 @@ pub(super) trait Storage: Sync {
     /// subnormal, if there is one.
     fn factor(&self, decision: &Decision) -> Option<f32>;
 
+    /// Significant bits that a value has at most.
+    fn significant_bits(&self) -> i32;
+
     /// What an element counts as in a mean.
     fn value(&self, element: Self::Element, coordinate: usize, decision: &Decision) -> f32;
 

@@ -93,6 +93,10 @@ impl Storage for Singles<'_> {
         }
     }
 
+    fn significant_bits(&self) -> i32 {
+        24
+    }
+
     #[inline]
     fn value(&self, element: f32, coordinate: usize, decision: &Decision) -> f32 {
         clipped(element, self.center.map(|center| center[coordinate]), decision, self.granularity)

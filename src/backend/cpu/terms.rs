@@ -68,13 +68,13 @@ impl Sums {
         self
     }
 
-    /// A sum of terms of weight 1 in units of 1, where that is exact: all of it are multiples of the last bit of the
-    /// least value, and below 2^53 of that. Where the least is subnormal, it may be a product that the contract makes
-    /// 0.
-    pub(super) fn exact(&self, i: usize) -> Option<f64> {
+    /// A sum of values of so many bits, of weight 1 in units of 1, where that is exact: all of it are multiples of the last
+    /// bit of the least value, and below 2^53 of that. Where the least is subnormal, it may be a product that the contract
+    /// makes 0.
+    pub(super) fn exact(&self, i: usize, significant_bits: i32) -> Option<f64> {
         let least = f32::from_bits(self.least[i].wrapping_add(1));
-        let size = self.sizes[i];
-        let is_exact = least > f32::MIN_POSITIVE && size < f32::INFINITY && size <= least * 2f32.powi(28);
+        let (size, most) = (self.sizes[i], least * 2f32.powi(52 - significant_bits));
+        let is_exact = least > f32::MIN_POSITIVE && size < f32::INFINITY && size <= most;
         is_exact.then_some(self.sums[i])
     }
 }
@@ -292,7 +292,7 @@ mod tests {
                 for sums in both::<true, false>(terms).into_iter().chain(both::<false, false>(terms)) {
                     for i in 0..length {
                         assert_eq!(sums.sizes[i].is_finite(), i != place, "{bad} at {place}, {i}");
-                        assert!(i != place || sums.exact(i).is_none(), "{bad} at {place}");
+                        assert!(i != place || sums.exact(i, 24).is_none(), "{bad} at {place}");
                     }
                 }
             }
