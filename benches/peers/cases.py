@@ -14,6 +14,9 @@ FORMAT = "byzclip-bench-1"
 MAX_NORM = 2.0
 LARGE = np.float32(50.0)
 
+# The share of rows that are clipped in the mean: mod.rs. What takes a mean's time does not depend on it.
+CLIPPED_IN_MEAN = 0.2
+
 # Elements that are filled or checked at a time; they stay in a core's cache.
 PART = 1 << 17
 
@@ -44,7 +47,7 @@ SHAPES = [Shape.parse(text) for text in ("64x100000", "64x1000000", "1024x10000"
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """Norms, or a clip of which this share of rows is above the bound."""
+    """Norms, or a clip or mean of which this share of rows is above the bound."""
 
     stage: str
     clipped: float
@@ -59,15 +62,30 @@ class Case:
         return np.flatnonzero(self.large(shape)) if self.stage == "clip" else np.empty(0, np.int64)
 
     def bytes(self, shape):
-        """What one pass has to move: a row that is written is read and written once."""
-        return 4 * shape.params * (shape.clients + len(self.written(shape)))
+        """What one pass has to move: a row that is written is read and written once, a mean is written."""
+        return 4 * shape.params * (shape.clients + len(self.written(shape)) + (self.stage == "mean"))
+
+    def told_share(self):
+        """The share of rows above the bound, where a record tells it."""
+        return None if self.stage == "norms" else self.clipped
 
     def __str__(self):
-        return "norms" if self.stage == "norms" else f"clip {self.clipped * 100:g} %"
+        return "norms" if self.stage == "norms" else f"{self.stage} {self.clipped * 100:g} %"
 
 
 def cases(shares):
-    return [Case("norms", 0.0), *(Case("clip", share) for share in shares)]
+    return [Case("norms", 0.0), *(Case("clip", share) for share in shares), Case("mean", CLIPPED_IN_MEAN)]
+
+
+def weights(clients):
+    """What rows weigh in a mean: 100 to 599 samples each."""
+    return (100 + np.arange(clients) % 500).astype(np.float32)
+
+
+def error(terms):
+    """How far a right result may be from float64, relatively: a sum of n terms in float32 errs by about sqrt(n) of
+    2^-24 where roundings are independent. Four times that and eight roundings more."""
+    return (4 * terms**0.5 + 8) * 2.0**-24
 
 
 def signed_unit(first, count):
@@ -104,6 +122,22 @@ class Batch:
             part = self.original[rows, columns].astype(np.float64)
             squares[rows] += np.einsum("ij,ij->i", part, part)
         self.norms = np.sqrt(squares)
+        if case.stage == "mean":
+            self._fill_mean()
+
+    def _fill_mean(self):
+        """What is decided before a mean: weights, and each row's share, its weight times its factor by the sum of weights. And
+        what has to come out."""
+        self.weights = weights(self.shape.clients)
+        samples = self.weights.astype(np.float64)
+        shares = samples * np.minimum(1.0, MAX_NORM / self.norms) / samples.sum()
+        self.shares = shares.astype(np.float32)
+        self.mean = np.zeros(self.shape.params)
+        for rows, columns in self._parts():
+            self.mean[columns] += shares[rows] @ self.original[rows, columns].astype(np.float64)
+        # By the size of a typical coordinate, because the terms of one may cancel; four times, because those of another may not.
+        typical = np.sqrt(np.square(shares * self.norms).sum() / self.shape.params)
+        self.mean_error = 4 * typical * error(self.shape.clients)
 
     def restore(self):
         """What a clip has written, from the original."""
@@ -113,13 +147,12 @@ class Batch:
             self.work[self.written] = self.original[self.written]
 
     def error(self):
-        """How far a right result may be from float64, relatively: a sum of n terms in float32 errs by about sqrt(n) of
-        2^-24 where roundings are independent. Four times that and eight roundings more."""
-        return (4 * self.shape.params**0.5 + 8) * 2.0**-24
+        """How far right norms and clipped values may be off, relatively."""
+        return error(self.shape.params)
 
     def check(self, got):
         """Says what is wrong with a result, or nothing."""
-        return self._check_norms(got) if self.case.stage == "norms" else self._check_values(got)
+        return {"norms": self._check_norms, "clip": self._check_values, "mean": self._check_mean}[self.case.stage](got)
 
     def _check_norms(self, got):
         if got.shape != self.norms.shape:
@@ -154,9 +187,21 @@ class Batch:
                 )
         return None
 
+    def _check_mean(self, got):
+        if got.shape != self.mean.shape or got.dtype != np.float32:
+            return f"got a mean of {got.dtype} of shape {got.shape}; expected float32 of {self.mean.shape}"
+        close = np.abs(got - self.mean) <= self.mean_error
+        if close.all():
+            return None
+        i = int(np.argmin(close))
+        return f"element {i}: got the mean {got[i]!r}; expected {self.mean[i]!r} within {self.mean_error:.1e}"
+
     def spoiled(self, got):
         """The result with one value off by four times the tolerance."""
         got = got.copy()
+        if self.case.stage == "mean":
+            got[0] += np.float32(4 * self.mean_error)
+            return got
         # In a clipped row, where there is one: only there a tolerance holds.
         first = (int(self.written[0]) if len(self.written) else 0,) + (0,) * (got.ndim - 1)
         got[first] *= np.float32(1 + 4 * self.error())
@@ -192,7 +237,7 @@ def record(peer, batch, wall, device, ratios=()):
         "params": shape.params,
         "dtype": "f32",
         "case": case.stage,
-        "clipped": case.clipped if case.stage == "clip" else None,
+        "clipped": case.told_share(),
         "scope": 1.0,
         "runs": len(wall),
         "median_s": median,

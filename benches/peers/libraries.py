@@ -1,7 +1,8 @@
 """The ways to write the cases that are compared: one class each.
 
 Every class does what its library's users write, in the fastest form that we know; where there are several, each is
-there. Where results of norms and clip need different calls, one name stands for both.
+there. Where norms, clip and mean need different calls, one name stands for all of them. A mean is given what was decided
+before: the share that each row has in it.
 """
 import contextlib
 import ctypes
@@ -19,7 +20,7 @@ class Missing(Exception):
 
 
 class Peer:
-    """A library, and how it does the two stages on host memory that it shares with the batch."""
+    """A library, and how it does the stages on host memory that it shares with the batch."""
 
     library = ""
     version = ""
@@ -27,7 +28,7 @@ class Peer:
     method = "host"
     device = ""
     driver = None
-    stages = ("norms", "clip")
+    stages = ("norms", "clip", "mean")
 
     def load(self, batch):
         """Takes the data of a case; nothing here is timed."""
@@ -35,13 +36,16 @@ class Peer:
 
     def unload(self):
         """Lets go of the data, so that the next library has the memory."""
-        for name in ("batch", "original", "work", "rows", "parameters"):
+        for name in ("batch", "original", "work", "shares", "rows", "parameters"):
             self.__dict__.pop(name, None)
 
     def norms(self):
         raise NotImplementedError
 
     def clip(self):
+        raise NotImplementedError
+
+    def mean(self):
         raise NotImplementedError
 
     def wait(self, result):
@@ -57,7 +61,7 @@ class Peer:
 
     def values(self, result):
         """The result as NumPy sees it; by default a clip happens in place."""
-        return np.asarray(result) if self.batch.case.stage == "norms" else self.batch.work
+        return self.batch.work if self.batch.case.stage == "clip" else np.asarray(result)
 
     def restore(self):
         self.batch.restore()
@@ -91,6 +95,24 @@ class Byzclip(Peer):
         rows = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
         self.library_c.byzclip_norms.argtypes = [*rows, ctypes.c_void_p]
         self.library_c.byzclip_clip.argtypes = [*rows, ctypes.c_float]
+        self.library_c.byzclip_decide.argtypes = [*rows, ctypes.c_float, ctypes.c_void_p]
+        self.library_c.byzclip_decide.restype = ctypes.c_void_p
+        self.library_c.byzclip_mean.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+        self.library_c.byzclip_mean.restype = ctypes.POINTER(ctypes.c_float)
+        for function in (self.library_c.byzclip_discard, self.library_c.byzclip_release):
+            function.argtypes, function.restype = [ctypes.c_void_p], None
+        self.decided = None
+
+    def load(self, batch):
+        super().load(batch)
+        if batch.case.stage == "mean":
+            self.decided = self._found(self.library_c.byzclip_decide(*self._rows(), MAX_NORM, batch.weights.ctypes.data))
+
+    def unload(self):
+        super().unload()
+        if self.decided:
+            self.library_c.byzclip_release(self.decided)
+        self.decided = None
 
     def norms(self):
         norms = np.empty(self.batch.shape.clients, np.float32)
@@ -100,10 +122,27 @@ class Byzclip(Peer):
     def clip(self):
         self._call(self.library_c.byzclip_clip, MAX_NORM)
 
+    def mean(self):
+        mean = self._found(self.library_c.byzclip_mean(self.decided, self.batch.work.ctypes.data))
+        # Where byzclip has it, until restore().
+        return np.ctypeslib.as_array(mean, (self.batch.shape.params,))
+
+    def restore(self):
+        super().restore()
+        if self.decided:
+            self.library_c.byzclip_discard(self.decided)
+
+    def _rows(self):
+        return self.batch.work.ctypes.data, self.batch.shape.clients, self.batch.shape.params
+
     def _call(self, function, last):
-        shape = self.batch.shape
-        if function(self.batch.work.ctypes.data, shape.clients, shape.params, last) != 0:
+        if function(*self._rows(), last) != 0:
             raise RuntimeError("byzclip failed; see stderr")
+
+    def _found(self, pointer):
+        if not pointer:
+            raise RuntimeError("byzclip failed; see stderr")
+        return pointer
 
 
 # NumPy: one thread, but for what it leaves to a BLAS.
@@ -123,12 +162,15 @@ class NumpyNorm(Peer):
         factors = np.minimum(np.float32(1), np.float32(MAX_NORM) / self.norms())
         np.multiply(self.batch.work, factors[:, None], out=self.batch.work)
 
+    def mean(self):
+        return (self.batch.work * self.batch.shares[:, None]).sum(axis=0)
+
 
 class NumpyVecdot(NumpyNorm):
     """No temporary of the batch's size, and only rows above the bound are written."""
 
     library = "numpy vecdot + rows"
-    # The dot product is the BLAS's, which takes more threads for long rows.
+    # Products are the BLAS's, which takes more threads for long rows.
     device = on_threads(every_thread())
 
     def norms(self):
@@ -138,6 +180,9 @@ class NumpyVecdot(NumpyNorm):
         norms = self.norms()
         for row in np.flatnonzero(norms > np.float32(MAX_NORM)):
             self.batch.work[row] *= np.float32(MAX_NORM) / norms[row]
+
+    def mean(self):
+        return self.batch.shares @ self.batch.work
 
 
 def numpy_peers():
@@ -167,6 +212,8 @@ class Torch(Peer):
             self.work = self.original.clone()
         else:
             self.work = self.torch.from_numpy(batch.work)
+        if batch.case.stage == "mean":
+            self.shares = self.torch.from_numpy(batch.shares).to(self.work.device)
 
     def wait(self, result):
         if self.cuda:
@@ -186,7 +233,7 @@ class Torch(Peer):
         return result, time.perf_counter() - start, begin.elapsed_time(end) / 1e3
 
     def values(self, result):
-        if self.batch.case.stage == "norms":
+        if self.batch.case.stage != "clip":
             return result.cpu().numpy()
         return self.work.cpu().numpy() if self.cuda else self.batch.work
 
@@ -208,6 +255,9 @@ class TorchVectorNorm(Torch):
 
     def clip(self):
         self.work.mul_((MAX_NORM / self.norms()).clamp_(max=1.0).unsqueeze_(1))
+
+    def mean(self):
+        return self.shares @ self.work
 
 
 class TorchRenorm(Torch):
@@ -232,6 +282,7 @@ class TorchForeach(TorchRows):
     """One call for all rows, twice; the factors come to the host in between."""
 
     library = "torch _foreach_norm + _foreach_mul_"
+    stages = ("norms", "clip")
 
     def norms(self):
         return self.torch.stack(self.torch._foreach_norm(self.rows))
@@ -291,6 +342,7 @@ class Jax(Peer):
         self.compiled = {
             "norms": jax.jit(self.norms_of),
             "clip": jax.jit(self.clip_of, donate_argnums=(0,) if self.donate else ()),
+            "mean": jax.jit(self.mean_of),
         }
 
     def norms_of(self, rows):
@@ -299,9 +351,15 @@ class Jax(Peer):
     def clip_of(self, rows):
         return rows * self.jnp.minimum(1.0, MAX_NORM / self.norms_of(rows))[:, None]
 
+    def mean_of(self, rows, shares):
+        # Else a GPU may round what it multiplies to 11 bits.
+        return self.jnp.matmul(shares, rows, precision="highest")
+
     def load(self, batch):
         super().load(batch)
         self.original = self.jax.device_put(batch.original, self.place)
+        if batch.case.stage == "mean":
+            self.shares = self.jax.device_put(batch.shares, self.place)
         self.restore()
 
     def norms(self):
@@ -309,6 +367,9 @@ class Jax(Peer):
 
     def clip(self):
         return self.compiled["clip"](self.work)
+
+    def mean(self):
+        return self.compiled["mean"](self.work, self.shares)
 
     def wait(self, result):
         result.block_until_ready()
@@ -395,12 +456,17 @@ class CupyNorm(Peer):
         super().load(batch)
         self.original = self.cupy.asarray(batch.original)
         self.work = self.original.copy()
+        if batch.case.stage == "mean":
+            self.shares = self.cupy.asarray(batch.shares)
 
     def norms(self):
         return self.cupy.linalg.norm(self.work, axis=1)
 
     def clip(self):
         self.work *= self.cupy.minimum(np.float32(1), np.float32(MAX_NORM) / self.norms())[:, None]
+
+    def mean(self):
+        return self.shares @ self.work
 
     def timed(self):
         begin, end = (self.cupy.cuda.Event() for _ in range(2))
@@ -415,7 +481,7 @@ class CupyNorm(Peer):
         return result, wall, self.cupy.cuda.get_elapsed_time(begin, end) / 1e3
 
     def values(self, result):
-        return self.cupy.asnumpy(result if self.batch.case.stage == "norms" else self.work)
+        return self.cupy.asnumpy(self.work if self.batch.case.stage == "clip" else result)
 
     def restore(self):
         self.cupy.copyto(self.work, self.original)
@@ -426,6 +492,7 @@ class CupyReduction(CupyNorm):
     """The norm as one kernel: no temporary of the batch's size."""
 
     library = "cupy ReductionKernel + multiply"
+    stages = ("norms", "clip")
 
     def __init__(self, cupy):
         super().__init__(cupy)

@@ -8,6 +8,7 @@ A result is held against float64 before it is timed, and the last timed one agai
 `verified: false` and `error`, and exit code 1. A library that cannot run here is named on stderr and in the header.
 """
 import argparse
+import contextlib
 import datetime
 import gc
 import json
@@ -131,8 +132,15 @@ def samples(peer, batch, ours, count, inject):
 
 
 def turn_of_ours(ours, batch, ends):
-    try:
+    with blamed_on_ours():
         return turn(ours, batch, **ends)[0]
+
+
+@contextlib.contextmanager
+def blamed_on_ours():
+    """What fails in here is no peer's fault."""
+    try:
+        yield
     except (Wrong, RuntimeError) as error:
         raise OursFailed(error) from error
 
@@ -196,13 +204,16 @@ def measured(options, peers, ours):
         for case in cases.cases(options.clipped):
             batch.fill(case)
             if ours:
-                ours.load(batch)
+                with blamed_on_ours():
+                    ours.load(batch)
             for peer in (peer for peer in peers if case.stage in peer.stages):
                 record = measure(peer, batch, ours, options.runs, options.inject_fault)
                 gc.collect()
                 emit(record)
                 records.append(record)
                 say(f"{shape}, {case}, {peer.library} ({peer.backend}): {verdict(record)}")
+            if ours:
+                ours.unload()
     return records
 
 

@@ -84,6 +84,7 @@ class Join(unittest.TestCase):
             {"clients": 5},
             {"clipped": 1.0},
             {"case": "norms", "clipped": None},
+            {"case": "mean"},
             {"method": "device"},
             {"device": "Another CPU x 4 threads"},
         ):
@@ -142,6 +143,15 @@ class Join(unittest.TestCase):
         self.assertIn("| clip, data on the host | 2 | 2.00 | 0.50 | 8.00 |", page)
         self.assertIn("| `a` | 2 | 2.00 |", page)
         self.assertIn("| `b` | 1 | 2.00 |", page)
+
+    def test_a_mean_is_a_case_beside_the_clip_of_the_same_rows(self):
+        of_mean = {"case": "mean", "clipped": 0.2}
+        records = [record("byzclip", 10.0), record("a", 5.0), record("byzclip", 60.0, **of_mean), record("a", 20.0, **of_mean)]
+        page = join.report([], [*records, wrong("b") | of_mean])
+        self.assertIn("| 64 × 100,000 | mean 20 % | host | `a` | `a` 20.0, `b` WRONG | 60.0 | 20.0 | 3.00 |", page)
+        self.assertIn("| clip, data on the host | 1 | 2.00 | 2.00 | 2.00 |", page)
+        self.assertIn("| mean, data on the host | 1 | 3.00 | 3.00 | 3.00 |", page)
+        self.assertIn("- WRONG: `b` on 64 × 100000, mean 20 %: row 3", page)
 
     def test_what_was_skipped_and_which_versions_ran_is_told(self):
         headers = [

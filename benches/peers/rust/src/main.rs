@@ -16,6 +16,7 @@ mod with_ndarray;
 use std::io::Write;
 use std::process::ExitCode;
 
+use byzclip::bench::Settings;
 use byzclip::bench::cases::{Batch, Case, SHAPES, Shape};
 use clap::Parser;
 use serde_json::{Map, Value, json};
@@ -76,9 +77,7 @@ fn run(args: &Args) -> Result<(), Failure> {
     let (mut wrong, mut lines) = (0, 0);
     for &shape in &args.shapes {
         let mut batch: Batch = Batch::new(shape)?;
-        let mut cases = vec![Case::norms()];
-        cases.extend(args.clipped.iter().map(|&share| Case::clip(share)));
-        for case in cases {
+        for case in cases(args) {
             let mut work = Work::new(batch, case)?;
             for peer in &mut peers {
                 let line =
@@ -110,6 +109,12 @@ fn run(args: &Args) -> Result<(), Failure> {
         return Err(format!("got {wrong} wrong results; expected none; see the lines with an error").into());
     }
     Ok(())
+}
+
+/// The cases of `byzclip bench`, but for that with rows out of scope, which is ours alone.
+fn cases(args: &Args) -> Vec<Case> {
+    let settings = Settings { clipped: args.clipped.clone(), scope_share: 0.0, runs: args.runs as usize };
+    settings.cases().into_iter().filter(|case| case.scope == 1.0).collect()
 }
 
 /// The peers that can run here, and why the others cannot.

@@ -2,17 +2,18 @@
 
 use std::borrow::Cow;
 
-use byzclip::bench::cases::{Batch, MAX_NORM, Stage};
+use byzclip::bench::cases::{MAX_NORM, Stage};
 use byzclip::bench::measure::Place;
 use byzclip::{Backend, Clipping, Cpu};
 
-use crate::peer::{Failure, Peer, host};
+use crate::peer::{Failure, Peer, Work, host};
 
 pub(crate) struct Ours {
     cpu: Cpu,
     clipping: Clipping,
     place: Place,
-    norms: Vec<f32>,
+    /// Norms, or a mean.
+    result: Vec<f32>,
 }
 
 impl Ours {
@@ -21,7 +22,7 @@ impl Ours {
             cpu: Cpu::new()?,
             clipping: Clipping::fixed(MAX_NORM),
             place: host(false)?,
-            norms: Vec::new(),
+            result: Vec::new(),
         })
     }
 }
@@ -39,24 +40,30 @@ impl Peer for Ours {
         &self.place
     }
 
-    fn run(&mut self, stage: Stage, batch: &mut Batch) -> Result<(), Failure> {
-        match stage {
+    fn run(&mut self, work: &mut Work) -> Result<(), Failure> {
+        let Work { batch, case, expected, weights, .. } = work;
+        match case.stage {
             Stage::Norms => {
                 let norms = self.cpu.norms(&batch.layout, &batch.work, &self.clipping)?;
-                self.norms = norms.rows.iter().map(|norm| norm.value()).collect();
+                self.result = norms.rows.iter().map(|norm| norm.value()).collect();
             }
             Stage::Clip => {
                 self.cpu.run(&batch.layout, &mut batch.work, &self.clipping)?;
+            }
+            Stage::Mean => {
+                let decisions = expected.decisions();
+                self.result =
+                    self.cpu.mean(&batch.layout, &batch.work, &self.clipping, decisions, weights)?;
             }
         }
         Ok(())
     }
 
-    fn result<'a>(&'a self, stage: Stage, batch: &'a Batch) -> Result<Cow<'a, [f32]>, Failure> {
-        Ok(Cow::Borrowed(if stage == Stage::Norms { &self.norms } else { &batch.work }))
+    fn result<'a>(&'a self, work: &'a Work) -> Result<Cow<'a, [f32]>, Failure> {
+        Ok(Cow::Borrowed(work.clipped_or(&self.result)))
     }
 
     fn discard(&mut self) {
-        self.norms = Vec::new();
+        self.result = Vec::new();
     }
 }

@@ -7,7 +7,7 @@ use byzclip::bench::cases::{Batch, Case, Shape, Stage};
 use byzclip::bench::element::Dtype;
 use byzclip::bench::expected::Expected;
 use byzclip::bench::measure::{FORMAT, Place, Record, Samples, timed};
-use byzclip::{Cpu, Error, Reference};
+use byzclip::{Cpu, Error, Reference, Weights};
 use serde_json::Value;
 
 pub(crate) type Failure = Box<dyn std::error::Error>;
@@ -28,15 +28,15 @@ pub(crate) trait Peer {
     }
 
     /// Takes the data of a case; not timed.
-    fn load(&mut self, _batch: &Batch) -> Result<(), Failure> {
+    fn load(&mut self, _work: &Work) -> Result<(), Failure> {
         Ok(())
     }
 
-    /// Computes norms or a clip, to its end. In place on `batch.work`, or keeps the result.
-    fn run(&mut self, stage: Stage, batch: &mut Batch) -> Result<(), Failure>;
+    /// Computes norms, a clip or a mean, to its end. In place on `work.batch.work`, or keeps the result.
+    fn run(&mut self, work: &mut Work) -> Result<(), Failure>;
 
-    /// What the last run gave: norms, or all values; not timed.
-    fn result<'a>(&'a self, stage: Stage, batch: &'a Batch) -> Result<Cow<'a, [f32]>, Failure>;
+    /// What the last run gave: norms, all values, or a mean; not timed.
+    fn result<'a>(&'a self, work: &'a Work) -> Result<Cow<'a, [f32]>, Failure>;
 
     /// Lets go of the last result; not timed.
     fn discard(&mut self);
@@ -53,8 +53,8 @@ pub(crate) fn host(one_thread: bool) -> Result<Place, Failure> {
 
 /// How far a right result may be from the exact one, relatively: a sum of n terms in `f32` errs by about √n of 2^-24 where
 /// roundings are independent. Four times that and eight roundings more; `cases.py` has the same.
-fn error(shape: Shape) -> f32 {
-    ((4.0 * (shape.params as f64).sqrt() + 8.0) / f64::from(1 << 24)) as f32
+fn error(terms: usize) -> f64 {
+    (4.0 * (terms as f64).sqrt() + 8.0) / f64::from(1 << 24)
 }
 
 /// Runs that count before the other one has its turn. `peers.py` has both.
@@ -69,6 +69,10 @@ pub(crate) struct Work {
     pub(crate) batch: Batch,
     pub(crate) case: Case,
     pub(crate) expected: Expected,
+    /// What rows weigh in a mean. Its factors are decided before; `expected` has them.
+    pub(crate) weights: Weights,
+    /// The same for those who multiply and add: each row's weight times its factor, by the sum of weights.
+    pub(crate) shares: Vec<f32>,
 }
 
 impl Work {
@@ -76,7 +80,22 @@ impl Work {
     pub(crate) fn new(mut batch: Batch, case: Case) -> Result<Self, Error> {
         batch.fill(&case);
         let expected = Expected::of(&batch, &case)?;
-        Ok(Self { batch, case, expected })
+        let (weights, shares) = (Case::weights(batch.shape.clients), expected.shares());
+        Ok(Self { batch, case, expected, weights, shares })
+    }
+
+    /// The result of a run that clips in place and keeps what other cases give.
+    pub(crate) fn clipped_or<'a>(&'a self, kept: &'a [f32]) -> &'a [f32] {
+        if self.case.stage == Stage::Clip { &self.batch.work } else { kept }
+    }
+
+    /// How far a coordinate of a mean may be off: four times the error of as many terms as rows, of a typical coordinate, as
+    /// [`Expected::check_plain_mean`] has it.
+    fn mean_error(&self) -> f64 {
+        let norms = self.expected.decisions().iter().map(|decision| f64::from(decision.norm.value()));
+        let squares: f64 =
+            norms.zip(&self.shares).map(|(norm, share)| (norm * f64::from(*share)).powi(2)).sum();
+        4.0 * (squares / self.batch.shape.params as f64).sqrt() * error(self.batch.shape.clients)
     }
 }
 
@@ -102,7 +121,7 @@ pub(crate) fn measure(
         // Some libraries panic where a device has no memory for the shape; the others are to be measured all the same.
         let tried = panic::catch_unwind(AssertUnwindSafe(|| {
             if turns.runs.is_empty() {
-                peer.load(&work.batch)?;
+                peer.load(work)?;
             }
             turn(peer, work, ends, inject_fault)
         }));
@@ -157,10 +176,9 @@ fn turn(
     (first, last): (bool, bool),
     inject_fault: bool,
 ) -> Result<Vec<f64>, Failure> {
-    let Work { batch, case, expected } = work;
     let (mut counted, mut warm, mut to_verify) = (Vec::new(), 0.0, first);
     while counted.len() < TURN {
-        let (done, seconds) = timed(|| peer.run(case.stage, batch));
+        let (done, seconds) = timed(|| peer.run(work));
         done?;
         if warm < WARM {
             warm += seconds;
@@ -168,31 +186,39 @@ fn turn(
             counted.push(seconds);
         }
         if to_verify || last && counted.len() == TURN {
-            let mut got = peer.result(case.stage, batch)?;
+            let mut got = peer.result(work)?;
             if inject_fault {
-                spoil(got.to_mut(), batch.shape, case);
+                spoil(got.to_mut(), work);
             }
-            check(peer.library(), batch, case, expected, &got)?;
+            check(peer.library(), work, &got)?;
             // Behind the check, which is another's work, it warms up again.
             (warm, to_verify) = (0.0, false);
         }
         peer.discard();
-        batch.restore(case);
+        work.batch.restore(&work.case);
     }
     Ok(counted)
 }
 
-/// Makes one value wrong by four times the tolerance; in a clipped row where there is one, because only there a
-/// tolerance holds.
-fn spoil(got: &mut [f32], shape: Shape, case: &Case) {
-    let row = (0..shape.clients).find(|&row| case.writes(row)).unwrap_or(0);
-    got[row * shape.params] *= 1.0 + 4.0 * error(shape);
+/// Makes one value wrong by four times the tolerance: of a mean the first; of a clip one in a clipped row where there is one,
+/// because only there a tolerance holds.
+fn spoil(got: &mut [f32], work: &Work) {
+    let Shape { clients, params } = work.batch.shape;
+    if work.case.stage == Stage::Mean {
+        got[0] += (4.0 * work.mean_error()) as f32;
+        return;
+    }
+    let row = (0..clients).find(|&row| work.case.writes(row)).unwrap_or(0);
+    got[row * params] *= (1.0 + 4.0 * error(params)) as f32;
 }
 
-fn check(library: &str, batch: &Batch, case: &Case, expected: &Expected, got: &[f32]) -> Result<(), Error> {
+fn check(library: &str, work: &Work, got: &[f32]) -> Result<(), Error> {
+    let Work { batch, case, expected, .. } = work;
+    let error = error(batch.shape.params) as f32;
     let found = match case.stage {
-        Stage::Norms => expected.check_plain(got, error(batch.shape)),
-        Stage::Clip => expected.check_plain_values(batch, got, error(batch.shape)),
+        Stage::Norms => expected.check_plain(got, error),
+        Stage::Clip => expected.check_plain_values(batch, got, error),
+        Stage::Mean => expected.check_plain_mean(got, Dtype::F32),
     };
     found.map_err(|error| match error {
         Error::Mismatch { stage, row, got, expected, .. } => {
@@ -217,8 +243,8 @@ fn record(peer: &dyn Peer, shape: Shape, case: &Case, samples: &Samples) -> Resu
         clients: shape.clients,
         params: shape.params,
         dtype: "f32",
-        case: if case.stage == Stage::Norms { "norms" } else { "clip" },
-        clipped: (case.stage == Stage::Clip).then_some(case.clipped),
+        case: case.stage.name(),
+        clipped: case.told_share(),
         scope: case.scope,
         runs: samples.count(),
         median_s: samples.median(),
@@ -256,27 +282,33 @@ mod tests {
 
     #[test]
     fn a_spoiled_result_is_found() {
-        let mut batch: Batch = Batch::new("30x2000".parse().unwrap()).unwrap();
-        for case in [Case::norms(), Case::clip(0.0), Case::clip(0.2), Case::clip(1.0)] {
-            batch.fill(&case);
-            let expected = Expected::of(&batch, &case).unwrap();
-            let right: Vec<f32> = match case.stage {
-                Stage::Norms => expected.decisions().iter().map(|decision| decision.norm.value()).collect(),
-                Stage::Clip => {
-                    let factor = |i: usize| expected.decisions()[i / 2000].factor;
-                    batch
-                        .original
-                        .iter()
-                        .enumerate()
-                        .map(|(i, v)| (f64::from(*v) * factor(i)) as f32)
-                        .collect()
-                }
-            };
-            check("right", &batch, &case, &expected, &right).unwrap();
+        for case in [Case::norms(), Case::clip(0.0), Case::clip(0.2), Case::clip(1.0), Case::mean(0.2)] {
+            let work = Work::new(Batch::new("30x2000".parse().unwrap()).unwrap(), case).unwrap();
+            let right = right(&work);
+            check("right", &work, &right).unwrap();
             let mut wrong = right;
-            spoil(&mut wrong, batch.shape, &case);
-            assert!(check("wrong", &batch, &case, &expected, &wrong).is_err(), "{case}");
+            spoil(&mut wrong, &work);
+            assert!(check("wrong", &work, &wrong).is_err(), "{case}");
         }
+    }
+
+    /// A result by `f64`, and not by byzclip's sums of values.
+    fn right(work: &Work) -> Vec<f32> {
+        let (rows, decisions) = (work.batch.original.chunks(2000), work.expected.decisions());
+        let scaled = |(row, factor): (&[f32], f64)| -> Vec<f64> {
+            row.iter().map(|value| f64::from(*value) * factor).collect()
+        };
+        let values = match work.case.stage {
+            Stage::Norms => decisions.iter().map(|decision| f64::from(decision.norm.value())).collect(),
+            Stage::Clip => {
+                rows.zip(decisions).flat_map(|(row, decision)| scaled((row, decision.factor))).collect()
+            }
+            Stage::Mean => {
+                let products = rows.zip(&work.shares).map(|(row, share)| scaled((row, f64::from(*share))));
+                products.reduce(|a, b| a.iter().zip(b).map(|(a, b)| a + b).collect()).unwrap()
+            }
+        };
+        values.into_iter().map(|value: f64| value as f32).collect()
     }
 
     /// `test_cases.py` holds the same number, so the libraries of both languages clip the same data.

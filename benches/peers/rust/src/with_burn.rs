@@ -1,13 +1,13 @@
-//! burn on its CPU backends and on wgpu: tensors do not change, so a clip is a new one.
+//! burn on its CPU backends and on wgpu: tensors do not change, so a clip is a new one. A mean is a product of matrices.
 
 use std::borrow::Cow;
 
 use burn::tensor::wgpu::wgpu::DeviceType;
 use burn::tensor::{Device, Tensor, TensorData};
-use byzclip::bench::cases::{Batch, MAX_NORM, Stage};
+use byzclip::bench::cases::{MAX_NORM, Shape, Stage};
 use byzclip::bench::measure::Place;
 
-use crate::peer::{Failure, Offers, Peer, host};
+use crate::peer::{Failure, Offers, Peer, Work, host};
 
 struct Burn {
     library: &'static str,
@@ -15,6 +15,7 @@ struct Burn {
     place: Place,
     device: Device,
     rows: Option<Tensor<2>>,
+    shares: Option<Tensor<2>>,
     result: Option<Tensor<2>>,
 }
 
@@ -53,7 +54,7 @@ fn wgpu() -> Result<Box<dyn Peer>, Failure> {
 }
 
 fn peer(library: &'static str, method: &'static str, place: Place, device: Device) -> Box<dyn Peer> {
-    Box::new(Burn { library, method, place, device, rows: None, result: None })
+    Box::new(Burn { library, method, place, device, rows: None, shares: None, result: None })
 }
 
 impl Peer for Burn {
@@ -73,25 +74,32 @@ impl Peer for Burn {
         self.method
     }
 
-    fn load(&mut self, batch: &Batch) -> Result<(), Failure> {
+    fn load(&mut self, work: &Work) -> Result<(), Failure> {
         self.rows = None;
-        let data = TensorData::new(batch.original.clone(), [batch.shape.clients, batch.shape.params]);
-        self.rows = Some(Tensor::from_data(data, &self.device));
+        let Shape { clients, params } = work.batch.shape;
+        let tensor = |values: &[f32], dimensions: [usize; 2]| -> Tensor<2> {
+            Tensor::from_data(TensorData::new(values.to_vec(), dimensions), &self.device)
+        };
+        self.rows = Some(tensor(&work.batch.original, [clients, params]));
+        self.shares = Some(tensor(&work.shares, [1, clients]));
         Ok(self.device.sync()?)
     }
 
-    fn run(&mut self, stage: Stage, _batch: &mut Batch) -> Result<(), Failure> {
+    fn run(&mut self, work: &mut Work) -> Result<(), Failure> {
         // Clones share the data.
-        let rows = self.rows.clone().ok_or("got a run before its data was loaded")?;
-        let norms = rows.clone().square().sum_dim(1).sqrt();
-        self.result = Some(match stage {
-            Stage::Norms => norms,
-            Stage::Clip => rows * norms.recip().mul_scalar(MAX_NORM).clamp_max(1.0),
+        let (Some(rows), Some(shares)) = (self.rows.clone(), self.shares.clone()) else {
+            return Err("got a run before its data was loaded".into());
+        };
+        let norms = |rows: Tensor<2>| rows.square().sum_dim(1).sqrt();
+        self.result = Some(match work.case.stage {
+            Stage::Norms => norms(rows),
+            Stage::Clip => rows.clone() * norms(rows).recip().mul_scalar(MAX_NORM).clamp_max(1.0),
+            Stage::Mean => shares.matmul(rows),
         });
         Ok(self.device.sync()?)
     }
 
-    fn result<'a>(&'a self, _stage: Stage, _batch: &'a Batch) -> Result<Cow<'a, [f32]>, Failure> {
+    fn result<'a>(&'a self, _work: &'a Work) -> Result<Cow<'a, [f32]>, Failure> {
         let result = self.result.clone().ok_or("got no result; expected one after a run")?;
         Ok(Cow::Owned(result.try_into_data()?.as_slice::<f32>()?.to_vec()))
     }
