@@ -5,7 +5,7 @@
 use std::arch::x86_64::*;
 
 use super::squares::{LANES, MASKS};
-use super::terms::{Add, CHUNK, TOGETHER, Terms, add_one_by_one};
+use super::terms::{Add, CHUNK, TOGETHER, add_one_by_one};
 use crate::half::Half;
 
 /// Elements of a vector.
@@ -54,6 +54,11 @@ fn add_wide<T: Copy, const EQUAL: bool, const TESTED: bool>(
     widen: impl Fn(T) -> f32,
 ) {
     let (terms, sums) = (add.terms, add.sums);
+    let multipliers = Multipliers {
+        factors: terms.map(|terms| _mm256_set1_ps(terms.factor)),
+        weights: terms.map(|terms| _mm256_set1_pd(f64::from(terms.weight))),
+        sizes: terms.map(|terms| _mm256_set1_ps(terms.size)),
+    };
     let length = sums.sums.len();
     let mut rows = [&[][..]; TOGETHER];
     for k in 0..TOGETHER {
@@ -67,7 +72,7 @@ fn add_wide<T: Copy, const EQUAL: bool, const TESTED: bool>(
         for k in 0..TOGETHER {
             values[k] = widen_chunk(&rows[k][i]);
         }
-        add_chunk::<T, EQUAL, TESTED>((sums, sizes, least), values, terms);
+        add_chunk::<EQUAL, TESTED>((sums, sizes, least), values, &multipliers);
     }
     let rest = length % CHUNK;
     if rest == 0 {
@@ -89,7 +94,14 @@ fn add_wide<T: Copy, const EQUAL: bool, const TESTED: bool>(
             vectors[i] = _mm256_and_ps(vectors[i], masks[i]);
         }
     }
-    add_chunk::<T, EQUAL, TESTED>((last_sums, sizes, least), values, terms);
+    add_chunk::<EQUAL, TESTED>((last_sums, sizes, least), values, &multipliers);
+}
+
+/// What elements are multiplied by, in every place of a vector.
+struct Multipliers {
+    factors: [__m256; TOGETHER],
+    weights: [__m256d; TOGETHER],
+    sizes: [__m256; TOGETHER],
 }
 
 type Places<'a> = (&'a mut [f64; CHUNK], &'a mut [f32; CHUNK], &'a mut [u32; CHUNK]);
@@ -98,10 +110,10 @@ type Places<'a> = (&'a mut [f64; CHUNK], &'a mut [f32; CHUNK], &'a mut [u32; CHU
 #[allow(clippy::needless_range_loop)]
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-fn add_chunk<T, const EQUAL: bool, const TESTED: bool>(
+fn add_chunk<const EQUAL: bool, const TESTED: bool>(
     (sums, sizes, least): Places<'_>,
     values: [[__m256; VECTORS]; TOGETHER],
-    terms: &[Terms<'_, T>; TOGETHER],
+    multipliers: &Multipliers,
 ) {
     let mut sums_of: [[__m256d; 2]; VECTORS] = bytemuck::cast(*sums);
     let mut sizes_of: [__m256; VECTORS] = bytemuck::cast(*sizes);
@@ -115,7 +127,7 @@ fn add_chunk<T, const EQUAL: bool, const TESTED: bool>(
                 let finite = _mm256_cmp_ps::<_CMP_LT_OQ>(magnitude(value), _mm256_set1_ps(f32::INFINITY));
                 value = _mm256_and_ps(value, finite);
             }
-            value = _mm256_mul_ps(value, _mm256_set1_ps(terms[k].factor));
+            value = _mm256_mul_ps(value, multipliers.factors[k]);
             let magnitudes = magnitude(value);
             let [low_values, high_values] = wide(value);
             let less_one = _mm256_add_epi32(_mm256_castps_si256(magnitudes), _mm256_set1_epi32(-1));
@@ -125,10 +137,9 @@ fn add_chunk<T, const EQUAL: bool, const TESTED: bool>(
                 high = _mm256_add_pd(high, high_values);
                 size = _mm256_add_ps(size, magnitudes);
             } else {
-                let weight = _mm256_set1_pd(f64::from(terms[k].weight));
-                low = _mm256_fmadd_pd(low_values, weight, low);
-                high = _mm256_fmadd_pd(high_values, weight, high);
-                size = _mm256_fmadd_ps(magnitudes, _mm256_set1_ps(terms[k].size), size);
+                low = _mm256_fmadd_pd(low_values, multipliers.weights[k], low);
+                high = _mm256_fmadd_pd(high_values, multipliers.weights[k], high);
+                size = _mm256_fmadd_ps(magnitudes, multipliers.sizes[k], size);
             }
         }
         sums_of[i] = [_mm256_add_pd(sums_of[i][0], low), _mm256_add_pd(sums_of[i][1], high)];
