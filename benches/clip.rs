@@ -17,7 +17,7 @@ use byzclip::bench::element::Dtype;
 use byzclip::bench::expected::Expected;
 use byzclip::bench::host::AnyBatch;
 use byzclip::bench::measure::timed;
-use byzclip::bench::{Settings, host, plain};
+use byzclip::bench::{CLIPPED_IN_MEAN, Settings, host, plain};
 use byzclip::{Backend, Clipping, Cpu, Layout, Norms, Reference, Weights};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
@@ -70,7 +70,7 @@ fn clip(criterion: &mut Criterion) {
                         .iter_custom(|runs| total(runs, || without_exactness(&mut batch, &case, &expected)));
                 });
             }
-            let case = Case::mean(0.2);
+            let case = Case::mean(CLIPPED_IN_MEAN);
             batch.fill(&case);
             let expected = Expected::of(&batch, &case).unwrap();
             let equal = |backend: &dyn Backend| mean(backend, &batch, &expected, &Weights::Equal);
@@ -115,7 +115,10 @@ fn ours(backend: &dyn Backend, batch: &mut Batch, case: &Case, expected: &Expect
 fn without_exactness(batch: &mut Batch, case: &Case, expected: &Expected) -> f64 {
     let seconds = match case.stage {
         Stage::Norms | Stage::Clip => timed(|| plain::run(batch.shape, case, black_box(&mut batch.work))).1,
-        Stage::Mean => timed(|| plain::mean(batch.shape, &expected.shares(), black_box(&batch.work))).1,
+        Stage::Mean => {
+            let samples = Case::samples(batch.shape.clients);
+            timed(|| plain::mean(batch.shape, &expected.shares(&samples), black_box(&batch.work))).1
+        }
     };
     batch.restore(case);
     seconds

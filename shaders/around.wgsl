@@ -87,6 +87,10 @@ fn cut_number(sum: Sum) -> Number {
 // center + factor * (value - center), in three steps that round towards the centre (NUMERICS.md, "Around a
 // centre").
 fn scaled_around(value: u32, center: u32, decision: Decision) -> u32 {
+    // NaN and Inf stay what they are.
+    if (value & MAGNITUDE) >= INFINITY {
+        return value;
+    }
     let v = number(center);
     let negated = Number(v.sign ^ 0x80000000u, v.mantissa, v.exponent);
     let difference = cut_number(sum_of(number(value), negated));

@@ -22,6 +22,9 @@ fn narrowed(bits: vec4<u32>) -> vec2<u32> {
     return (bits.xz >> vec2<u32>(16u)) | bits.yw;
 }
 
+// The greatest half that is finite.
+const GREATEST_HALF: u32 = 0x7f7f0000u;
+
 // Finite magnitudes cut to a half, towards zero.
 fn on_grid(magnitude: vec4<u32>) -> vec4<u32> {
     return magnitude & vec4<u32>(0xffff0000u);

@@ -36,6 +36,9 @@ fn narrowed(bits: vec4<u32>) -> vec2<u32> {
     return halves.xz | (halves.yw << vec2<u32>(16u));
 }
 
+// The greatest half that is finite, as the bits of an f32: 65504.
+const GREATEST_HALF: u32 = 0x477fe000u;
+
 // Finite magnitudes below 2^16 cut to a half, towards zero.
 fn on_grid(magnitude: vec4<u32>) -> vec4<u32> {
     let field = magnitude >> vec4<u32>(23u);

@@ -112,8 +112,12 @@ fn add_group(sum: ptr<function, Group4>, tile: Tile, decision: Decision, weight:
     if group * 4u >= tile.count {
         return;
     }
-    let bits = finite(coordinates4(tile, group), decision.status == CUT);
-    let value = counted(bits, tile, group, decision);
+    let stored = coordinates4(tile, group);
+    // NaN and Inf, which decisions of this data leave to rows out of scope, count as 0; where they are cut, as the bound.
+    let end = select(INFINITY, MAGNITUDE + 1u, decision.status == CUT);
+    let is_nothing = (stored & vec4<u32>(MAGNITUDE)) >= vec4<u32>(end);
+    let bits = select(stored, vec4<u32>(), is_nothing);
+    let value = select(counted(bits, tile, group, decision), vec4<f32>(), is_nothing);
     let magnitude = max(min(bits & vec4<u32>(MAGNITUDE), vec4<u32>(1u)), bitcast<vec4<u32>>(value) & vec4<u32>(MAGNITUDE));
     (*sum).largest = max((*sum).largest, magnitude);
     if !CENTERED && is_too_small(decision) {
@@ -172,12 +176,6 @@ const JOINED: u32 = 32u;
 fn joined(a: Pair, b: Pair) -> Pair {
     let sum = add_signed(vec4<f32>(a.high), vec4<f32>(a.low), vec4<f32>(b.high), vec4<f32>(b.low));
     return Pair(sum.high.x, sum.low.x);
-}
-
-// NaN and Inf, which only rows out of scope may hold here, count as 0; not where they are cut.
-fn finite(bits: vec4<u32>, is_cut: bool) -> vec4<u32> {
-    let end = select(INFINITY, MAGNITUDE + 1u, is_cut);
-    return select(bits, vec4<u32>(), (bits & vec4<u32>(MAGNITUDE)) >= vec4<u32>(end));
 }
 
 // Whether nothing is left of a row.

@@ -147,7 +147,7 @@ fn column_of(coordinate: u32) -> u32 {
     return low;
 }
 
-// The bits that the clip stage would write; what is not finite stays so, because products of integers would make numbers of it.
+// The bits that the clip stage would write; what is not finite and not cut stays so, because products of integers would make numbers of it.
 fn clipped(bits: u32, center: u32, decision: Decision) -> u32 {
     if decision.status == CUT {
         return cut(vec4<u32>(bits), decision.bound).x;

@@ -2,7 +2,8 @@
 
 // Magnitudes, as integers, cut to the largest half within the bound; signs stay.
 fn cut(bits: vec4<u32>, bound: u32) -> vec4<u32> {
-    let within = on_grid(vec4<u32>(bound));
+    let finite = on_grid(vec4<u32>(min(bound, GREATEST_HALF)));
+    let within = select(finite, vec4<u32>(bound), bound >= INFINITY);
     return (bits & vec4<u32>(0x80000000u)) | min(bits & vec4<u32>(MAGNITUDE), within);
 }
 

@@ -312,7 +312,8 @@ pub(crate) fn integer(value: f32) -> (u64, u32) {
     (u64::from(bits & 0x007f_ffff | u32::from(field != 0) << 23), field.saturating_sub(1))
 }
 
-/// `value` cut to a magnitude of at most `bound`; its sign and, where it is within, all its bits stay. NaN is beyond any bound.
+/// `value` cut to a magnitude of at most `bound`; its sign and, where it is within, all its bits stay. NaN is beyond any bound,
+/// which is not negative.
 #[must_use]
 #[inline(always)]
 pub fn clamped(value: f32, bound: f32) -> f32 {
@@ -371,7 +372,8 @@ pub fn scaled_around(value: f32, center: f32, factor: f64) -> f32 {
     let outwards = nearest.is_sign_negative() == step.is_sign_negative();
     let back = if outwards { nearest.to_bits().wrapping_sub(1) } else { nearest.to_bits().wrapping_add(1) };
     let result = if too_far { f32::from_bits(back) } else { nearest };
-    if difference == 0.0 {
+    // NaN and Inf stay what they are, on every processor.
+    if difference == 0.0 || !value.is_finite() {
         value
     } else if step == 0.0 {
         center

@@ -244,12 +244,16 @@ fn a_wrong_bit_stops_the_benchmark() {
 }
 
 #[test]
-fn a_fault_that_nothing_could_show_is_no_success() {
-    // Nothing is written, so no bit can be spoiled.
-    let output = bench(&["--backend", "cpu", "--clipped", "0", "--scope-share", "0", "--inject-fault"]);
-    let stderr = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1), "{stderr}");
-    assert!(stderr.contains("no mismatch from an injected fault"), "{stderr}");
+fn a_wrong_bit_of_a_mean_stops_the_benchmark() {
+    for (args, _) in places() {
+        // Where no clip writes a row, the first bit that can be spoiled is one of the mean.
+        let options = ["--clipped", "0", "--scope-share", "0", "--inject-fault"];
+        let output = bench(&[&words(&args)[..], &options].concat());
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {stderr}");
+        assert!(stderr.starts_with("byzclip: mean differs from the reference"), "{args:?}: {stderr}");
+        assert_eq!(stderr.lines().count(), 1, "{args:?}: {stderr}");
+    }
 }
 
 #[test]

@@ -4,8 +4,8 @@
 mod common;
 
 use byzclip::{
-    Backend, Clipping, Error, Granularity, Half, Layout, MeanSum, NonFinite, Reference, Report, Scope, State,
-    Status, Threshold, Weights,
+    Backend, Clipping, Decision, Error, Granularity, Half, Layout, MeanSum, NonFinite, Reference, Report,
+    Scope, State, Status, Threshold, Weights,
 };
 use common::{Class, Rng, all, assert_same_bits, assert_same_report, oracle, poison};
 use num_bigint::{BigInt, BigUint, Sign};
@@ -252,49 +252,57 @@ fn elements_that_are_not_finite_count_as_zero_in_rows_out_of_scope() {
     assert_eq!(mean, [1.0, 2.0, 2.0]);
 }
 
-/// Whose statuses promise norms that the data does not have. Bounded coordinates are within their bounds, whatever they were.
+/// Whose statuses promise norms that the data does not have.
 #[test]
 fn elements_that_are_not_finite_count_as_zero_whatever_was_decided() {
-    for granularity in [Granularity::Row, Granularity::Coordinate] {
-        elements_that_are_not_finite_count_as_zero_at(granularity);
+    for bound in [1.0, 1e-3, f32::INFINITY] {
+        counts_alike_where_nothing_is_finite(&Clipping::fixed(bound), |_| {});
+        let center = (0..COORDINATES).map(|i| i as f32 * 0.01 - 0.4).collect::<Vec<_>>();
+        counts_alike_where_nothing_is_finite(&Clipping::fixed(bound).around(center), |_| {});
     }
 }
 
-fn elements_that_are_not_finite_count_as_zero_at(granularity: Granularity) {
+/// Where coordinates are bounded they are within their bounds, whatever they were: in halves within the greatest of those.
+#[test]
+fn elements_that_are_not_finite_count_as_their_bound_whatever_was_decided() {
+    let clipping = Clipping { granularity: Granularity::Coordinate, ..Clipping::fixed(1e-3) };
+    for bound in [1e-3, 0.0, 1.0, 1e5, 3e38, f32::INFINITY] {
+        counts_alike_where_nothing_is_finite(&clipping, |decision| decision.bound = bound);
+    }
+}
+
+const COORDINATES: usize = 83;
+
+/// Every backend takes the means that the reference does, of rows that were decided before they had NaN and Inf.
+fn counts_alike_where_nothing_is_finite(clipping: &Clipping, decide: impl Fn(&mut Decision)) {
     // As many as the CPU adds together.
-    let (clients, params) = (8, 83);
-    let layout = Layout::dense(clients, params).unwrap();
-    let clipping = Clipping { granularity, ..Clipping::fixed(1.0) };
+    let clients = 8;
+    let layout = Layout::dense(clients, COORDINATES).unwrap();
     let finite = |i: usize| (i % 17) as f32 * 0.25 - 2.0;
     let decided: Vec<f32> = (0..layout.len()).map(finite).collect();
+    let norms = Reference.norms(&layout, &decided, clipping).unwrap();
+    let mut decisions = Reference.threshold(&layout, &norms, clipping, &mut Default::default()).unwrap();
+    decisions.iter_mut().filter(|decision| decision.status == Status::Clipped).for_each(decide);
     for bad in [[f32::NAN; 2], [-f32::NAN; 2], [f32::INFINITY; 2], [f32::INFINITY, f32::NEG_INFINITY]] {
         for every in [1, 7] {
             let mut data = decided.clone();
             let places = data.iter_mut().enumerate().step_by(every);
-            places.for_each(|(i, value)| *value = bad[(i / params) % 2]);
+            places.for_each(|(i, value)| *value = bad[(i / COORDINATES) % 2]);
             for weights in [Weights::Equal, Weights::PerRow((1..=clients).map(|row| row as f32).collect())] {
-                for bound in [1.0, 1e-3, f32::INFINITY] {
-                    let clipping = Clipping { threshold: Threshold::Fixed(bound), ..clipping.clone() };
-                    let norms = Reference.norms(&layout, &decided, &clipping).unwrap();
-                    let decisions =
-                        Reference.threshold(&layout, &norms, &clipping, &mut Default::default()).unwrap();
-                    let want = Reference.mean(&layout, &data, &clipping, &decisions, &weights).unwrap();
+                let want = Reference.mean(&layout, &data, clipping, &decisions, &weights).unwrap();
+                let context =
+                    format!("{:?}, {bad:?} every {every}, {:?}", clipping.granularity, decisions[0]);
+                for (name, backend) in all() {
+                    let got = backend.mean(&layout, &data, clipping, &decisions, &weights).unwrap();
+                    assert_same_bits(&format!("{name}, {context}"), &got, &want);
+                }
+                for half in [Half::F16, Half::Bf16].into_iter().filter(|_| clipping.center.is_none()) {
+                    let data: Vec<u16> = data.iter().map(|value| half.truncate(*value)).collect();
+                    let want = Reference.mean_half(&layout, half, &data, clipping, &decisions, &weights);
+                    let want = want.unwrap();
                     for (name, backend) in all() {
-                        let got = backend.mean(&layout, &data, &clipping, &decisions, &weights).unwrap();
-                        let context = format!("{name}, {granularity:?}, {bad:?} every {every}, {bound}");
-                        assert_same_bits(&context, &got, &want);
-                    }
-                    for half in [Half::F16, Half::Bf16] {
-                        let data: Vec<u16> = data.iter().map(|value| half.truncate(*value)).collect();
-                        let want = Reference.mean_half(&layout, half, &data, &clipping, &decisions, &weights);
-                        let want = want.unwrap();
-                        for (name, backend) in all() {
-                            let got =
-                                backend.mean_half(&layout, half, &data, &clipping, &decisions, &weights);
-                            let context =
-                                format!("{name}, {granularity:?}, {half:?}, {bad:?} every {every}, {bound}");
-                            assert_same_bits(&context, &got.unwrap(), &want);
-                        }
+                        let got = backend.mean_half(&layout, half, &data, clipping, &decisions, &weights);
+                        assert_same_bits(&format!("{name}, {half:?}, {context}"), &got.unwrap(), &want);
                     }
                 }
             }
@@ -360,7 +368,7 @@ fn what_f64_loses_of_halves_decides_ties() {
     for weights in [Weights::Equal, Weights::PerRow(vec![0.7; 4])] {
         for (name, backend) in all() {
             let (mean, _) = backend.run_mean_half(&layout, Half::Bf16, &data, &clipping, &weights).unwrap();
-            assert_same_bits(&name, &mean, &columns.map(|(_, mean)| mean));
+            assert_same_bits(name, &mean, &columns.map(|(_, mean)| mean));
         }
     }
 }
@@ -539,7 +547,7 @@ fn a_mean_of_parts_has_the_bits_of_the_whole() {
             let weights = weights(rng, clients, kind).of_rows(clients).unwrap();
             let cuts = [0, clients / 3, clients / 3 + 1, clients / 3 + 1, clients];
             let parts = || cuts.windows(2).map(|cut| cut[0]..cut[1]);
-            let of_parts = |decisions: &[byzclip::Decision], add: &dyn Fn(&mut MeanSum, Part<'_>)| {
+            let of_parts = |decisions: &[Decision], add: &dyn Fn(&mut MeanSum, Part<'_>)| {
                 let mut sum = MeanSum::new(params);
                 for rows in parts().rev() {
                     let spans = layout.spans_of(clipping.granularity, 0).len();
@@ -581,7 +589,7 @@ fn a_mean_of_parts_has_the_bits_of_the_whole() {
 }
 
 /// Rows of a batch: layout, first element, decisions and weights.
-type Part<'a> = (Layout, usize, &'a [byzclip::Decision], Weights);
+type Part<'a> = (Layout, usize, &'a [Decision], Weights);
 
 #[test]
 fn a_sum_refuses_what_a_mean_refuses_and_stays_as_it_is() {

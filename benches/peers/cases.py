@@ -14,7 +14,7 @@ FORMAT = "byzclip-bench-1"
 MAX_NORM = 2.0
 LARGE = np.float32(50.0)
 
-# The share of rows that are clipped in the mean: mod.rs. What takes a mean's time does not depend on it.
+# The share of rows that are clipped in the mean: mod.rs.
 CLIPPED_IN_MEAN = 0.2
 
 # Elements that are filled or checked at a time; they stay in a core's cache.

@@ -45,7 +45,7 @@ impl Weights {
         if weights.len() != clients {
             return invalid(format!("{} weights for {clients} rows", weights.len()), "one weight per row");
         }
-        let is_weight = |weight: f32| weight >= 0.0 && weight < f32::INFINITY;
+        let is_weight = |weight: f32| (0.0..f32::INFINITY).contains(&weight);
         // All of them without a branch for each, because nearly always all are weights.
         if !weights.iter().fold(true, |all, &weight| all & is_weight(weight)) {
             let row = weights.iter().position(|&weight| !is_weight(weight)).unwrap_or_default();
@@ -68,7 +68,8 @@ impl Weights {
 ///
 /// - Rows that are zeroed, or kept with NaN or Inf, do not count: they add nothing to either sum.
 /// - Rows out of scope count as they are. They were never checked, so an element of theirs that is NaN or
-///   Inf counts as 0: no row can do more to a coordinate than its weight and its values there allow.
+///   Inf counts as 0: no row can do more to a coordinate than its weight and its values there allow. The same holds
+///   where decisions come from other data; a coordinate that they bound is within its bound, whatever it was.
 /// - Where the weights that count sum to 0, also in a batch without rows, the mean is the centre, or +0 everywhere where
 ///   there is none: a round that says nothing moves nothing.
 /// - A sum of exactly 0 gives +0; a negative one that rounds to 0 gives −0.

@@ -165,8 +165,14 @@ impl Case {
 
     /// What rows weigh in a mean: 100 to 599 samples each.
     #[must_use]
+    pub fn samples(clients: usize) -> Vec<f32> {
+        (0..clients).map(|row| (100 + row % 500) as f32).collect()
+    }
+
+    /// The same as weights.
+    #[must_use]
     pub fn weights(clients: usize) -> Weights {
-        Weights::PerRow((0..clients).map(|row| (100 + row % 500) as f32).collect())
+        Weights::PerRow(Self::samples(clients))
     }
 
     /// The share of rows above the bound, where a record tells it.
@@ -204,9 +210,9 @@ impl fmt::Display for Case {
 /// Bytes of rows that are only read, of rows that are read and written, and of a result as long as a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Traffic {
-    /// Rows in scope that are not clipped.
+    /// Rows in scope that are not written.
     pub only_read: u64,
-    /// Rows that are clipped.
+    /// Rows that are written.
     pub scaled: u64,
     /// A mean. Norms and reports, which are a few bytes a row, are not counted.
     pub result: u64,

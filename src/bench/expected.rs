@@ -128,36 +128,41 @@ impl Expected {
 
     /// What each row has of the mean: its weight times its factor, by the sum of weights.
     #[must_use]
-    pub fn shares(&self) -> Vec<f32> {
-        let Ok(weights) = Case::weights(self.decisions.len()).of_rows(self.decisions.len()) else {
-            return Vec::new();
-        };
-        let sum: f64 = weights.iter().map(|weight| f64::from(*weight)).sum();
+    pub fn shares(&self, weights: &[f32]) -> Vec<f32> {
+        let of_sum = 1.0 / weights.iter().map(|weight| f64::from(*weight)).sum::<f64>();
         let share =
-            |(weight, decision): (&f32, &Decision)| (f64::from(*weight) * decision.factor / sum) as f32;
+            |(weight, decision): (&f32, &Decision)| (f64::from(*weight) * decision.factor * of_sum) as f32;
         weights.iter().zip(&self.decisions).map(share).collect()
     }
 
-    /// Holds a plain mean against the exact one: within the error of as many additions in `f32` as there are rows, whose roundings are
-    /// independent, and of the steps in which halves are clipped.
+    /// Holds a plain mean against the exact one, within [`Expected::plain_mean_error`].
     ///
     /// # Errors
     /// [`Error::Mismatch`] with the first coordinate that is further off, as its row.
     pub fn check_plain_mean(&self, mean: &[f32], dtype: Dtype) -> Result<()> {
-        let (rows, params) = (self.decisions.len() as f64, self.mean.len() as f64);
+        let error = self.plain_mean_error(dtype);
+        let off = |(got, exact): (&f32, &f32)| (f64::from(*got) - f64::from(*exact)).abs();
+        let close = |i: usize| mean.get(i).zip(self.mean.get(i)).is_some_and(|pair| off(pair) <= error);
+        let all = 0..mean.len().max(self.mean.len());
+        let Some(i) = all.into_iter().find(|&i| !close(i)) else { return Ok(()) };
+        Err(mismatch("the plain baseline", "mean", i, mean.get(i), self.mean.get(i)))
+    }
+
+    /// By how much a coordinate of a plain mean may be off: by the error of as many additions in `f32` as there are rows, whose
+    /// roundings are independent, and by the steps in which halves are clipped; of four times what a coordinate typically is,
+    /// because terms may cancel.
+    #[must_use]
+    pub fn plain_mean_error(&self, dtype: Dtype) -> f64 {
+        let (rows, params) = (self.decisions.len(), self.mean.len() as f64);
         let of_row = |(norm, share): (&Norm, f32)| (f64::from(norm.value()) * f64::from(share)).powi(2);
-        let squares: f64 = self.norms.rows.iter().zip(self.shares()).map(of_row).sum();
-        // The mean of values that are independent, and by how much it may be off.
-        let typical = (squares / params).sqrt();
+        let shares = self.shares(&Case::samples(rows));
+        let squares: f64 = self.norms.rows.iter().zip(shares).map(of_row).sum();
         let step = match dtype {
             Dtype::F32 => 0.0,
             Dtype::F16 => 2f64.powi(-10),
             Dtype::Bf16 => 2f64.powi(-7),
         };
-        let error = 4.0 * typical * ((4.0 * rows.sqrt() + 8.0) * 2f64.powi(-24) + step);
-        let close = |i: usize| (f64::from(mean[i]) - f64::from(self.mean[i])).abs() <= error;
-        let Some(i) = (0..self.mean.len()).find(|&i| i >= mean.len() || !close(i)) else { return Ok(()) };
-        Err(mismatch("the plain baseline", "mean", i, mean.get(i), self.mean.get(i)))
+        4.0 * (squares / params).sqrt() * ((4.0 * (rows as f64).sqrt() + 8.0) * 2f64.powi(-24) + step)
     }
 
     /// Holds what plain sums give against the exact results: within `error`, relatively.

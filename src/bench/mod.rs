@@ -3,7 +3,7 @@
 //! - [`cases`]: shapes, cases and their data.
 //! - [`element`]: what the data is stored as: `f32`, f16 or bf16.
 //! - [`expected`]: what every result must be, bit for bit, before anything is timed.
-//! - [`plain`]: the same work without exactness: an `f32` sum, then the scaling. What exactness costs.
+//! - [`plain`]: the same work without exactness: an `f32` sum, then the scaling, or the mean. What exactness costs.
 //! - [`ceilings`]: what the memory allows in the same buffer: a read, a copy, a scaling in place; `moves`: what it allows a
 //!   case on the host.
 //! - [`measure`]: samples, and the records that they become.
@@ -35,8 +35,8 @@ use self::cases::{Case, Shape};
 use self::element::Dtype;
 use self::measure::{Place, Record};
 
-/// The share of rows that are clipped in the mean: what takes a mean's time does not depend on it.
-const CLIPPED_IN_MEAN: f64 = 0.2;
+/// The share of rows that are clipped in the mean: such rows take longer than others only in halves.
+pub const CLIPPED_IN_MEAN: f64 = 0.2;
 
 /// What to measure.
 #[derive(Debug, Clone, PartialEq)]

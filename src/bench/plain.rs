@@ -61,7 +61,7 @@ pub fn mean<E: Element>(shape: Shape, shares: &[f32], data: &[E]) -> Vec<f32> {
     let blocks = (TASKS * team.threads()).div_ceil(strips).min(clients.div_ceil(STRIP));
     let rows = clients.div_ceil(blocks);
     let of_block = |block: usize, strip: usize, sums: &mut [f32]| {
-        let rows = block * rows..clients.min((block + 1) * rows);
+        let rows = clients.min(block * rows)..clients.min((block + 1) * rows);
         vectorised(Products {
             shares: &shares[rows.clone()],
             data: &data[rows.start * params..],
@@ -103,19 +103,35 @@ impl<E: Element> Kernel for Products<'_, E> {
     #[inline(always)]
     fn run(self) {
         let Self { shares, data, params, first, sums } = self;
-        let mut block = [0.0; STRIP];
-        for (row, share) in data.chunks_exact(params).zip(shares) {
-            let row = &row[first..first + sums.len()];
-            if E::DTYPE == Dtype::F32 {
-                let values: &[f32] = bytemuck::cast_slice(row);
-                sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += share * value);
-            } else {
-                let values = &mut block[..row.len()];
-                E::widen(row, values);
-                sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += share * *value);
+        // Four rows at a time, so that sums are read and written once for them.
+        let mut room = [[0.0; STRIP]; 4];
+        let width = sums.len();
+        let strip = |row: usize| &data[row * params + first..][..width];
+        let (fours, rest) = shares.as_chunks::<4>();
+        for (k, &[a, b, c, d]) in fours.iter().enumerate() {
+            let [of_a, of_b, of_c, of_d] = &mut room;
+            let (w, x) = (widened(strip(4 * k), of_a), widened(strip(4 * k + 1), of_b));
+            let (y, z) = (widened(strip(4 * k + 2), of_c), widened(strip(4 * k + 3), of_d));
+            for (sum, (((w, x), y), z)) in sums.iter_mut().zip(w.iter().zip(x).zip(y).zip(z)) {
+                *sum += (a * w + b * x) + (c * y + d * z);
             }
         }
+        for (row, share) in (4 * fours.len()..).zip(rest) {
+            let values = widened(strip(row), &mut room[0]);
+            sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += share * value);
+        }
     }
+}
+
+/// The values of elements, in room for them where they are halves.
+#[inline(always)]
+fn widened<'a, E: Element>(elements: &'a [E], room: &'a mut [f32; STRIP]) -> &'a [f32] {
+    if E::DTYPE == Dtype::F32 {
+        return bytemuck::cast_slice(elements);
+    }
+    let values = &mut room[..elements.len()];
+    E::widen(elements, values);
+    values
 }
 
 /// A bound of the relative error of these norms: additions in a row, and the root.
@@ -263,7 +279,7 @@ mod tests {
             let mut batch = Batch::<E>::new(shape).unwrap();
             batch.fill(&case);
             let expected = Expected::of(&batch, &case).unwrap();
-            let shares = expected.shares();
+            let shares = expected.shares(&Case::samples(shape.clients));
             let found = mean(shape, &shares, &batch.work);
             expected.check_plain_mean(&found, E::DTYPE).unwrap();
             assert!(matches!(expected.check_plain_mean(&found[1..], E::DTYPE), Err(Error::Mismatch { .. })));

@@ -69,8 +69,7 @@ pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
     }
     bar.finish_and_clear();
     if args.inject_fault {
-        let message = "got no mismatch from an injected fault; expected one; pass a shape and shares that clip a \
-                       row, and do not trust these figures otherwise";
+        let message = "got no mismatch from an injected fault; expected one; do not trust these figures";
         return Err(Failure::Failed(message.into()));
     }
     Ok(Outcome::Success)

@@ -9,7 +9,7 @@ use crate::numerics::power_of_two;
 use crate::threshold::Decision;
 
 /// Rows of which one task finds those that count.
-const PART: usize = 1 << 12;
+const ROWS_OF_TASK: usize = 1 << 12;
 
 /// The rows that count and weigh anything.
 pub(super) struct MeanRows {
@@ -42,10 +42,10 @@ impl MeanRows {
     ) -> Self {
         let clients = layout.clients();
         let of_part = |start| {
-            let rows = start..clients.min(start + PART);
+            let rows = start..clients.min(start + ROWS_OF_TASK);
             Part::of(layout, granularity, decisions, weights, rows)
         };
-        let parts = team.collect((0..clients).step_by(PART), of_part);
+        let parts = team.collect((0..clients).step_by(ROWS_OF_TASK), of_part);
         let least = parts.iter().map(|part| part.least).min();
         let greatest = parts.iter().map(|part| part.greatest).max();
         // Of no rows, too.
@@ -129,7 +129,7 @@ mod tests {
 
     #[test]
     fn rows_that_count_and_weigh_anything_are_found_in_order() {
-        for clients in [0, 1, 5, PART - 1, PART, PART + 1, 3 * PART + 100] {
+        for clients in [0, 1, 5, ROWS_OF_TASK - 1, ROWS_OF_TASK, ROWS_OF_TASK + 1, 3 * ROWS_OF_TASK + 100] {
             let weight = |row: usize| (row % 5) as f32 * 0.25;
             let weights: Vec<f32> = (0..clients).map(weight).collect();
             let found = rows_of(&weights);

@@ -100,11 +100,10 @@ impl Place {
     #[must_use]
     pub fn gpu(gpu: &Gpu) -> Self {
         let info = gpu.device().adapter_info();
-        let mut told = driver(&info);
-        // The same driver makes code of other speed for other vectors.
-        if info.device_type == wgpu::DeviceType::Cpu {
-            told = [told, processor()].join(" on ");
-        }
+        // The same driver of software makes code of other speed for other vectors.
+        let runs_on = (info.device_type == wgpu::DeviceType::Cpu).then(processor);
+        let told = [Some(driver(&info)).filter(|driver| !driver.is_empty()), runs_on];
+        let told = told.into_iter().flatten().collect::<Vec<_>>().join(" on ");
         let driver = Some(told).filter(|driver| !driver.is_empty());
         Self { backend: "gpu", device: info.name, driver, calibrated: gpu.calibration().is_some() }
     }
@@ -194,7 +193,7 @@ impl<'a> Bench<'a> {
                 let (ours, plain) = self.measure_rows(batch, case, &expected, &plan, runs, fault)?;
                 (ours, Some(plain))
             }
-            Stage::Mean => (self.measure_mean(batch, &expected, &plan, runs)?, None),
+            Stage::Mean => (self.measure_mean(batch, &expected, &plan, runs, fault)?, None),
         };
         Ok(Timed { method: "device", ours, plain, allowed: None })
     }
@@ -258,19 +257,25 @@ impl<'a> Bench<'a> {
         expected: &Expected,
         plan: &Plan,
         runs: usize,
+        fault: &mut bool,
     ) -> Result<Times> {
         let mean = plan.mean(&Case::weights(batch.shape.clients))?;
         self.time("deciding", |encoder| {
             plan.record_norms(encoder);
             plan.record_threshold(encoder);
         })?;
-        mean.poison()?;
         let mut times = Times::default();
         // The first round verifies and warms up; it is not counted.
         for round in 0..=runs {
+            let is_verified = round == 0 || round == runs;
+            if is_verified {
+                mean.poison()?;
+            }
             let took = self.time("running the case", |encoder| mean.record(encoder))?;
-            if round == 0 || round == runs {
-                expected.check_mean(&self.gpu.ran().to_string(), &mean.read_blocking()?)?;
+            if is_verified {
+                let mut found = mean.read_blocking()?;
+                host::spoil(&mut found, fault);
+                expected.check_mean(&self.gpu.ran().to_string(), &found)?;
             }
             times.push_took(round, took);
         }

@@ -80,22 +80,14 @@ impl Work {
     pub(crate) fn new(mut batch: Batch, case: Case) -> Result<Self, Error> {
         batch.fill(&case);
         let expected = Expected::of(&batch, &case)?;
-        let (weights, shares) = (Case::weights(batch.shape.clients), expected.shares());
-        Ok(Self { batch, case, expected, weights, shares })
+        let samples = Case::samples(batch.shape.clients);
+        let shares = expected.shares(&samples);
+        Ok(Self { batch, case, expected, weights: Weights::PerRow(samples), shares })
     }
 
     /// The result of a run that clips in place and keeps what other cases give.
     pub(crate) fn clipped_or<'a>(&'a self, kept: &'a [f32]) -> &'a [f32] {
         if self.case.stage == Stage::Clip { &self.batch.work } else { kept }
-    }
-
-    /// How far a coordinate of a mean may be off: four times the error of as many terms as rows, of a typical coordinate, as
-    /// [`Expected::check_plain_mean`] has it.
-    fn mean_error(&self) -> f64 {
-        let norms = self.expected.decisions().iter().map(|decision| f64::from(decision.norm.value()));
-        let squares: f64 =
-            norms.zip(&self.shares).map(|(norm, share)| (norm * f64::from(*share)).powi(2)).sum();
-        4.0 * (squares / self.batch.shape.params as f64).sqrt() * error(self.batch.shape.clients)
     }
 }
 
@@ -205,7 +197,7 @@ fn turn(
 fn spoil(got: &mut [f32], work: &Work) {
     let Shape { clients, params } = work.batch.shape;
     if work.case.stage == Stage::Mean {
-        got[0] += (4.0 * work.mean_error()) as f32;
+        got[0] += (4.0 * work.expected.plain_mean_error(Dtype::F32)) as f32;
         return;
     }
     let row = (0..clients).find(|&row| work.case.writes(row)).unwrap_or(0);
