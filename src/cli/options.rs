@@ -19,7 +19,7 @@ use super::stream;
 #[derive(Debug, Clone, Default, clap::Args)]
 pub(super) struct BackendArgs {
     /// Where to run: `auto` takes the CPU, or a hardware GPU where a short trial shows it to be faster with the way
-    /// there and back (`bench` and `verify` take every GPU there is).
+    /// there and back. That of `bench` takes a hardware GPU if there is one; `verify` runs on every adapter.
     #[arg(long, value_name = "auto|gpu|cpu|reference", default_value = "auto", value_parser = parse_choice)]
     backend: Choice,
     /// Run on the adapter whose name contains NAME, in any case; the only way to a software adapter.
