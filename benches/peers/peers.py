@@ -15,6 +15,7 @@ import json
 import platform
 import statistics
 import sys
+import time
 
 import numpy as np
 
@@ -81,9 +82,12 @@ def available(wanted):
 # Runs that count before the other one has its turn: rust/src/peer.rs has both.
 TURN = 3
 
-# Seconds of runs before those that count. Threads that slept, another library's that still spin, or caches that hold its data,
-# are what the first milliseconds measure.
+# Seconds of runs before those that count. Threads that slept, or caches that hold another library's data, are what the first
+# milliseconds measure.
 WARM = 0.03
+
+# Seconds of looking at what threads do, the share of them in which a process may run that waits, and seconds until it has to.
+LOOK, IDLE, PATIENCE = 0.01, 0.1, 2.0
 
 
 class Wrong(Exception):
@@ -145,10 +149,25 @@ def blamed_on_ours():
         raise OursFailed(error) from error
 
 
+def wait_for_threads():
+    """Returns when no thread of the last turn spins any more.
+
+    OpenBLAS's do so for a tenth of a second behind their last product, on the processors that the next library is to have.
+    """
+    end = time.perf_counter() + PATIENCE
+    while time.perf_counter() < end:
+        start, used = time.perf_counter(), time.process_time()
+        time.sleep(LOOK)
+        if time.process_time() - used <= IDLE * (time.perf_counter() - start):
+            return
+    say(f"threads still run {PATIENCE:g} s behind their last call; what comes next shares its processors with them")
+
+
 def turn(peer, batch, first, last, inject=False):
     """The seconds of a turn's runs, by the host's clock and by the device's, behind some that warm up and are not counted."""
     wall, device = [], []
     warm, to_verify = 0.0, first
+    wait_for_threads()
     while len(wall) < TURN:
         is_counted = warm >= WARM
         result, seconds, on_device = peer.timed()

@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::mean_rows::{MeanRow, MeanRows};
 use super::rows::Storage;
 use super::simd::{prefetch, vectorised};
-use super::terms::{Add, BLOCK, Certify, RowsAhead, Sums, TOGETHER, Terms, additions};
+use super::terms::{Add, BLOCK, CHUNK, Certify, RowsAhead, Sums, TOGETHER, Terms, additions};
 use super::threads::Team;
 use super::{Cpu, PART};
 use crate::aggregate::ExactMean;
@@ -16,8 +16,11 @@ use crate::error::Result;
 use crate::numerics::power_of_two;
 use crate::threshold::Decision;
 
-/// Coordinates that one task averages: their sums stay in a core's cache while the rows pass.
-const STRIP: usize = 1024;
+/// Coordinates that one task averages at most: their sums stay in a core's cache while the rows pass.
+const STRIP: usize = 2048;
+
+/// Those that it averages at least, where there are as many: of each row there is one run of memory to them.
+const LEAST_STRIP: usize = 1024;
 
 /// Bits of a divisor whose products with the 25 bits of a middle between two `f32` are exact in `f64`.
 const DIVISOR_BITS: u32 = 53 - 25;
@@ -106,7 +109,8 @@ impl<'a, S: Storage> MeanBatch<'a, S> {
         let sums = |strip: &Strip<'_>| {
             let parts = self.counted.rows.chunks(of_part(strip));
             let of_parts = self.team.collect(parts, |rows| self.sums(strip, rows));
-            Sums::joined(of_parts.into_iter()).unwrap_or_else(|| Sums::zeros(strip.mean.len()))
+            Sums::joined(of_parts.into_iter())
+                .unwrap_or_else(|| Sums::zeros(strip.mean.len(), self.counted.equal))
         };
         let sums: Vec<_> = strips.iter().map(sums).collect();
         self.team.share(strips.into_iter().zip(sums), |(strip, sums)| {
@@ -121,12 +125,14 @@ impl<'a, S: Storage> MeanBatch<'a, S> {
 
     fn strips<'m>(&'m self, mean: &'m mut [f32]) -> Vec<Strip<'m>> {
         let Some(row) = self.counted.rows.first() else { return Vec::new() };
+        let even = mean.len().div_ceil(self.team.even_tasks()).next_multiple_of(CHUNK);
+        let most = even.clamp(LEAST_STRIP, STRIP);
         let (mut strips, mut rest, mut first) = (Vec::new(), mean, 0);
         let spans = self.layout.span_count(self.granularity()) / self.layout.clients();
         for span in 0..spans {
             let length = self.layout.span(self.granularity(), row.span as usize + span).len();
-            for start in (0..length).step_by(STRIP) {
-                let length = (length - start).min(STRIP);
+            for start in (0..length).step_by(most) {
+                let length = (length - start).min(most);
                 let (mean, tail) = rest.split_at_mut(length);
                 rest = tail;
                 strips.push(Strip { span, first, mean });
@@ -161,8 +167,9 @@ impl<'a, S: Storage> MeanBatch<'a, S> {
     fn certify(&self, strip: &mut Strip<'_>, sums: &Sums, additions: u32) -> Vec<usize> {
         let mut open = [false; STRIP];
         let open = &mut open[..strip.mean.len()];
-        let (unit, divisor, mean) = (self.counted.unit, self.counted.divisor.to_f64(), &mut *strip.mean);
-        if !vectorised(Certify { sums, additions, unit, divisor, mean, open: &mut *open }) {
+        let MeanRows { unit, tells_zeros, .. } = self.counted;
+        let (divisor, mean) = (self.counted.divisor.to_f64(), &mut *strip.mean);
+        if !vectorised(Certify { sums, additions, unit, tells_zeros, divisor, mean, open: &mut *open }) {
             return Vec::new();
         }
         (0..open.len()).filter(|i| open[*i]).collect()
@@ -172,11 +179,11 @@ impl<'a, S: Storage> MeanBatch<'a, S> {
     fn sums(&self, strip: &Strip<'_>, rows: &[MeanRow]) -> Sums {
         let blocks = (0..rows.len()).step_by(BLOCK);
         let sums = |start| self.sums_of_block(strip, rows, start..rows.len().min(start + BLOCK));
-        Sums::joined(blocks.map(sums)).unwrap_or_else(|| Sums::zeros(strip.mean.len()))
+        Sums::joined(blocks.map(sums)).unwrap_or_else(|| Sums::zeros(strip.mean.len(), self.counted.equal))
     }
 
     fn sums_of_block(&self, strip: &Strip<'_>, rows: &[MeanRow], block: Range<usize>) -> Sums {
-        let mut sums = Sums::zeros(strip.mean.len());
+        let mut sums = Sums::zeros(strip.mean.len(), self.counted.equal);
         let mut room = Vec::new();
         for start in block.clone().step_by(TOGETHER) {
             let group = &rows[start..block.end.min(start + TOGETHER)];
@@ -184,7 +191,7 @@ impl<'a, S: Storage> MeanBatch<'a, S> {
             let ahead = RowsAhead(std::array::from_fn(|k| match rows.get(start + TOGETHER + k) {
                 Some(row) => address(row),
                 // The next strip of the rows that come first, most likely.
-                None => address(&rows[k.min(rows.len() - 1)]).wrapping_add(STRIP),
+                None => address(&rows[k.min(rows.len() - 1)]).wrapping_add(strip.mean.len()),
             }));
             self.add_group(&mut sums, strip, group, ahead, &mut room);
         }
@@ -223,13 +230,8 @@ impl<'a, S: Storage> MeanBatch<'a, S> {
                 Way::Applied => (&room[k * STRIP..k * STRIP + length], 1.0),
                 Way::Left => continue,
             };
-            let weight = self.counted.weight(row);
-            terms[k] = Terms {
-                elements,
-                factor,
-                weight,
-                size: (f64::from(weight) * (1.0 / self.counted.unit)) as f32,
-            };
+            let (weight, size) = (self.counted.weight(row), self.counted.size(row));
+            terms[k] = Terms { elements, factor, weight, size };
         }
         match (self.counted.equal, tested) {
             (false, false) => self.storage.add(Add::<_, false, false> { sums, terms: &terms, ahead }),
@@ -370,8 +372,9 @@ fn nearest_quotient(sum: f64, divisor: f64) -> Option<f32> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::backend::Backend;
+    use crate::aggregate::Weights;
     use crate::backend::cpu::single::Singles;
+    use crate::backend::{Backend, Reference};
     use crate::clip::Scope;
     use crate::threshold::State;
 
@@ -396,6 +399,32 @@ mod tests {
                 batch.certify(&mut strip, &sums, additions(clients, 1)).len()
             })
             .sum()
+    }
+
+    #[test]
+    fn zeros_and_what_is_nearly_zero_are_told_apart_whatever_rows_weigh() {
+        let least = f32::from_bits(1);
+        let columns =
+            [[0.0, 0.0, 0.0], [0.0, -0.0, 0.0], [0.0, 0.0, least], [0.0, -least, 0.0], [least, 0.0, -least]];
+        let params = columns.len();
+        let layout = Layout::dense(3, params).unwrap();
+        let data: Vec<f32> = (0..3).flat_map(|row| columns.map(|column| column[row])).collect();
+        let data: Vec<f32> = data.iter().map(|value| value * 2f32.powi(24)).collect();
+        let cpu = Cpu::new().unwrap();
+        for bound in [1.0, 1e-38] {
+            let clipping = Clipping::fixed(bound);
+            let norms = cpu.norms(&layout, &data, &clipping).unwrap();
+            let decisions = cpu.threshold(&layout, &norms, &clipping, &mut State::default()).unwrap();
+            for weights in
+                [[1.0, 1.0, 1.0], [1.0, 2.0, 3.0], [1.0, 1e30, 3e38], [3e38, least, 1.0], [1e30, 1e30, 1e-38]]
+            {
+                let weights = Weights::PerRow(weights.to_vec());
+                let mean = cpu.mean(&layout, &data, &clipping, &decisions, &weights).unwrap();
+                let expected = Reference.mean(&layout, &data, &clipping, &decisions, &weights).unwrap();
+                let bits = |mean: &[f32]| mean.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+                assert_eq!(bits(&mean), bits(&expected), "{weights:?} and {bound}");
+            }
+        }
     }
 
     #[test]

@@ -11,6 +11,9 @@ use crate::threshold::Decision;
 /// Rows of which one task finds those that count.
 const ROWS_OF_TASK: usize = 1 << 12;
 
+/// Powers of two between the least and the greatest weight for which sums of magnitudes have room.
+const RANGE: i32 = 48;
+
 /// The rows that count and weigh anything.
 pub(super) struct MeanRows {
     pub(super) rows: Vec<MeanRow>,
@@ -18,9 +21,11 @@ pub(super) struct MeanRows {
     pub(super) divisor: Divisor,
     /// Whether all weigh the same: 1 then, because only ratios matter, and that needs no multiplication.
     pub(super) equal: bool,
-    /// The power of two of the greatest weight: what sums of magnitudes are counted in, so that they are finite where
-    /// values are far from the greatest of `f32`.
+    /// What sums of magnitudes are counted in. The power of two of the least weight, so that those of zeros alone are 0; but 2^-[`RANGE`] of the
+    /// greatest weight's at least, so that they are finite where values are far from the greatest of `f32`.
     pub(super) unit: f64,
+    /// Whether no weight is less than the unit.
+    pub(super) tells_zeros: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -59,14 +64,25 @@ impl MeanRows {
         if equal {
             divisor = Divisor::of_ones(rows.len());
         }
-        let greatest = greatest.filter(|_| !equal).map_or(1.0, f32::from_bits);
-        Self { rows, divisor, equal, unit: power_below(greatest) }
+        let power = |weight: Option<u32>| {
+            weight.filter(|_| !equal).map_or(1.0, |bits| power_below(f32::from_bits(bits)))
+        };
+        let unit = power(least).max(power(greatest) * power_of_two(-RANGE));
+        Self { rows, divisor, equal, unit, tells_zeros: unit <= power(least) }
     }
 
     /// What a row weighs.
     #[inline(always)]
     pub(super) fn weight(&self, row: &MeanRow) -> f32 {
         if self.equal { 1.0 } else { row.weight }
+    }
+
+    /// The same in units, rounded up where it has to be.
+    #[inline(always)]
+    pub(super) fn size(&self, row: &MeanRow) -> f32 {
+        let size = f64::from(self.weight(row)) * (1.0 / self.unit);
+        let near = size as f32;
+        if f64::from(near) < size { near.next_up() } else { near }
     }
 }
 
@@ -140,8 +156,9 @@ mod tests {
             let divisor = if found.equal { expected.len() as f64 } else { of_rows().map(f64::from).sum() };
             assert_eq!(found.divisor.to_f64(), divisor, "{clients}");
             assert_eq!(found.equal, of_rows().all(|weight| weight == of_rows().next().unwrap()), "{clients}");
-            let unit = if found.equal { 1.0 } else { of_rows().fold(0.0, f32::max).log2().floor().exp2() };
-            assert_eq!(found.unit, f64::from(unit), "{clients}");
+            let unit =
+                if found.equal { 1.0 } else { of_rows().fold(f32::MAX, f32::min).log2().floor().exp2() };
+            assert_eq!((found.unit, found.tells_zeros), (f64::from(unit), true), "{clients}");
         }
     }
 
@@ -158,6 +175,30 @@ mod tests {
             weights[9] = weight;
             weights[3] = 7.0;
             assert!(rows_of(&weights).equal, "{weight}");
+        }
+    }
+
+    #[test]
+    fn a_size_is_no_less_than_the_weight_and_0_for_none() {
+        for weights in [
+            [1.0, 1.5],
+            [3e38, 1e-38],
+            [f32::MAX, f32::from_bits(3)],
+            [599.0, 100.0],
+            [1.0, 1e-14],
+            [1.0, 1e-15],
+        ] {
+            let found = rows_of(&weights);
+            for (row, weight) in found.rows.iter().zip(weights) {
+                let size = f64::from(found.size(row)) * found.unit;
+                assert!(size >= f64::from(weight), "{weight} of {weights:?}");
+                let least = found.unit * f64::from(f32::from_bits(1));
+                assert!(
+                    size == f64::from(weight) || size <= f64::from(weight) + least,
+                    "{weight} of {weights:?}"
+                );
+            }
+            assert_eq!(found.tells_zeros, weights[1] >= 1e-14, "{weights:?}");
         }
     }
 

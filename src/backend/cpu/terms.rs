@@ -35,16 +35,17 @@ pub(super) struct Sums {
     /// Of the terms' magnitudes, in a unit that the caller chooses. An addition rounds by 2^-24, and no term takes
     /// part in 2^21, so at least 7/8 is counted of all that is not below the numbers of `f32`.
     pub(super) sizes: Vec<f32>,
-    /// The bits of the least magnitude of a value that is not 0, less one, so that those of 0 are the greatest.
+    /// The bits of the least magnitude of a value that is not 0, less one, so that those of 0 are the greatest; of terms of
+    /// equal weight alone.
     pub(super) least: Vec<u32>,
 }
 
 impl Sums {
-    pub(super) fn zeros(coordinates: usize) -> Self {
+    pub(super) fn zeros(coordinates: usize, equal: bool) -> Self {
         Self {
             sums: vec![0.0; coordinates],
             sizes: vec![0.0; coordinates],
-            least: vec![u32::MAX; coordinates],
+            least: vec![u32::MAX; if equal { coordinates } else { 0 }],
         }
     }
 
@@ -72,7 +73,7 @@ impl Sums {
     /// bit of the least value, and below 2^53 of that. Where the least is subnormal, it may be a product that the contract
     /// makes 0.
     pub(super) fn exact(&self, i: usize, significant_bits: i32) -> Option<f64> {
-        let least = f32::from_bits(self.least[i].wrapping_add(1));
+        let least = f32::from_bits(self.least.get(i)?.wrapping_add(1));
         let (size, most) = (self.sizes[i], least * 2f32.powi(52 - significant_bits));
         let is_exact = least > f32::MIN_POSITIVE && size < f32::INFINITY && size <= most;
         is_exact.then_some(self.sums[i])
@@ -165,8 +166,8 @@ pub(super) fn add_one_by_one<T: Copy, const EQUAL: bool, const TESTED: bool>(
         for terms in terms {
             let value = widen(terms.elements[i]);
             let value = if TESTED && !value.is_finite() { 0.0 } else { value } * terms.factor;
-            sums.least[i] = sums.least[i].min(value.abs().to_bits().wrapping_sub(1));
             if EQUAL {
+                sums.least[i] = sums.least[i].min(value.abs().to_bits().wrapping_sub(1));
                 sum += f64::from(value);
                 size += value.abs();
             } else {
@@ -188,6 +189,8 @@ pub(super) struct Certify<'a> {
     pub(super) additions: u32,
     /// What sizes are counted in.
     pub(super) unit: f64,
+    /// Whether no weight is less than that, so that a size of 0 is one of zeros.
+    pub(super) tells_zeros: bool,
     pub(super) divisor: f64,
     pub(super) mean: &'a mut [f32],
     pub(super) open: &'a mut [bool],
@@ -205,14 +208,13 @@ impl Kernel for Certify<'_> {
         let reciprocal = 1.0 / self.divisor;
         let length = self.mean.len();
         let (sums, sizes) = (&self.sums.sums[..length], &self.sums.sizes[..length]);
-        let least_values = &self.sums.least[..length];
         let open = &mut self.open[..length];
         let mut any = false;
         for i in 0..length {
             let error = f64::from(sizes[i]) * relative + absolute;
             let least = ((sums[i] - error) * reciprocal) as f32;
             let most = ((sums[i] + error) * reciprocal) as f32;
-            let nothing = least_values[i] == u32::MAX;
+            let nothing = self.tells_zeros && sizes[i] == 0.0;
             self.mean[i] = if nothing { 0.0 } else { least };
             let certain = sizes[i] < f32::INFINITY && least.to_bits() == most.to_bits();
             open[i] = !certain && !nothing;
@@ -230,7 +232,7 @@ mod tests {
     /// A sum with what is in `coordinates`, by the vectors of this processor and without.
     fn both<const EQUAL: bool, const TESTED: bool>(terms: [Terms<'_, f32>; TOGETHER]) -> [Sums; 2] {
         let start = |coordinates: usize| {
-            let mut sums = Sums::zeros(coordinates);
+            let mut sums = Sums::zeros(coordinates, EQUAL);
             sums.sums.iter_mut().enumerate().for_each(|(i, sum)| *sum = i as f64 * 0.1);
             sums.sizes.iter_mut().enumerate().for_each(|(i, size)| *size = i as f32 * 0.1);
             sums
@@ -311,9 +313,9 @@ mod tests {
                 let terms = |k: usize| Terms { elements: &bits[k][..], factor: 1.0, weight: 3.0, size: 3.0 };
                 let terms: [_; TOGETHER] = std::array::from_fn(terms);
                 let ahead = RowsAhead(terms.map(|terms| terms.elements.as_ptr()));
-                let mut vectors = Sums::zeros(length);
+                let mut vectors = Sums::zeros(length, true);
                 Add::<_, false, true> { sums: &mut vectors, terms: &terms, ahead }.halves(half);
-                let mut portable = Sums::zeros(length);
+                let mut portable = Sums::zeros(length, true);
                 Add::<_, false, true> { sums: &mut portable, terms: &terms, ahead }
                     .portable(|bits| half.widen(bits));
                 for sums in [vectors, portable] {
@@ -351,7 +353,8 @@ mod tests {
         let large = 2f64.powi(53);
         for count in [2, 3, 5, 64, 100, 1000] {
             for place in [0, 1, count / 2, count - 1] {
-                let sum = |i| Sums { sums: vec![if i == place { large } else { 1.0 }], ..Sums::zeros(1) };
+                let sum =
+                    |i| Sums { sums: vec![if i == place { large } else { 1.0 }], ..Sums::zeros(1, true) };
                 let total = Sums::joined((0..count).map(sum)).unwrap().sums[0];
                 let lost = large + (count - 1) as f64 - total;
                 assert!(lost.abs() <= 2.0 * f64::from(additions(1, count)), "{place} of {count}: {lost}");
@@ -364,11 +367,12 @@ mod tests {
     fn a_sum_near_the_middle_between_two_means_is_open() {
         let middle = 1.0 + f64::from(f32::EPSILON) / 2.0;
         let certify = |sum: f64, size: f32, additions: u32| {
-            let least = if size == 0.0 { u32::MAX } else { 1 };
-            let sums = Sums { sums: vec![sum], sizes: vec![size], least: vec![least] };
+            let sums = Sums { sums: vec![sum], sizes: vec![size], least: Vec::new() };
             let (mut mean, mut open) = ([0.0], [false]);
-            let (unit, divisor) = (1.0, 2.0);
-            let certify = Certify { sums: &sums, additions, unit, divisor, mean: &mut mean, open: &mut open };
+            let (unit, tells_zeros, divisor) = (1.0, true, 2.0);
+            let (mean_of, open_of) = (&mut mean, &mut open);
+            let certify =
+                Certify { sums: &sums, additions, unit, tells_zeros, divisor, mean: mean_of, open: open_of };
             let any = certify.run();
             assert_eq!(any, open[0]);
             (!any).then_some(mean[0])

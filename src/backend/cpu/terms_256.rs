@@ -64,25 +64,26 @@ fn add_wide<T: Copy, const EQUAL: bool, const TESTED: bool>(
     for k in 0..TOGETHER {
         rows[k] = &terms[k].elements[..length].as_chunks::<CHUNK>().0[..length / CHUNK];
     }
-    let chunks = sums.sums.as_chunks_mut().0.iter_mut();
-    let chunks = chunks.zip(sums.sizes.as_chunks_mut().0).zip(sums.least.as_chunks_mut().0);
-    for (i, ((sums, sizes), least)) in chunks.enumerate().take(length / CHUNK) {
+    let (least, _) = sums.least.as_chunks_mut();
+    let chunks = sums.sums.as_chunks_mut().0.iter_mut().zip(sums.sizes.as_chunks_mut().0);
+    for (i, (sums, sizes)) in chunks.enumerate().take(length / CHUNK) {
         add.ahead.ask(i);
         let mut values = [[_mm256_setzero_ps(); VECTORS]; TOGETHER];
         for k in 0..TOGETHER {
             values[k] = widen_chunk(&rows[k][i]);
         }
-        add_chunk::<EQUAL, TESTED>((sums, sizes, least), values, &multipliers);
+        add_chunk::<EQUAL, TESTED>((sums, sizes, least.get_mut(i)), values, &multipliers);
     }
     let rest = length % CHUNK;
     if rest == 0 {
         return;
     }
     // What is left is added as the end of one more chunk.
-    let last = (sums.sums.last_chunk_mut(), sums.sizes.last_chunk_mut(), sums.least.last_chunk_mut());
+    let (last, least) =
+        ((sums.sums.last_chunk_mut(), sums.sizes.last_chunk_mut()), sums.least.last_chunk_mut());
     let ends = terms.map(|terms| terms.elements[..length].last_chunk());
     let masks = MASKS[LANES - CHUNK + rest..].first_chunk::<CHUNK>();
-    let ((Some(last_sums), Some(sizes), Some(least)), [Some(a), Some(b), Some(c), Some(d)], Some(masks)) =
+    let ((Some(last_sums), Some(sizes)), [Some(a), Some(b), Some(c), Some(d)], Some(masks)) =
         (last, ends, masks)
     else {
         return add_one_by_one::<T, EQUAL, TESTED>(sums, terms, 0..length, widen);
@@ -104,7 +105,7 @@ struct Multipliers {
     sizes: [__m256; TOGETHER],
 }
 
-type Places<'a> = (&'a mut [f64; CHUNK], &'a mut [f32; CHUNK], &'a mut [u32; CHUNK]);
+type Places<'a> = (&'a mut [f64; CHUNK], &'a mut [f32; CHUNK], Option<&'a mut [u32; CHUNK]>);
 
 /// Adds a chunk of each row.
 #[allow(clippy::needless_range_loop)]
@@ -117,7 +118,7 @@ fn add_chunk<const EQUAL: bool, const TESTED: bool>(
 ) {
     let mut sums_of: [[__m256d; 2]; VECTORS] = bytemuck::cast(*sums);
     let mut sizes_of: [__m256; VECTORS] = bytemuck::cast(*sizes);
-    let mut least_of: [__m256i; VECTORS] = bytemuck::cast(*least);
+    let mut least_of = [_mm256_set1_epi32(-1); VECTORS];
     for i in 0..VECTORS {
         let (mut low, mut high) = (_mm256_setzero_pd(), _mm256_setzero_pd());
         let mut size = _mm256_setzero_ps();
@@ -130,9 +131,9 @@ fn add_chunk<const EQUAL: bool, const TESTED: bool>(
             value = _mm256_mul_ps(value, multipliers.factors[k]);
             let magnitudes = magnitude(value);
             let [low_values, high_values] = wide(value);
-            let less_one = _mm256_add_epi32(_mm256_castps_si256(magnitudes), _mm256_set1_epi32(-1));
-            least_of[i] = _mm256_min_epu32(least_of[i], less_one);
             if EQUAL {
+                let less_one = _mm256_add_epi32(_mm256_castps_si256(magnitudes), _mm256_set1_epi32(-1));
+                least_of[i] = _mm256_min_epu32(least_of[i], less_one);
                 low = _mm256_add_pd(low, low_values);
                 high = _mm256_add_pd(high, high_values);
                 size = _mm256_add_ps(size, magnitudes);
@@ -147,7 +148,13 @@ fn add_chunk<const EQUAL: bool, const TESTED: bool>(
     }
     *sums = bytemuck::cast(sums_of);
     *sizes = bytemuck::cast(sizes_of);
-    *least = bytemuck::cast(least_of);
+    if EQUAL && let Some(least) = least {
+        let before: [__m256i; VECTORS] = bytemuck::cast(*least);
+        for i in 0..VECTORS {
+            least_of[i] = _mm256_min_epu32(least_of[i], before[i]);
+        }
+        *least = bytemuck::cast(least_of);
+    }
 }
 
 #[inline]

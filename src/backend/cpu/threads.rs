@@ -53,8 +53,13 @@ impl<'a> Team<'a> {
 
     /// Whether there are so many rows, or other tasks, that a thread with one more than the others does not tell.
     pub(super) fn is_even_over(self, tasks: usize) -> bool {
+        tasks >= self.even_tasks()
+    }
+
+    /// How many that are.
+    pub(super) fn even_tasks(self) -> usize {
         const FEW: usize = 4;
-        tasks >= FEW * self.threads
+        FEW * self.threads
     }
 
     /// How many threads work at the same time.
