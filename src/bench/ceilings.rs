@@ -5,6 +5,7 @@ use std::hint::black_box;
 use super::cases::{Batch, Case, Shape, copy};
 use super::element::{Dtype, Element};
 use super::measure::{Place, Record, Times, timed};
+use crate::backend::cpu::runs::{RUNS, prefetch_in_run, run_of};
 use crate::backend::cpu::simd::{Kernel, prefetch_ahead, vectorised};
 use crate::backend::cpu::{LINE, PART, Team};
 use crate::error::{Error, Result};
@@ -91,11 +92,20 @@ impl<E: Element> Kernel for Sum<'_, E> {
         const LANES: usize = 64;
         let mut sums = [0u32; LANES];
         let (groups, rest) = self.0.as_chunks::<LANES>();
-        for group in groups {
-            prefetch_ahead(group.as_ptr(), LANES);
+        let run = groups_of_run(groups);
+        let mut add = |group: &[E; LANES]| {
             for (sum, value) in sums.iter_mut().zip(group) {
                 *sum = sum.wrapping_add(value.bits());
             }
+        };
+        for at in 0..run {
+            for i in 0..RUNS {
+                add(&groups[i * run + at]);
+            }
+        }
+        for group in &groups[RUNS * run..] {
+            prefetch_ahead(group.as_ptr(), LANES);
+            add(group);
         }
         for (sum, value) in sums.iter_mut().zip(rest) {
             *sum = sum.wrapping_add(value.bits());
@@ -116,6 +126,11 @@ fn rescale<E: Element>(values: &mut [E]) {
     Team::global(values.len()).share(values.chunks_mut(PART), |part| vectorised(Rescaled(part)));
 }
 
+/// How many groups are a run of those that are read in several places at once, as the backend reads long rows.
+fn groups_of_run<E, const N: usize>(groups: &[[E; N]]) -> usize {
+    run_of(groups.len() * N) / N
+}
+
 pub(super) struct Rescaled<'a, E>(pub(super) &'a mut [E]);
 
 impl<E: Element> Kernel for Rescaled<'_, E> {
@@ -129,7 +144,15 @@ impl<E: Element> Kernel for Rescaled<'_, E> {
         let (before, from_line) = self.0.split_at_mut(before);
         before.iter_mut().for_each(|element| *element = element.rescaled());
         let (groups, rest) = from_line.as_chunks_mut::<GROUP>();
-        for group in groups {
+        let run = groups_of_run(groups);
+        for at in 0..run {
+            for i in 0..RUNS {
+                let group = &mut groups[i * run + at];
+                prefetch_in_run(group.as_ptr(), GROUP);
+                group.iter_mut().for_each(|element| *element = element.rescaled());
+            }
+        }
+        for group in &mut groups[RUNS * run..] {
             prefetch_ahead(group.as_ptr(), GROUP);
             group.iter_mut().for_each(|element| *element = element.rescaled());
         }

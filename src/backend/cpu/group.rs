@@ -18,6 +18,8 @@ pub(super) struct RowGroup<'a, T> {
     pub(super) stride: usize,
     /// Elements of a row.
     pub(super) params: usize,
+    /// Whether memory ahead is asked for: where the next group begins behind the last row of this one.
+    pub(super) asks_ahead: bool,
 }
 
 impl<'a, T> RowGroup<'a, T> {
@@ -34,7 +36,9 @@ impl<'a, T> RowGroup<'a, T> {
     /// What `sums` makes of the rows, when the memory of as many has been asked for at once.
     #[inline]
     pub(super) fn one_by_one(&self, sums: impl FnOnce(&[&[T]; ROWS]) -> [f64; ROWS]) -> [f64; ROWS] {
-        self.prefetch_ahead(0..ROWS * self.stride);
+        if self.asks_ahead {
+            self.prefetch_ahead(0..ROWS * self.stride);
+        }
         sums(&self.rows())
     }
 

@@ -67,6 +67,15 @@ impl Storage for Halves {
         FastSum::of_halves(self.half, elements, prefetches).unwrap_or_else(|| self.sum_on_the_stack(elements))
     }
 
+    /// The instructions that widen halves take longer than to read them.
+    fn reads_runs(&self) -> bool {
+        false
+    }
+
+    fn sums_side_by_side(&self, rows: &[&[u16]; ROWS]) -> [FastSum; ROWS] {
+        rows.map(|row| self.sum(row, 0, 0))
+    }
+
     #[inline]
     fn sums(&self, rows: &[&[u16]; ROWS], which: RowSet) -> [f64; ROWS] {
         let on_the_stack = || rows.map(|row| self.sum_on_the_stack(row).total());

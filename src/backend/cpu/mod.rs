@@ -26,6 +26,7 @@ mod lent;
 mod mean;
 mod mean_rows;
 mod rows;
+pub(crate) mod runs;
 mod short;
 pub(crate) mod simd;
 mod single;

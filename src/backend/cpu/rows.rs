@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::group::{ROWS, RowGroup, RowSet};
+use super::runs::go_side_by_side;
 use super::short::ShortRows;
 use super::simd::prefetches_within;
 use super::sum::FastSum;
@@ -34,6 +35,12 @@ pub(super) trait Storage: Sync {
 
     /// Their sum of squares; the first `prefetches` of them ask for memory ahead.
     fn sum(&self, elements: &[Self::Element], first: usize, prefetches: usize) -> FastSum;
+
+    /// Whether reading in several places at once makes sums faster.
+    fn reads_runs(&self) -> bool;
+
+    /// The fast sums of rows of one length, from their first element on, side by side.
+    fn sums_side_by_side(&self, rows: &[&[Self::Element]; ROWS]) -> [FastSum; ROWS];
 
     /// The fast sums of some short rows, from their first element on; 0 of the others, which are empty.
     fn sums(&self, rows: &[&[Self::Element]; ROWS], which: RowSet) -> [f64; ROWS];
@@ -114,14 +121,14 @@ impl<'a, S: Storage> Rows<'a, S> {
         if self.clipping.granularity != Granularity::Segment {
             let rows = match ShortRows::of(self) {
                 Some(short) => short.norms(data),
-                None => self.norms_by(Norm::OUT_OF_SCOPE, |row, hands| {
-                    self.row_norm(row, &data[self.layout.row(row)], hands)
+                None => self.norms_by(Norm::OUT_OF_SCOPE, data, |row, elements, sum, hands| {
+                    self.row_norm(row, elements, sum, hands)
                 }),
             };
             return Norms { rows, segments: Vec::new() };
         }
-        let norms = self.norms_by((Norm::OUT_OF_SCOPE, Vec::new()), |row, hands| {
-            self.segment_norms(row, &data[self.layout.row(row)], hands)
+        let norms = self.norms_by((Norm::OUT_OF_SCOPE, Vec::new()), data, |row, elements, _, hands| {
+            self.segment_norms(row, elements, hands)
         });
         let mut segments = Vec::with_capacity(self.layout.segment_count());
         let rows = norms.into_iter().enumerate().map(|(row, (norm, of_segments))| {
@@ -133,18 +140,54 @@ impl<'a, S: Storage> Rows<'a, S> {
         Norms { rows: rows.collect(), segments }
     }
 
-    /// What `norm` makes of each row in scope, and something else for the others.
-    fn norms_by<T: Clone + Send>(&self, out_of_scope: T, norm: impl Fn(usize, Hands) -> T + Sync) -> Vec<T> {
+    /// What `norm` makes of each row in scope, and of its sum where it has been taken, and something else for the others.
+    fn norms_by<T: Clone + Send>(
+        &self,
+        out_of_scope: T,
+        data: &[S::Element],
+        norm: impl Fn(usize, &[S::Element], Option<FastSum>, Hands) -> T + Sync,
+    ) -> Vec<T> {
         let mut norms = vec![out_of_scope; self.layout.clients()];
         let mut places = Cursor::at(0, &mut norms);
+        let elements = |row| &data[self.layout.row(row)];
         self.each_task(
             |rows| places.take(rows),
             |rows, places, hands| {
-                let in_scope = rows.zip(places).filter(|(row, _)| self.in_scope(*row));
-                in_scope.for_each(|(row, place)| *place = norm(row, hands));
+                let mut in_scope = rows.zip(places).filter(|(row, _)| self.in_scope(*row));
+                while let Some(group) = next_group(&mut in_scope) {
+                    let sums = self.sums_side_by_side(&group, elements);
+                    for ((row, place), sum) in group.into_iter().flatten().zip(sums) {
+                        *place = norm(row, elements(row), sum, hands);
+                    }
+                }
             },
         );
         norms
+    }
+
+    /// The sums of a group of rows, where they are taken together.
+    fn sums_side_by_side<'e, P>(
+        &self,
+        group: &[Option<(usize, P)>; ROWS],
+        elements: impl Fn(usize) -> &'e [S::Element],
+    ) -> [Option<FastSum>; ROWS]
+    where
+        S::Element: 'e,
+    {
+        const NONE: [Option<FastSum>; ROWS] = [None; ROWS];
+        if self.clipping.granularity != Granularity::Row || !self.storage.reads_runs() {
+            return NONE;
+        }
+        let mut rows = [&[][..]; ROWS];
+        for (row, place) in rows.iter_mut().zip(group) {
+            let Some((of_group, _)) = place else { return NONE };
+            *row = elements(*of_group);
+        }
+        let length = rows[0].len();
+        if !go_side_by_side(length) || rows.iter().any(|row| row.len() != length) {
+            return NONE;
+        }
+        self.storage.sums_side_by_side(&rows).map(Some)
     }
 
     /// Norm, decision and clip of each row while it is in a cache, for bounds of rows that are known before the norms.
@@ -159,25 +202,31 @@ impl<'a, S: Storage> Rows<'a, S> {
         self.each_task(
             |rows| (data.take(place(rows.start).start..place(rows.end - 1).end), places.take(rows)),
             |rows, (elements, reports), hands| {
-                let mut elements = Cursor::at(place(rows.start).start, elements);
-                for (row, report) in rows.zip(reports).filter(|(row, _)| self.in_scope(*row)) {
-                    *report = self.run_row(row, elements.take(place(row)), bounds[row], hands);
+                let begin = place(rows.start).start;
+                let within = |row| place(row).start - begin..place(row).end - begin;
+                let mut in_scope = rows.zip(reports).filter(|(row, _)| self.in_scope(*row));
+                while let Some(group) = next_group(&mut in_scope) {
+                    let sums = self.sums_side_by_side(&group, |row| &elements[within(row)]);
+                    for ((row, report), sum) in group.into_iter().flatten().zip(sums) {
+                        *report = self.run_row(row, &mut elements[within(row)], sum, bounds[row], hands);
+                    }
                 }
             },
         );
         reports
     }
 
-    /// All stages of a row.
+    /// All stages of a row, whose sum may have been taken.
     #[inline(never)]
     pub(super) fn run_row(
         &self,
         row: usize,
         elements: &mut [S::Element],
+        sum: Option<FastSum>,
         bound: f32,
         hands: Hands,
     ) -> RowReport {
-        let norm = self.row_norm(row, elements, hands);
+        let norm = self.row_norm(row, elements, sum, hands);
         let decision = decide_span(norm, norm, bound, self.clipping);
         if decision.status.is_written() {
             self.clip_row(elements, &decision, hands);
@@ -237,16 +286,23 @@ impl<'a, S: Storage> Rows<'a, S> {
         self.storage.apply(from_line, first + before.len(), decision);
     }
 
-    /// The norm of a row, where rows have bounds.
+    /// The norm of a row, where rows have bounds; its sum may have been taken.
     #[inline(never)]
-    pub(super) fn row_norm(&self, row: usize, elements: &[S::Element], hands: Hands) -> Norm {
+    pub(super) fn row_norm(
+        &self,
+        row: usize,
+        elements: &[S::Element],
+        sum: Option<FastSum>,
+        hands: Hands,
+    ) -> Norm {
         if !self.in_scope(row) {
             return Norm::OUT_OF_SCOPE;
         }
         match self.clipping.granularity {
             Granularity::Coordinate => self.largest_magnitude(elements, hands),
             Granularity::Row | Granularity::Segment => {
-                self.norm(elements, 0, self.sum(elements, 0, hands), hands)
+                let sum = sum.unwrap_or_else(|| self.sum(elements, 0, hands));
+                self.norm(elements, 0, sum, hands)
             }
         }
     }
@@ -378,4 +434,15 @@ impl<'a, S: Storage> Rows<'a, S> {
         let share = elements_of_task(self.work, self.team) as f64 / self.work.max(1) as f64;
         ((share * clients as f64) as usize).clamp(1, clients.max(1))
     }
+}
+
+/// The next rows of a task; none when it has no more.
+fn next_group<P>(rows: &mut impl Iterator<Item = (usize, P)>) -> Option<[Option<(usize, P)>; ROWS]> {
+    let first = rows.next()?;
+    let mut group = [const { None }; ROWS];
+    group[0] = Some(first);
+    for place in &mut group[1..] {
+        *place = rows.next();
+    }
+    Some(group)
 }

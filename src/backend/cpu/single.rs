@@ -2,6 +2,7 @@
 
 use super::group::{ROWS, RowGroup, RowSet};
 use super::rows::Storage;
+use super::runs::{RUNS, prefetch_in_run, run_of};
 use super::simd::{Kernel, vectorised};
 use super::squares::{sums_of_group, sums_of_squares};
 use super::sum::FastSum;
@@ -35,6 +36,15 @@ impl Storage for Singles<'_> {
     #[inline(always)]
     fn sum(&self, elements: &[f32], first: usize, prefetches: usize) -> FastSum {
         FastSum::of(elements, self.center(elements, first), prefetches)
+    }
+
+    /// A centre is one more place to read.
+    fn reads_runs(&self) -> bool {
+        self.center.is_none()
+    }
+
+    fn sums_side_by_side(&self, rows: &[&[f32]; ROWS]) -> [FastSum; ROWS] {
+        FastSum::of_rows(rows)
     }
 
     #[inline(always)]
@@ -174,8 +184,17 @@ fn scale_all<const N: usize>(values: &mut [f32], factor: f64, single: f32) {
         return OneByOne { values, factor }.run();
     };
     let end = (!values.len().is_multiple_of(N)).then(|| products(end, factor, single));
+    let chunks = values.as_chunks_mut::<N>().0;
+    let run = run_of(chunks.len() * N) / N;
+    for at in 0..run {
+        for i in 0..RUNS {
+            let chunk = &mut chunks[i * run + at];
+            prefetch_in_run(chunk.as_ptr(), N);
+            *chunk = products(chunk, factor, single);
+        }
+    }
     // Not `for_each`: what it calls is not always inlined.
-    for chunk in values.as_chunks_mut::<N>().0 {
+    for chunk in &mut chunks[RUNS * run..] {
         *chunk = products(chunk, factor, single);
     }
     if let (Some(end), Some(last)) = (end, values.last_chunk_mut::<N>()) {

@@ -317,9 +317,11 @@ mod tests {
                 |half: Half, bits: &[u16]| bits.iter().map(|bits| half.widen(*bits)).collect::<Vec<f32>>();
             let widened = |half: Half| widened_row(half, &bits(half));
             let one_by_one = |values: &[f32]| -> [f64; ROWS] {
-                RowGroup { elements: values, stride, params }.rows().map(|row| portable(row, None, 0))
+                RowGroup { elements: values, stride, params, asks_ahead: true }
+                    .rows()
+                    .map(|row| portable(row, None, 0))
             };
-            let group = RowGroup { elements: &values[..], stride, params };
+            let group = RowGroup { elements: &values[..], stride, params, asks_ahead: true };
             let expected = one_by_one(&values);
             let of_rows = |rows: &[&[f32]; ROWS]| rows.map(|row| sum_of_squares(row, None, 0));
             let mut cases = vec![(sums_of_group(group, of_rows), expected)];
@@ -331,7 +333,7 @@ mod tests {
             }
             for half in [Half::F16, Half::Bf16] {
                 let (bits, expected) = (bits(half), one_by_one(&widened(half)));
-                let group = RowGroup { elements: &bits[..], stride, params };
+                let group = RowGroup { elements: &bits[..], stride, params, asks_ahead: false };
                 let of_rows =
                     |rows: &[&[u16]; ROWS]| rows.map(|row| portable(&widened_row(half, row), None, 0));
                 cases.push((sums_of_half_group(half, group, of_rows), expected));
@@ -359,7 +361,7 @@ mod tests {
                 let mut values = [-0.0f32; ROWS * 104];
                 values.iter_mut().step_by(3).for_each(|value| *value = f32::from_bits(1));
                 values[place] = not_finite;
-                let group = RowGroup { elements: &values[..], stride, params };
+                let group = RowGroup { elements: &values[..], stride, params, asks_ahead: true };
                 let mut all = vec![sums_of_group(group, |rows| rows.map(|row| portable(row, None, 0)))];
                 #[cfg(target_arch = "x86_64")]
                 if has_avx2() {
@@ -369,7 +371,7 @@ mod tests {
                 }
                 for half in [Half::F16, Half::Bf16] {
                     let bits = values.map(|value| half.truncate(value));
-                    let group = RowGroup { elements: &bits[..], stride, params };
+                    let group = RowGroup { elements: &bits[..], stride, params, asks_ahead: false };
                     let of_row =
                         |row: &[u16]| row.iter().map(|bits| f64::from(half.widen(*bits)).powi(2)).sum();
                     all.push(sums_of_half_group(half, group, |rows| rows.map(of_row)));

@@ -3,6 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::group::{ROWS, RowGroup};
+use super::runs::{self, RUNS, Runs};
 use super::squares::{LANES, MASKS, each_chunk, roundings};
 use super::sum::BLOCK;
 use crate::half::Half;
@@ -94,10 +95,40 @@ fn squares_of_halves(bits: &[u16], prefetches: usize, widen: impl Fn(__m128i) ->
     joined(lanes)
 }
 
+/// Of all runs.
+#[target_feature(enable = "avx2,fma")]
+pub(super) fn sum_of_runs(runs: &Runs<'_>) -> f64 {
+    let mut lanes = [_mm256_setzero_pd(); VECTORS];
+    runs.each_chunk(|_, chunk| {
+        let parts: [__m128; VECTORS] = bytemuck::cast(*chunk);
+        for i in 0..VECTORS {
+            lanes[i] = add_square(lanes[i], _mm256_cvtps_pd(parts[i]));
+        }
+    });
+    joined(lanes)
+}
+
+/// Of each run: an element meets no more additions than in a group of rows of [`CHAIN`].
+#[target_feature(enable = "avx2,fma")]
+pub(super) fn sums_of_runs(runs: &Runs<'_>) -> [f64; ROWS] {
+    const { assert!(RUNS == ROWS && runs::PART <= CHAIN) };
+    let mut sums = [_mm256_setzero_pd(); ROWS];
+    runs.each_chunk(|i, chunk| {
+        let parts: [__m128; VECTORS] = bytemuck::cast(*chunk);
+        for part in parts {
+            sums[i] = add_square(sums[i], _mm256_cvtps_pd(part));
+        }
+    });
+    totals(sums)
+}
+
 /// Of a group whose rows go side by side.
 #[target_feature(enable = "avx2,fma")]
 pub(super) fn sums_of_group(group: RowGroup<'_, f32>) -> [f64; ROWS] {
-    totals(squares_side_by_side(&group, bytemuck::cast))
+    totals(match group.asks_ahead {
+        true => squares_side_by_side::<_, true>(&group, bytemuck::cast),
+        false => squares_side_by_side::<_, false>(&group, bytemuck::cast),
+    })
 }
 
 /// The same of halves.
@@ -105,8 +136,8 @@ pub(super) fn sums_of_group(group: RowGroup<'_, f32>) -> [f64; ROWS] {
 pub(super) fn sums_of_half_group(half: Half, group: RowGroup<'_, u16>) -> [f64; ROWS] {
     let of_four = |four: [u16; WIDTH]| _mm_cvtsi64_si128(bytemuck::cast(four));
     totals(match half {
-        Half::F16 => squares_side_by_side(&group, |four| _mm_cvtph_ps(of_four(four))),
-        Half::Bf16 => squares_side_by_side(&group, |four| {
+        Half::F16 => squares_side_by_side::<_, true>(&group, |four| _mm_cvtph_ps(of_four(four))),
+        Half::Bf16 => squares_side_by_side::<_, true>(&group, |four| {
             _mm_castsi128_ps(_mm_slli_epi32(_mm_cvtepu16_epi32(of_four(four)), 16))
         }),
     })
@@ -117,7 +148,7 @@ pub(super) fn sums_of_half_group(half: Half, group: RowGroup<'_, u16>) -> [f64; 
 #[allow(clippy::needless_range_loop)] // All rows are at the same step.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-fn squares_side_by_side<T: Copy>(
+fn squares_side_by_side<T: Copy, const ASKS_AHEAD: bool>(
     group: &RowGroup<'_, T>,
     widen: impl Fn([T; WIDTH]) -> __m128,
 ) -> [__m256d; ROWS] {
@@ -130,12 +161,16 @@ fn squares_side_by_side<T: Copy>(
     }
     let mut sums = [_mm256_setzero_pd(); ROWS];
     for at in 0..whole {
-        group.prefetch_ahead(at * STEP..(at + 1) * STEP);
+        if ASKS_AHEAD {
+            group.prefetch_ahead(at * STEP..(at + 1) * STEP);
+        }
         for i in 0..ROWS {
             sums[i] = add_square(sums[i], _mm256_cvtps_pd(widen(parts[i][at])));
         }
     }
-    group.prefetch_ahead(whole * STEP..ROWS * group.stride);
+    if ASKS_AHEAD {
+        group.prefetch_ahead(whole * STEP..ROWS * group.stride);
+    }
     let rest = group.params % WIDTH;
     if rest > 0 {
         let mask: [u32; WIDTH] = std::array::from_fn(|i| MASKS[LANES - WIDTH + rest + i]);

@@ -1,6 +1,7 @@
 //! Sums of squares on the CPU: in `f64` with a proven error, and exactly where that leaves the norm open.
 
-use super::squares::{roundings, sum_of_half_squares, sum_of_squares};
+use super::runs::{RUNS, Runs, run_of};
+use super::squares::{LANES, roundings, sum_of_half_squares, sum_of_squares};
 use crate::half::Half;
 use crate::norms::Norm;
 use crate::numerics::{certify, two_sum};
@@ -30,32 +31,54 @@ impl FastSum {
     #[inline(always)]
     pub(super) fn of(values: &[f32], center: Option<&[f32]>, prefetches: usize) -> Self {
         if values.len() <= BLOCK {
-            return Self { high: sum_of_squares(values, center, prefetches), low: 0.0 };
+            return Self::of_block(sum_of_squares(values, center, prefetches));
         }
         Self::of_blocks(values, center, prefetches)
     }
 
     #[inline(never)]
     fn of_blocks(values: &[f32], center: Option<&[f32]>, prefetches: usize) -> Self {
-        let mut sum = Self::default();
-        for (block, values) in values.chunks(BLOCK).enumerate() {
-            let start = block * BLOCK;
+        // A centre is one more place to read.
+        let run = if center.is_none() { run_of(values.len()) } else { 0 };
+        let of_runs = Runs::parts(values, run).map(|part| Self::of_block(part.sum()));
+        let of_runs = of_runs.fold(Self::default(), Self::join);
+        let begin = RUNS * run;
+        values[begin..].chunks(BLOCK).enumerate().fold(of_runs, |sum, (block, values)| {
+            let start = begin + block * BLOCK;
             let center = center.map(|center| &center[start..start + values.len()]);
             let prefetches = prefetches.saturating_sub(start);
-            sum = sum.join(Self { high: sum_of_squares(values, center, prefetches), low: 0.0 });
+            sum.join(Self::of_block(sum_of_squares(values, center, prefetches)))
+        })
+    }
+
+    /// Of rows of one length, side by side.
+    pub(super) fn of_rows(rows: &[&[f32]; RUNS]) -> [Self; RUNS] {
+        let length = rows[0].len();
+        // Behind the last whole chunk it takes one more, of which the end is masked.
+        let end = if length.is_multiple_of(LANES) { 0 } else { LANES.min(length) + length % LANES };
+        let begin = length - end.min(length);
+        let mut sums = rows.map(|row| Self::of_block(sum_of_squares(&row[begin..], None, 0)));
+        for part in Runs::parts_of_rows(rows, begin) {
+            for (sum, high) in sums.iter_mut().zip(part.sums()) {
+                *sum = sum.join(Self::of_block(high));
+            }
         }
-        sum
+        sums
+    }
+
+    fn of_block(high: f64) -> Self {
+        Self { high, low: 0.0 }
     }
 
     /// Of halves; `None` where this processor cannot widen them in registers.
     #[inline]
     pub(super) fn of_halves(half: Half, bits: &[u16], prefetches: usize) -> Option<Self> {
         if bits.len() <= BLOCK {
-            return Some(Self { high: sum_of_half_squares(half, bits, prefetches)?, low: 0.0 });
+            return Some(Self::of_block(sum_of_half_squares(half, bits, prefetches)?));
         }
-        bits.chunks(BLOCK).enumerate().try_fold(Self::default(), |joined, (block, bits)| {
+        bits.chunks(BLOCK).enumerate().try_fold(Self::default(), |sum, (block, bits)| {
             let high = sum_of_half_squares(half, bits, prefetches.saturating_sub(block * BLOCK))?;
-            Some(joined.join(Self { high, low: 0.0 }))
+            Some(sum.join(Self::of_block(high)))
         })
     }
 
