@@ -203,14 +203,15 @@ pub enum Error {
     },
     /// A backend's results are not those of the reference.
     #[error(
-        "{stage} differs from the reference: got {got} for row {row}; expected {expected}; do not trust {backend} and report this"
+        "{stage} differs from the reference: got {got} for {} {row}; expected {expected}; do not trust {backend} and report this",
+        if *.stage == "mean" { "coordinate" } else { "row" }
     )]
     Mismatch {
         /// The backend and what it ran on.
         backend: String,
         /// The stage whose results differ.
         stage: &'static str,
-        /// The first row that differs.
+        /// The first row that differs; of a mean the first coordinate.
         row: usize,
         /// What the backend found.
         got: String,

@@ -44,7 +44,12 @@ fn layouts() -> Vec<(&'static str, Layout)> {
     let many: Vec<usize> = (0..90).map(|i| 9_000 + i * 7).collect();
     let layouts = vec![
         ("short rows", Layout::dense(20_000, 60).unwrap()),
+        ("short rows in whole groups, padded", Layout::strided(12_000, 101, 104).unwrap()),
         ("rows of a cache", Layout::strided(900, 1500, 1503).unwrap()),
+        (
+            "rows that are summed side by side, and some left over",
+            Layout::strided(251, 5_003, 5_010).unwrap(),
+        ),
         ("long rows, one too many", Layout::dense(5, 270_001).unwrap()),
         ("rows that are too few, and too short to share", Layout::dense(11, 125_000).unwrap()),
         ("one row", Layout::dense(1, 900_007).unwrap()),

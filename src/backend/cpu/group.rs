@@ -18,7 +18,8 @@ pub(super) struct RowGroup<'a, T> {
     pub(super) stride: usize,
     /// Elements of a row.
     pub(super) params: usize,
-    /// Whether memory ahead is asked for: where the next group begins behind the last row of this one.
+    /// Whether memory ahead is asked for: where the next group begins behind the last row of this one. Rows that are apart are summed with AVX2
+    /// alone, and of `f32`; all else asks.
     pub(super) asks_ahead: bool,
 }
 

@@ -72,10 +72,6 @@ impl Storage for Halves {
         false
     }
 
-    fn sums_side_by_side(&self, rows: &[&[u16]; ROWS]) -> [FastSum; ROWS] {
-        rows.map(|row| self.sum(row, 0, 0))
-    }
-
     #[inline]
     fn sums(&self, rows: &[&[u16]; ROWS], which: RowSet) -> [f64; ROWS] {
         let on_the_stack = || rows.map(|row| self.sum_on_the_stack(row).total());

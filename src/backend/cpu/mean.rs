@@ -19,7 +19,7 @@ use crate::threshold::Decision;
 /// Coordinates that one task averages at most: their sums stay in a core's cache while the rows pass.
 const STRIP: usize = 2048;
 
-/// Those that it averages at least, where there are as many: of each row there is one run of memory to them.
+/// Those that it averages at least, where there are as many: of every row so many elements lie side by side.
 const LEAST_STRIP: usize = 1024;
 
 /// Bits of a divisor whose products with the 25 bits of a middle between two `f32` are exact in `f64`.
@@ -125,7 +125,7 @@ impl<'a, S: Storage> MeanBatch<'a, S> {
 
     fn strips<'m>(&'m self, mean: &'m mut [f32]) -> Vec<Strip<'m>> {
         let Some(row) = self.counted.rows.first() else { return Vec::new() };
-        let even = mean.len().div_ceil(self.team.even_tasks()).next_multiple_of(CHUNK);
+        let even = mean.len() / self.team.even_tasks() / CHUNK * CHUNK;
         let most = even.clamp(LEAST_STRIP, STRIP);
         let (mut strips, mut rest, mut first) = (Vec::new(), mean, 0);
         let spans = self.layout.span_count(self.granularity()) / self.layout.clients();
@@ -167,9 +167,8 @@ impl<'a, S: Storage> MeanBatch<'a, S> {
     fn certify(&self, strip: &mut Strip<'_>, sums: &Sums, additions: u32) -> Vec<usize> {
         let mut open = [false; STRIP];
         let open = &mut open[..strip.mean.len()];
-        let MeanRows { unit, tells_zeros, .. } = self.counted;
-        let (divisor, mean) = (self.counted.divisor.to_f64(), &mut *strip.mean);
-        if !vectorised(Certify { sums, additions, unit, tells_zeros, divisor, mean, open: &mut *open }) {
+        let (unit, divisor, mean) = (self.counted.unit, self.counted.divisor.to_f64(), &mut *strip.mean);
+        if !vectorised(Certify { sums, additions, unit, divisor, mean, open: &mut *open }) {
             return Vec::new();
         }
         (0..open.len()).filter(|i| open[*i]).collect()
@@ -406,9 +405,10 @@ mod tests {
         let least = f32::from_bits(1);
         let columns =
             [[0.0, 0.0, 0.0], [0.0, -0.0, 0.0], [0.0, 0.0, least], [0.0, -least, 0.0], [least, 0.0, -least]];
-        let params = columns.len();
+        let params = 8 * columns.len();
         let layout = Layout::dense(3, params).unwrap();
-        let data: Vec<f32> = (0..3).flat_map(|row| columns.map(|column| column[row])).collect();
+        let column = |i: usize| columns[i % columns.len()];
+        let data: Vec<f32> = (0..3).flat_map(|row| (0..params).map(move |i| column(i)[row])).collect();
         let data: Vec<f32> = data.iter().map(|value| value * 2f32.powi(24)).collect();
         let cpu = Cpu::new().unwrap();
         for bound in [1.0, 1e-38] {

@@ -21,11 +21,9 @@ pub(super) struct MeanRows {
     pub(super) divisor: Divisor,
     /// Whether all weigh the same: 1 then, because only ratios matter, and that needs no multiplication.
     pub(super) equal: bool,
-    /// What sums of magnitudes are counted in. The power of two of the least weight, so that those of zeros alone are 0; but 2^-[`RANGE`] of the
-    /// greatest weight's at least, so that they are finite where values are far from the greatest of `f32`.
+    /// What sums of magnitudes are counted in: the power of two of the least weight, but 2^-[`RANGE`] of the greatest one's at least, so that they are
+    /// finite where values are far from the greatest of `f32`.
     pub(super) unit: f64,
-    /// Whether no weight is less than the unit.
-    pub(super) tells_zeros: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -68,7 +66,7 @@ impl MeanRows {
             weight.filter(|_| !equal).map_or(1.0, |bits| power_below(f32::from_bits(bits)))
         };
         let unit = power(least).max(power(greatest) * power_of_two(-RANGE));
-        Self { rows, divisor, equal, unit, tells_zeros: unit <= power(least) }
+        Self { rows, divisor, equal, unit }
     }
 
     /// What a row weighs.
@@ -77,12 +75,10 @@ impl MeanRows {
         if self.equal { 1.0 } else { row.weight }
     }
 
-    /// The same in units, rounded up where it has to be.
+    /// The same in units, one at least: then a sum of magnitudes is 0 only for zeros.
     #[inline(always)]
     pub(super) fn size(&self, row: &MeanRow) -> f32 {
-        let size = f64::from(self.weight(row)) * (1.0 / self.unit);
-        let near = size as f32;
-        if f64::from(near) < size { near.next_up() } else { near }
+        (f64::from(self.weight(row)) * (1.0 / self.unit)).max(1.0) as f32
     }
 }
 
@@ -158,7 +154,7 @@ mod tests {
             assert_eq!(found.equal, of_rows().all(|weight| weight == of_rows().next().unwrap()), "{clients}");
             let unit =
                 if found.equal { 1.0 } else { of_rows().fold(f32::MAX, f32::min).log2().floor().exp2() };
-            assert_eq!((found.unit, found.tells_zeros), (f64::from(unit), true), "{clients}");
+            assert_eq!(found.unit, f64::from(unit), "{clients}");
         }
     }
 
@@ -179,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_size_is_no_less_than_the_weight_and_0_for_none() {
+    fn a_size_is_the_weight_or_one_unit_where_that_is_more() {
         for weights in [
             [1.0, 1.5],
             [3e38, 1e-38],
@@ -191,14 +187,9 @@ mod tests {
             let found = rows_of(&weights);
             for (row, weight) in found.rows.iter().zip(weights) {
                 let size = f64::from(found.size(row)) * found.unit;
-                assert!(size >= f64::from(weight), "{weight} of {weights:?}");
-                let least = found.unit * f64::from(f32::from_bits(1));
-                assert!(
-                    size == f64::from(weight) || size <= f64::from(weight) + least,
-                    "{weight} of {weights:?}"
-                );
+                assert_eq!(size, f64::from(weight).max(found.unit), "{weight} of {weights:?}");
             }
-            assert_eq!(found.tells_zeros, weights[1] >= 1e-14, "{weights:?}");
+            assert_eq!(found.unit <= f64::from(weights[1]), weights[1] >= 1e-14, "{weights:?}");
         }
     }
 

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::group::{ROWS, RowGroup, RowSet};
-use super::runs::go_side_by_side;
+use super::runs::are_summed_together;
 use super::short::ShortRows;
 use super::simd::prefetches_within;
 use super::sum::FastSum;
@@ -39,13 +39,15 @@ pub(super) trait Storage: Sync {
     /// Whether reading in several places at once makes sums faster.
     fn reads_runs(&self) -> bool;
 
-    /// The fast sums of rows of one length, from their first element on, side by side.
-    fn sums_side_by_side(&self, rows: &[&[Self::Element]; ROWS]) -> [FastSum; ROWS];
+    /// The fast sums of rows of one length, from their first element on: side by side, where that makes them faster.
+    fn sums_of_rows(&self, rows: &[&[Self::Element]; ROWS]) -> [FastSum; ROWS] {
+        rows.map(|row| self.sum(row, 0, 0))
+    }
 
     /// The fast sums of some short rows, from their first element on; 0 of the others, which are empty.
     fn sums(&self, rows: &[&[Self::Element]; ROWS], which: RowSet) -> [f64; ROWS];
 
-    /// The same of all rows of a group, while memory ahead of it is asked for.
+    /// The same of all rows of a group, while memory ahead of it is asked for where it says so.
     fn sums_of_group(&self, group: RowGroup<'_, Self::Element>) -> [f64; ROWS];
 
     /// Scales a row, from its first element on.
@@ -175,19 +177,21 @@ impl<'a, S: Storage> Rows<'a, S> {
         S::Element: 'e,
     {
         const NONE: [Option<FastSum>; ROWS] = [None; ROWS];
-        if self.clipping.granularity != Granularity::Row || !self.storage.reads_runs() {
+        let Some((first, _)) = &group[0] else { return NONE };
+        let length = self.layout.row(*first).len();
+        let reads_runs = self.clipping.granularity == Granularity::Row && self.storage.reads_runs();
+        if !reads_runs || !are_summed_together(length) {
             return NONE;
         }
         let mut rows = [&[][..]; ROWS];
         for (row, place) in rows.iter_mut().zip(group) {
             let Some((of_group, _)) = place else { return NONE };
             *row = elements(*of_group);
+            if row.len() != length {
+                return NONE;
+            }
         }
-        let length = rows[0].len();
-        if !go_side_by_side(length) || rows.iter().any(|row| row.len() != length) {
-            return NONE;
-        }
-        self.storage.sums_side_by_side(&rows).map(Some)
+        self.storage.sums_of_rows(&rows).map(Some)
     }
 
     /// Norm, decision and clip of each row while it is in a cache, for bounds of rows that are known before the norms.

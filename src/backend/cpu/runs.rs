@@ -15,19 +15,19 @@ use super::sum::BLOCK;
 pub(crate) const RUNS: usize = 8;
 
 /// Elements of each of them that are summed before their sum joins the row's.
-pub(super) const PART: usize = BLOCK / RUNS;
+pub(super) const RUN_BLOCK: usize = BLOCK / RUNS;
 
 /// From how many elements on a row is summed so.
 const LONG: usize = RUNS << 11;
 
 /// How many elements each run of a row has: none where it is summed in order.
 pub(crate) fn run_of(length: usize) -> usize {
-    if reads_runs(length) { length / RUNS / LANES * LANES } else { 0 }
+    if is_long(length) { length / RUNS / LANES * LANES } else { 0 }
 }
 
 /// Whether so many elements are read in several places at once.
-pub(super) fn reads_runs(length: usize) -> bool {
-    length >= LONG && are_faster()
+pub(super) fn is_long(length: usize) -> bool {
+    length >= LONG && several_places_pay()
 }
 
 /// How many bytes ahead memory is asked for in each run that is written: where a row is only read, that takes longer.
@@ -39,13 +39,13 @@ pub(crate) fn prefetch_in_run<T>(now: *const T, count: usize) {
     simd::prefetch(now.cast::<u8>().wrapping_add(AHEAD), count * size_of::<T>());
 }
 
-/// Whether rows of so many elements are summed side by side, because their runs would be too short; a core's cache has room for them.
-pub(super) fn go_side_by_side(length: usize) -> bool {
-    BLOCK < length && length < LONG && are_faster()
+/// Whether rows of so many elements are summed [`RUNS`] at a time: their own runs would be too short, and a core's cache has room for as many.
+pub(super) fn are_summed_together(length: usize) -> bool {
+    BLOCK < length && length < LONG && several_places_pay()
 }
 
-/// With AVX-512 that has not been measured.
-fn are_faster() -> bool {
+/// Whether reading in several places at once has been measured to be faster than in one: with AVX2, and not with AVX-512.
+fn several_places_pay() -> bool {
     #[cfg(target_arch = "x86_64")]
     return simd::has_avx2() && !std::arch::is_x86_feature_detected!("avx512f");
     #[cfg(not(target_arch = "x86_64"))]
@@ -59,13 +59,15 @@ impl<'a> Runs<'a> {
     /// The parts of a row whose runs have so many elements, one after the other.
     #[inline(always)]
     pub(super) fn parts(values: &'a [f32], run: usize) -> impl Iterator<Item = Self> {
-        (0..run).step_by(PART).map(move |start| Self::of(values, run, start..run.min(start + PART)))
+        (0..run).step_by(RUN_BLOCK).map(move |start| Self::of(values, run, start..run.min(start + RUN_BLOCK)))
     }
 
     /// The parts of rows that have so many elements or more.
     #[inline(always)]
     pub(super) fn parts_of_rows(rows: &[&'a [f32]; RUNS], length: usize) -> impl Iterator<Item = Self> {
-        (0..length).step_by(PART).map(move |start| Self::of_rows(rows, start..length.min(start + PART)))
+        (0..length)
+            .step_by(RUN_BLOCK)
+            .map(move |start| Self::of_rows(rows, start..length.min(start + RUN_BLOCK)))
     }
 
     #[inline(always)]
@@ -135,17 +137,26 @@ mod tests {
     use crate::batch::Layout;
     use crate::clip::{Clipping, Scope};
 
-    /// Long rows, rows that are summed side by side, and short ones in several places, some left over in each: by every way of summing them.
+    /// Long rows, rows that are summed together, and short ones that are apart, with some left over and none, dense and padded.
     #[test]
     fn norms_are_those_of_the_reference() {
-        for (clients, params) in
-            [(3, 20_001), (3, 8 * LONG + 5), (19, 5_003), (9, LONG - 1), (403, 101), (90, 999)]
-        {
-            let layout = Layout::dense(clients, params).unwrap();
-            let mut data: Vec<f32> = (0..layout.len()).map(value).collect();
+        let shapes = [
+            (8, 20_001, 20_001),
+            (4, 8 * LONG + 5, 8 * LONG + 8),
+            (19, 5_003, 5_003),
+            (9, LONG - 1, LONG + 3),
+            (403, 101, 101),
+            (400, 101, 104),
+            (90, 999, 1_000),
+        ];
+        for (clients, params, stride) in shapes {
+            let layout = Layout::strided(clients, params, stride).unwrap();
+            let mut data = vec![f32::NAN; layout.len()];
             for row in 0..clients {
-                let row_of = &mut data[row * params..(row + 1) * params];
+                let row_of = &mut data[layout.row(row)];
+                row_of.iter_mut().enumerate().for_each(|(i, element)| *element = value(row * params + i));
                 match row % 7 {
+                    1 => row_of[params / 2] = 1e30,
                     // A norm that no sum with an error decides.
                     2 => {
                         row_of.fill(0.0);
@@ -153,25 +164,23 @@ mod tests {
                     }
                     4 => row_of[params - 2] = f32::NAN,
                     5 => row_of.iter_mut().for_each(|value| *value *= 1e-30),
-                    _ => row_of[params / 2] = 1e30,
+                    _ => {}
                 }
             }
             let masked = Scope::Mask((0..clients).map(|row| row % 5 != 1).collect());
-            for scope in [Scope::All, masked] {
-                for (exact, threads) in [(false, 1), (false, 3), (true, 2)] {
-                    let cpu = Cpu::with_threads(threads).unwrap().force_exact(exact);
-                    let clipping = Clipping::fixed(2.0).scope(scope.clone());
-                    let expected = Reference.norms(&layout, &data, &clipping).unwrap();
-                    let norms = cpu.norms(&layout, &data, &clipping).unwrap();
-                    // NaN is a norm too.
-                    assert_eq!(format!("{norms:?}"), format!("{expected:?}"), "{clients} x {params}");
-                    let (mut got, mut clipped) = (data.clone(), data.clone());
-                    let report = cpu.run(&layout, &mut got, &clipping).unwrap().rows;
-                    let expected = Reference.run(&layout, &mut clipped, &clipping).unwrap().rows;
-                    assert_eq!(format!("{report:?}"), format!("{expected:?}"), "{clients} x {params}");
-                    let bits = |data: &[f32]| data.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
-                    assert!(bits(&got) == bits(&clipped), "{clients} x {params}");
-                }
+            for (scope, exact) in [(Scope::All, false), (Scope::All, true), (masked, false)] {
+                let cpu = Cpu::new().unwrap().force_exact(exact);
+                let clipping = Clipping::fixed(2.0).scope(scope);
+                let expected = Reference.norms(&layout, &data, &clipping).unwrap();
+                let norms = cpu.norms(&layout, &data, &clipping).unwrap();
+                // NaN is a norm too.
+                assert_eq!(format!("{norms:?}"), format!("{expected:?}"), "{clients} x {params}");
+                let (mut got, mut clipped) = (data.clone(), data.clone());
+                let report = cpu.run(&layout, &mut got, &clipping).unwrap().rows;
+                let expected = Reference.run(&layout, &mut clipped, &clipping).unwrap().rows;
+                assert_eq!(format!("{report:?}"), format!("{expected:?}"), "{clients} x {params}");
+                let bits = |data: &[f32]| data.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+                assert!(bits(&got) == bits(&clipped), "{clients} x {params}");
             }
         }
     }
@@ -182,7 +191,7 @@ mod tests {
 
     #[test]
     fn every_element_of_a_run_counts_once() {
-        for run in [0, LANES, PART - LANES, PART, PART + LANES, 3 * PART + 7 * LANES] {
+        for run in [0, LANES, RUN_BLOCK - LANES, RUN_BLOCK, RUN_BLOCK + LANES, 3 * RUN_BLOCK + 7 * LANES] {
             let values: Vec<f32> = (0..RUNS * run).map(value).collect();
             let mut found: Vec<u32> = Vec::new();
             for part in Runs::parts(&values, run) {
@@ -197,7 +206,7 @@ mod tests {
 
     #[test]
     fn parts_have_the_sum_of_their_elements_but_for_rounding() {
-        for run in [LANES, PART, PART + 3 * LANES] {
+        for run in [LANES, RUN_BLOCK, RUN_BLOCK + 3 * LANES] {
             let values: Vec<f32> = (0..RUNS * run).map(value).collect();
             let exact: f64 = values.iter().map(|value| f64::from(*value).powi(2)).sum();
             let sum: f64 = Runs::parts(&values, run).map(|part| part.sum()).sum();
@@ -207,7 +216,7 @@ mod tests {
 
     #[test]
     fn what_is_not_finite_is_seen_wherever_it_is() {
-        let run = PART + LANES;
+        let run = RUN_BLOCK + LANES;
         for not_finite in [f32::INFINITY, f32::NAN] {
             for place in 0..RUNS * run {
                 let mut values = vec![1e-3f32; RUNS * run];

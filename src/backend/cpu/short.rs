@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::decided::{Decided, decide, norms};
 use super::group::{ROWS, RowGroup, RowSet, members};
 use super::rows::{Rows, Storage};
-use super::runs::reads_runs;
+use super::runs::is_long;
 use super::simd::{Kernel, PREFETCH_DISTANCE, prefetch, vectorised};
 use super::squares::SHORT;
 use super::tasks::Hands;
@@ -100,7 +100,9 @@ impl<'a, 'b, S: Storage> ShortRows<'a, 'b, S> {
             return self.norms_row_by_row(first, elements, places);
         }
         let begin = self.norms_of_runs(first, elements, places);
-        let (elements, places) = (&elements[begin * self.stride..], &mut places[begin..]);
+        // Behind the last row there may be no padding.
+        let elements = elements.get(begin * self.stride..).unwrap_or_default();
+        let places = &mut places[begin..];
         let groups = elements.chunks(self.stride * ROWS).zip(places.chunks_mut(ROWS));
         for (index, (elements, places)) in groups.enumerate() {
             let first = first + begin + index * ROWS;
@@ -126,7 +128,7 @@ impl<'a, 'b, S: Storage> ShortRows<'a, 'b, S> {
     ) -> usize {
         let &Self { rows, stride, params, .. } = self;
         let are_dense = rows.mask.is_none() && params >= LEAST_APART && stride < 2 * params;
-        let is_faster = are_dense && rows.storage.reads_runs() && reads_runs(elements.len());
+        let is_faster = are_dense && rows.storage.reads_runs() && is_long(elements.len());
         let apart = if is_faster { places.len() / ROWS } else { 0 };
         for row in 0..apart {
             let (elements, asks_ahead) = (&elements[row * stride..], false);

@@ -43,7 +43,7 @@ impl Storage for Singles<'_> {
         self.center.is_none()
     }
 
-    fn sums_side_by_side(&self, rows: &[&[f32]; ROWS]) -> [FastSum; ROWS] {
+    fn sums_of_rows(&self, rows: &[&[f32]; ROWS]) -> [FastSum; ROWS] {
         FastSum::of_rows(rows)
     }
 

@@ -98,7 +98,7 @@ pub(super) fn sums_of_half_squares(half: Half, rows: &[&[u16]; ROWS], which: Row
     None
 }
 
-/// The sums of squares of a group, while memory ahead of it is asked for; `one_by_one` sums its rows where this
+/// The sums of squares of a group, while memory ahead of it is asked for where it says so; `one_by_one` sums its rows where this
 /// processor does not sum them side by side. A closure and not an `Option` of the sums, which would be copied.
 #[inline]
 pub(super) fn sums_of_group(
@@ -327,13 +327,16 @@ mod tests {
             let mut cases = vec![(sums_of_group(group, of_rows), expected)];
             #[cfg(target_arch = "x86_64")]
             if squares_256::goes_side_by_side(params) && has_avx2() {
-                #[allow(unsafe_code)]
-                // SAFETY: the processor has AVX2 and FMA, as was just asked.
-                cases.push((unsafe { squares_256::sums_of_group(group) }, expected));
+                for asks_ahead in [true, false] {
+                    let group = RowGroup { asks_ahead, ..group };
+                    #[allow(unsafe_code)]
+                    // SAFETY: the processor has AVX2 and FMA, as was just asked.
+                    cases.push((unsafe { squares_256::sums_of_group(group) }, expected));
+                }
             }
             for half in [Half::F16, Half::Bf16] {
                 let (bits, expected) = (bits(half), one_by_one(&widened(half)));
-                let group = RowGroup { elements: &bits[..], stride, params, asks_ahead: false };
+                let group = RowGroup { elements: &bits[..], stride, params, asks_ahead: true };
                 let of_rows =
                     |rows: &[&[u16]; ROWS]| rows.map(|row| portable(&widened_row(half, row), None, 0));
                 cases.push((sums_of_half_group(half, group, of_rows), expected));
@@ -371,7 +374,7 @@ mod tests {
                 }
                 for half in [Half::F16, Half::Bf16] {
                     let bits = values.map(|value| half.truncate(value));
-                    let group = RowGroup { elements: &bits[..], stride, params, asks_ahead: false };
+                    let group = RowGroup { elements: &bits[..], stride, params, asks_ahead: true };
                     let of_row =
                         |row: &[u16]| row.iter().map(|bits| f64::from(half.widen(*bits)).powi(2)).sum();
                     all.push(sums_of_half_group(half, group, |rows| rows.map(of_row)));

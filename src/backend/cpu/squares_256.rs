@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::group::{ROWS, RowGroup};
-use super::runs::{self, RUNS, Runs};
+use super::runs::{RUN_BLOCK, RUNS, Runs};
 use super::squares::{LANES, MASKS, each_chunk, roundings};
 use super::sum::BLOCK;
 use crate::half::Half;
@@ -111,7 +111,7 @@ pub(super) fn sum_of_runs(runs: &Runs<'_>) -> f64 {
 /// Of each run: an element meets no more additions than in a group of rows of [`CHAIN`].
 #[target_feature(enable = "avx2,fma")]
 pub(super) fn sums_of_runs(runs: &Runs<'_>) -> [f64; ROWS] {
-    const { assert!(RUNS == ROWS && runs::PART <= CHAIN) };
+    const { assert!(RUNS == ROWS && RUN_BLOCK <= CHAIN) };
     let mut sums = [_mm256_setzero_pd(); ROWS];
     runs.each_chunk(|i, chunk| {
         let parts: [__m128; VECTORS] = bytemuck::cast(*chunk);
@@ -143,8 +143,8 @@ pub(super) fn sums_of_half_group(half: Half, group: RowGroup<'_, u16>) -> [f64; 
     })
 }
 
-/// A vector of each row at a time: there are as many chains of additions as it takes to hide what one takes. The memory
-/// ahead is asked for beside each step.
+/// A vector of each row at a time: there are as many chains of additions as it takes to hide what one takes. Where memory ahead
+/// is asked for, that is beside each step.
 #[allow(clippy::needless_range_loop)] // All rows are at the same step.
 #[inline]
 #[target_feature(enable = "avx2,fma")]

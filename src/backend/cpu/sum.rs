@@ -11,7 +11,7 @@ pub(super) const BLOCK: usize = 4096;
 
 /// A row's sum is within `1 ± 2^-QUALITY` of the exact one.
 ///
-/// An element of a block goes through 136 additions, each rounded by 2^-53, and its square is exact or, of a rounded
+/// An element of a block goes through 136 additions at most, each rounded by 2^-53, and its square is exact or, of a rounded
 /// difference from a centre, within three more. Blocks and segments are joined with their rounding error
 /// carried along: n joins leave n² · 2^-106, less than as much again for n up to 2^30 (a row of 2^31 elements has
 /// 2^19 blocks, and a batch has at most 2^28 segments). 2 · 139 · 2^-53 < 2^-44.
@@ -54,9 +54,10 @@ impl FastSum {
     /// Of rows of one length, side by side.
     pub(super) fn of_rows(rows: &[&[f32]; RUNS]) -> [Self; RUNS] {
         let length = rows[0].len();
-        // Behind the last whole chunk it takes one more, of which the end is masked.
-        let end = if length.is_multiple_of(LANES) { 0 } else { LANES.min(length) + length % LANES };
-        let begin = length - end.min(length);
+        // What is left goes with the chunk before it, because fewer elements than a chunk would be copied first.
+        let chunks =
+            if length.is_multiple_of(LANES) { length / LANES } else { (length / LANES).saturating_sub(1) };
+        let begin = chunks * LANES;
         let mut sums = rows.map(|row| Self::of_block(sum_of_squares(&row[begin..], None, 0)));
         for part in Runs::parts_of_rows(rows, begin) {
             for (sum, high) in sums.iter_mut().zip(part.sums()) {

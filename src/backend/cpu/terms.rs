@@ -24,7 +24,7 @@ pub(super) struct Terms<'a, T> {
     pub(super) elements: &'a [T],
     pub(super) factor: f32,
     pub(super) weight: f32,
-    /// The weight in units of [`Sums::sizes`].
+    /// The weight in units of [`Sums::sizes`], or 1 where that is more.
     pub(super) size: f32,
 }
 
@@ -32,7 +32,7 @@ pub(super) struct Terms<'a, T> {
 #[derive(Debug)]
 pub(super) struct Sums {
     pub(super) sums: Vec<f64>,
-    /// Of the terms' magnitudes, in a unit that the caller chooses. An addition rounds by 2^-24, and no term takes
+    /// Of the terms' magnitudes, in a unit that the caller chooses: 0 only where all are. An addition rounds by 2^-24, and no term takes
     /// part in 2^21, so at least 7/8 is counted of all that is not below the numbers of `f32`.
     pub(super) sizes: Vec<f32>,
     /// The bits of the least magnitude of a value that is not 0, less one, so that those of 0 are the greatest; of terms of
@@ -189,14 +189,12 @@ pub(super) struct Certify<'a> {
     pub(super) additions: u32,
     /// What sizes are counted in.
     pub(super) unit: f64,
-    /// Whether no weight is less than that, so that a size of 0 is one of zeros.
-    pub(super) tells_zeros: bool,
     pub(super) divisor: f64,
     pub(super) mean: &'a mut [f32],
     pub(super) open: &'a mut [bool],
 }
 
-#[allow(clippy::needless_range_loop)] // Five slices at the same place.
+#[allow(clippy::needless_range_loop)] // Four slices at the same place.
 impl Kernel for Certify<'_> {
     type Output = bool;
 
@@ -214,7 +212,7 @@ impl Kernel for Certify<'_> {
             let error = f64::from(sizes[i]) * relative + absolute;
             let least = ((sums[i] - error) * reciprocal) as f32;
             let most = ((sums[i] + error) * reciprocal) as f32;
-            let nothing = self.tells_zeros && sizes[i] == 0.0;
+            let nothing = sizes[i] == 0.0;
             self.mean[i] = if nothing { 0.0 } else { least };
             let certain = sizes[i] < f32::INFINITY && least.to_bits() == most.to_bits();
             open[i] = !certain && !nothing;
@@ -313,9 +311,9 @@ mod tests {
                 let terms = |k: usize| Terms { elements: &bits[k][..], factor: 1.0, weight: 3.0, size: 3.0 };
                 let terms: [_; TOGETHER] = std::array::from_fn(terms);
                 let ahead = RowsAhead(terms.map(|terms| terms.elements.as_ptr()));
-                let mut vectors = Sums::zeros(length, true);
+                let mut vectors = Sums::zeros(length, false);
                 Add::<_, false, true> { sums: &mut vectors, terms: &terms, ahead }.halves(half);
-                let mut portable = Sums::zeros(length, true);
+                let mut portable = Sums::zeros(length, false);
                 Add::<_, false, true> { sums: &mut portable, terms: &terms, ahead }
                     .portable(|bits| half.widen(bits));
                 for sums in [vectors, portable] {
@@ -369,10 +367,9 @@ mod tests {
         let certify = |sum: f64, size: f32, additions: u32| {
             let sums = Sums { sums: vec![sum], sizes: vec![size], least: Vec::new() };
             let (mut mean, mut open) = ([0.0], [false]);
-            let (unit, tells_zeros, divisor) = (1.0, true, 2.0);
+            let (unit, divisor) = (1.0, 2.0);
             let (mean_of, open_of) = (&mut mean, &mut open);
-            let certify =
-                Certify { sums: &sums, additions, unit, tells_zeros, divisor, mean: mean_of, open: open_of };
+            let certify = Certify { sums: &sums, additions, unit, divisor, mean: mean_of, open: open_of };
             let any = certify.run();
             assert_eq!(any, open[0]);
             (!any).then_some(mean[0])
