@@ -67,6 +67,10 @@ impl Storage for Halves {
         FastSum::of_halves(self.half, elements, prefetches).unwrap_or_else(|| self.sum_on_the_stack(elements))
     }
 
+    fn finer_sum(&self, elements: &[u16], _first: usize) -> FastSum {
+        FastSum::of_halves_in_f64(self.half, elements, 0).unwrap_or_else(|| self.sum_on_the_stack(elements))
+    }
+
     /// The instructions that widen halves take longer than to read them.
     fn reads_runs(&self) -> bool {
         false

@@ -44,10 +44,11 @@ pub(super) fn scale(half: Half, values: &mut [u16], factor: f32) {
             let (mut cut, mut open) = (parts, _mm256_setzero_si256());
             for i in 0..parts.len() {
                 let products = _mm256_mul_ps(_mm256_cvtph_ps(parts[i]), factors);
-                open = _mm256_or_si256(open, may_be_rounded_up_to_f16(products));
+                open = _mm256_or_si256(open, last_bits(products));
                 cut[i] = _mm256_cvtps_ph::<_MM_FROUND_TO_ZERO>(products);
             }
-            if _mm256_testz_si256(open, open) == 0 {
+            // As an `f32` every f16 ends in 13 zeros, those below its normal numbers too.
+            if _mm256_testz_si256(open, _mm256_set1_epi32(0x7fff_e000)) == 0 {
                 return scale_f16(group, factors);
             }
             // One by one: taken together, they are first put together.
@@ -56,31 +57,47 @@ pub(super) fn scale(half: Half, values: &mut [u16], factor: f32) {
             }
         }),
         // One is the upper half of an f32 as it is, its neighbour shifted up.
-        Half::Bf16 => each_group(half, values, factor, |group: &mut [u16; LANES]| {
-            of_magnitudes(group, |magnitudes| {
-                const ODD: i32 = 0b1010_1010;
-                let zero = _mm256_setzero_si256();
-                let scaled = |values| magnitudes_cut(_mm256_castsi256_ps(values), factors);
-                let even = scaled(_mm256_slli_epi32::<16>(magnitudes));
-                let odd = scaled(_mm256_blend_epi16::<ODD>(zero, magnitudes));
+        Half::Bf16 => each_group(half, values, factor, |group: &mut [u16; GROUP]| {
+            let zero = _mm256_setzero_si256();
+            let mut vectors: [__m256i; GROUP / LANES] = bytemuck::cast(*group);
+            let mut open = zero;
+            for vector in &mut vectors {
+                let product = |value| _mm256_castps_si256(_mm256_mul_ps(_mm256_castsi256_ps(value), factors));
+                let even = product(_mm256_slli_epi32::<16>(*vector));
+                let odd = product(_mm256_blend_epi16::<ODD>(zero, *vector));
+                let below = _mm256_blend_epi16::<ODD>(even, _mm256_slli_epi32::<16>(odd));
                 let cut = _mm256_blend_epi16::<ODD>(_mm256_srli_epi32::<16>(even), odd);
-                // Below the normal numbers of `f32` a zero.
-                let is_normal = _mm256_cmpgt_epi16(cut, _mm256_set1_epi16(0x007f));
-                _mm256_and_si256(cut, is_normal)
-            });
+                let is_normal = is_normal(_mm256_and_si256(cut, _mm256_set1_epi16(i16::MAX)));
+                open = _mm256_or_si256(open, _mm256_and_si256(is_normal, _mm256_cmpeq_epi16(below, zero)));
+                *vector = _mm256_and_si256(cut, _mm256_or_si256(is_normal, _mm256_set1_epi16(i16::MIN)));
+            }
+            if _mm256_testz_si256(open, open) == 0 {
+                return scale_bf16(group, factors);
+            }
+            *group = bytemuck::cast(vectors);
         }),
     }
 }
 
-/// All bits for products that may have been rounded up to an f16, or across one, which is the same: as an `f32` every f16 ends in 13
-/// zeros, those below its normal numbers too, so what lies next to one is rounded to it. Of others it is one in 2^13; zeros never are.
+/// Of pairs of halves, which is the upper one.
+const ODD: i32 = 0b1010_1010;
+
+/// The last bit of each product that is 1; none of one that is 0.
+///
+/// A product that was rounded up to a half, or across one, which is the same because all halves are numbers of `f32`, ends in as many zeros as halves do there.
+/// Of others it is one in 2^13 for f16.
 #[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn may_be_rounded_up_to_f16(products: __m256) -> __m256i {
-    let zero = _mm256_setzero_si256();
-    let behind = _mm256_and_si256(_mm256_castps_si256(products), _mm256_set1_epi32(0x1fff));
-    let is_zero = _mm256_cmp_ps::<_CMP_EQ_OQ>(products, _mm256_setzero_ps());
-    _mm256_andnot_si256(_mm256_castps_si256(is_zero), _mm256_cmpeq_epi32(behind, zero))
+#[target_feature(enable = "avx2")]
+fn last_bits(products: __m256) -> __m256i {
+    let products = _mm256_castps_si256(products);
+    _mm256_and_si256(products, _mm256_sub_epi32(_mm256_setzero_si256(), products))
+}
+
+/// Which magnitudes of bf16 are not below the normal numbers, where products are zeros.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn is_normal(magnitudes: __m256i) -> __m256i {
+    _mm256_cmpgt_epi16(magnitudes, _mm256_set1_epi16(0x007f))
 }
 
 /// Out of line, so that the way past it keeps its products in registers.
@@ -96,6 +113,22 @@ fn scale_f16(group: &mut [u16; GROUP], factors: __m256) {
             };
             let (low, high) = (_mm256_castsi256_si128(magnitudes), _mm256_extracti128_si256::<1>(magnitudes));
             _mm256_set_m128i(cut(high), cut(low))
+        });
+    }
+}
+
+/// Out of line for the same reason.
+#[cold]
+#[inline(never)]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn scale_bf16(group: &mut [u16; GROUP], factors: __m256) {
+    for vector in group.as_chunks_mut().0 {
+        of_magnitudes(vector, |magnitudes| {
+            let scaled = |values| magnitudes_cut(_mm256_castsi256_ps(values), factors);
+            let even = scaled(_mm256_slli_epi32::<16>(magnitudes));
+            let odd = scaled(_mm256_blend_epi16::<ODD>(_mm256_setzero_si256(), magnitudes));
+            let cut = _mm256_blend_epi16::<ODD>(_mm256_srli_epi32::<16>(even), odd);
+            _mm256_and_si256(cut, is_normal(cut))
         });
     }
 }

@@ -5,6 +5,8 @@
 //! to a half is cut where it is, and not its whole block again.
 
 #[cfg(target_arch = "x86_64")]
+use super::runs::{RUNS, prefetch_in_run, run_of};
+#[cfg(target_arch = "x86_64")]
 use super::simd::has_avx2_for_halves;
 #[cfg(target_arch = "x86_64")]
 use super::{half_256, half_512};
@@ -99,7 +101,15 @@ pub(super) fn each_group<const N: usize>(
 ) {
     let end = values.last_chunk::<N>().copied();
     let (groups, rest) = values.as_chunks_mut::<N>();
-    for group in groups {
+    let run = run_of(groups.len() * N) / N;
+    for at in 0..run {
+        for i in 0..RUNS {
+            let group = &mut groups[i * run + at];
+            prefetch_in_run(group.as_ptr(), N);
+            scale(group);
+        }
+    }
+    for group in &mut groups[RUNS * run..] {
         scale(group);
     }
     if rest.is_empty() {
@@ -162,7 +172,7 @@ mod tests {
                 let want: Vec<u16> =
                     numbers.iter().map(|bits| half.scaled(*bits, f64::from(factor))).collect();
                 for scale in &kinds {
-                    for length in [1, 15, 16, 17, 31, 32, 33, 61, 256] {
+                    for length in [1, 15, 16, 17, 31, 32, 33, 61, 256, 20_011] {
                         // Each half at its own place, and together with others.
                         for (group, want) in numbers.chunks(length).zip(want.chunks(length)) {
                             let mut got = group.to_vec();
@@ -183,26 +193,29 @@ mod tests {
     #[test]
     fn products_that_are_rounded_up_are_seen_among_others() {
         let kinds: Vec<Scale> = kinds(half_512::scale, half_256::scale);
-        let mut rounded_up = 0;
-        // The halves from 1 on, odd ones and even ones, as products of 1.5.
-        for product in 0x3c00..0x3c40 {
-            let factor = Half::F16.widen(product) / 1.5;
-            let scaled = |bits| Half::F16.scaled(bits, f64::from(factor));
-            rounded_up += u32::from(scaled(0x3e00) < product && Half::F16.widen(product) == 1.5 * factor);
-            for (place, sign) in (0..67).flat_map(|place| [(place, 0), (place, 0x8000)]) {
-                let mut halves = [0x4e41u16; 67];
-                halves[place] = sign | 0x3e00;
-                for scale in &kinds {
-                    let mut got = halves;
-                    #[allow(unsafe_code)]
-                    // SAFETY: the processor has these vectors, as `kinds` asked.
-                    unsafe {
-                        scale(Half::F16, &mut got, factor);
+        for (half, one, other) in [(Half::F16, 0x3c00, 25.0), (Half::Bf16, 0x3f80, 25.0)] {
+            let (other, value) = (half.truncate(other), half.truncate(1.5));
+            let mut rounded_up = 0;
+            // The halves from 1 on, odd ones and even ones, as products of 1.5.
+            for product in one..one + 0x40 {
+                let factor = half.widen(product) / 1.5;
+                let scaled = |bits| half.scaled(bits, f64::from(factor));
+                rounded_up += u32::from(scaled(value) < product && half.widen(product) == 1.5 * factor);
+                for (place, sign) in (0..67).flat_map(|place| [(place, 0), (place, 0x8000)]) {
+                    let mut halves = [other; 67];
+                    halves[place] = sign | value;
+                    for scale in &kinds {
+                        let mut got = halves;
+                        #[allow(unsafe_code)]
+                        // SAFETY: the processor has these vectors, as `kinds` asked.
+                        unsafe {
+                            scale(half, &mut got, factor);
+                        }
+                        assert_eq!(got, halves.map(scaled), "{half:?}, {product:#06x} at {place}");
                     }
-                    assert_eq!(got, halves.map(scaled), "{product:#06x} at {place}");
                 }
             }
+            assert!(rounded_up > 16, "{half:?}: {rounded_up}");
         }
-        assert!(rounded_up > 16, "{rounded_up}");
     }
 }

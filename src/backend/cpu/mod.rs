@@ -25,6 +25,10 @@ pub(crate) mod half_simd;
 mod lent;
 mod mean;
 mod mean_rows;
+#[cfg(target_arch = "x86_64")]
+mod pairs;
+#[cfg(target_arch = "x86_64")]
+mod pairs_256;
 mod rows;
 pub(crate) mod runs;
 mod short;

@@ -36,6 +36,11 @@ pub(super) trait Storage: Sync {
     /// Their sum of squares; the first `prefetches` of them ask for memory ahead.
     fn sum(&self, elements: &[Self::Element], first: usize, prefetches: usize) -> FastSum;
 
+    /// The same as good as it can be without being exact.
+    fn finer_sum(&self, elements: &[Self::Element], first: usize) -> FastSum {
+        self.sum(elements, first, 0)
+    }
+
     /// Whether reading in several places at once makes sums faster.
     fn reads_runs(&self) -> bool;
 
@@ -355,7 +360,21 @@ impl<'a, S: Storage> Rows<'a, S> {
     #[inline(always)]
     fn norm(&self, elements: &[S::Element], first: usize, sum: FastSum, hands: Hands) -> Norm {
         let certain = if self.force_exact && sum.is_finite() { None } else { sum.norm() };
-        certain.unwrap_or_else(|| self.exact_norm(elements, first, hands))
+        certain.unwrap_or_else(|| self.open_norm(elements, first, sum, hands))
+    }
+
+    /// The norm of finite elements whose fast sum leaves it open.
+    #[cold]
+    #[inline(never)]
+    fn open_norm(&self, elements: &[S::Element], first: usize, sum: FastSum, hands: Hands) -> Norm {
+        let finer = (sum.is_coarse() && !self.force_exact).then(|| match hands {
+            Hands::One => self.storage.finer_sum(elements, first),
+            Hands::All => {
+                let sums = self.of_parts(elements, |start, part| self.storage.finer_sum(part, first + start));
+                sums.into_iter().fold(FastSum::default(), FastSum::join)
+            }
+        });
+        finer.and_then(FastSum::norm).unwrap_or_else(|| self.exact_norm(elements, first, hands))
     }
 
     /// The fast sum.
@@ -375,8 +394,6 @@ impl<'a, S: Storage> Rows<'a, S> {
     }
 
     /// The exact norm of finite elements.
-    #[cold]
-    #[inline(never)]
     fn exact_norm(&self, elements: &[S::Element], first: usize, hands: Hands) -> Norm {
         if hands == Hands::One {
             return self.storage.exact_sum(elements, first).norm();

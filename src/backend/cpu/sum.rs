@@ -1,5 +1,7 @@
 //! Sums of squares on the CPU: in `f64` with a proven error, and exactly where that leaves the norm open.
 
+#[cfg(target_arch = "x86_64")]
+use super::pairs;
 use super::runs::{RUNS, Runs, run_of};
 use super::squares::{LANES, roundings, sum_of_half_squares, sum_of_squares};
 use crate::half::Half;
@@ -9,7 +11,7 @@ use crate::numerics::{certify, two_sum};
 /// Elements that are summed in plain `f64` before the block's sum joins the row's.
 pub(super) const BLOCK: usize = 4096;
 
-/// A row's sum is within `1 ± 2^-QUALITY` of the exact one.
+/// A row's sum is within `1 ± 2^-QUALITY` of the exact one, but one of pairs.
 ///
 /// An element of a block goes through 136 additions at most, each rounded by 2^-53, and its square is exact or, of a rounded
 /// difference from a centre, within three more. Blocks and segments are joined with their rounding error
@@ -20,10 +22,17 @@ pub(super) const QUALITY: u32 = 44;
 const _: () = assert!(2 * (roundings(BLOCK) + 3) < 1 << (53 - QUALITY));
 
 /// A sum and the rounding error of its additions, `high + low`.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct FastSum {
     high: f64,
     low: f64,
+    quality: u32,
+}
+
+impl Default for FastSum {
+    fn default() -> Self {
+        Self::of_block(0.0)
+    }
 }
 
 impl FastSum {
@@ -67,13 +76,29 @@ impl FastSum {
         sums
     }
 
-    fn of_block(high: f64) -> Self {
-        Self { high, low: 0.0 }
+    /// Of a block's sum.
+    pub(super) fn of_block(high: f64) -> Self {
+        Self { high, low: 0.0, quality: QUALITY }
     }
 
-    /// Of halves; `None` where this processor cannot widen them in registers.
+    /// Of a part's sum of pairs.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn of_pairs(high: f64) -> Self {
+        Self { high, low: 0.0, quality: pairs::QUALITY }
+    }
+
+    /// Of halves, however that goes fastest; `None` where this processor cannot widen them in registers.
     #[inline]
     pub(super) fn of_halves(half: Half, bits: &[u16], prefetches: usize) -> Option<Self> {
+        #[cfg(target_arch = "x86_64")]
+        if pairs::are_faster(bits.len()) {
+            return pairs::sum(half, bits, prefetches);
+        }
+        Self::of_halves_in_f64(half, bits, prefetches)
+    }
+
+    /// The same, to [`QUALITY`].
+    pub(super) fn of_halves_in_f64(half: Half, bits: &[u16], prefetches: usize) -> Option<Self> {
         if bits.len() <= BLOCK {
             return Some(Self::of_block(sum_of_half_squares(half, bits, prefetches)?));
         }
@@ -86,7 +111,7 @@ impl FastSum {
     #[inline(always)]
     pub(super) fn join(self, other: Self) -> Self {
         let (high, lost) = two_sum(self.high, other.high);
-        Self { high, low: self.low + other.low + lost }
+        Self { high, low: self.low + other.low + lost, quality: self.quality.min(other.quality) }
     }
 
     /// As one number.
@@ -102,7 +127,12 @@ impl FastSum {
         if !self.high.is_finite() {
             return Some(Norm::NON_FINITE);
         }
-        certify(self.total(), QUALITY)
+        certify(self.total(), self.quality)
+    }
+
+    /// Whether a sum of [`QUALITY`] may decide what this one leaves open.
+    pub(super) fn is_coarse(self) -> bool {
+        self.quality < QUALITY
     }
 
     /// Whether every value was finite.
