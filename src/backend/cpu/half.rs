@@ -1,5 +1,5 @@
 //! Elements in half precision: widened in registers where the processor can (with AVX-512, or AVX2 and F16C), else on the stack, a
-//! block at a time, and summed as `f32` are. Long rows of bf16 are not widened where there is AVX-512: their bits move to where an `f64` has them
+//! block at a time, and summed in `f64` as `f32` are, but for rows of many with AVX2 (`pairs.rs`). Long rows of bf16 are not widened where there is AVX-512: their bits move to where an `f64` has them
 //! (`squares_512.rs`).
 //!
 //! Half the bytes come from memory, and what is widened never goes back there.
@@ -71,8 +71,8 @@ impl Storage for Halves {
         FastSum::of_halves_in_f64(self.half, elements, 0).unwrap_or_else(|| self.sum_on_the_stack(elements))
     }
 
-    /// The instructions that widen halves take longer than to read them.
-    fn reads_runs(&self) -> bool {
+    /// To widen halves takes longer than to read them; rows of many are read in several places all the same ([`pairs`](super::pairs)).
+    fn reads_apart(&self) -> bool {
         false
     }
 

@@ -47,7 +47,7 @@ pub(super) fn scale(half: Half, values: &mut [u16], factor: f32) {
                 open = _mm256_or_si256(open, last_bits(products));
                 cut[i] = _mm256_cvtps_ph::<_MM_FROUND_TO_ZERO>(products);
             }
-            // As an `f32` every f16 ends in 13 zeros, those below its normal numbers too.
+            // At least 13 zeros at the end, as every f16 has, the subnormal ones too. The sign is no part of it, so zeros do not count.
             if _mm256_testz_si256(open, _mm256_set1_epi32(0x7fff_e000)) == 0 {
                 return scale_f16(group, factors);
             }
@@ -65,11 +65,12 @@ pub(super) fn scale(half: Half, values: &mut [u16], factor: f32) {
                 let product = |value| _mm256_castps_si256(_mm256_mul_ps(_mm256_castsi256_ps(value), factors));
                 let even = product(_mm256_slli_epi32::<16>(*vector));
                 let odd = product(_mm256_blend_epi16::<ODD>(zero, *vector));
-                let below = _mm256_blend_epi16::<ODD>(even, _mm256_slli_epi32::<16>(odd));
+                let cut_off = _mm256_blend_epi16::<ODD>(even, _mm256_slli_epi32::<16>(odd));
                 let cut = _mm256_blend_epi16::<ODD>(_mm256_srli_epi32::<16>(even), odd);
-                let is_normal = is_normal(_mm256_and_si256(cut, _mm256_set1_epi16(i16::MAX)));
-                open = _mm256_or_si256(open, _mm256_and_si256(is_normal, _mm256_cmpeq_epi16(below, zero)));
-                *vector = _mm256_and_si256(cut, _mm256_or_si256(is_normal, _mm256_set1_epi16(i16::MIN)));
+                let stays = is_normal(_mm256_and_si256(cut, _mm256_set1_epi16(i16::MAX)));
+                // Rounded up to a bf16, a product has zeros in all that is cut off; one below the normal numbers becomes a zero anyway.
+                open = _mm256_or_si256(open, _mm256_and_si256(stays, _mm256_cmpeq_epi16(cut_off, zero)));
+                *vector = _mm256_and_si256(cut, _mm256_or_si256(stays, _mm256_set1_epi16(i16::MIN)));
             }
             if _mm256_testz_si256(open, open) == 0 {
                 return scale_bf16(group, factors);
@@ -79,13 +80,13 @@ pub(super) fn scale(half: Half, values: &mut [u16], factor: f32) {
     }
 }
 
-/// Of pairs of halves, which is the upper one.
+/// For blends: the upper half of each pair.
 const ODD: i32 = 0b1010_1010;
 
-/// The last bit of each product that is 1; none of one that is 0.
+/// The lowest bit of each product that is 1: of +0 none, of -0 the sign.
 ///
-/// A product that was rounded up to a half, or across one, which is the same because all halves are numbers of `f32`, ends in as many zeros as halves do there.
-/// Of others it is one in 2^13 for f16.
+/// A product that was rounded up to an f16, or across one, which is the same because all f16 are numbers of `f32`, ends in 13 zeros as they do. Of
+/// others one in 2^13 does.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn last_bits(products: __m256) -> __m256i {
@@ -93,7 +94,7 @@ fn last_bits(products: __m256) -> __m256i {
     _mm256_and_si256(products, _mm256_sub_epi32(_mm256_setzero_si256(), products))
 }
 
-/// Which magnitudes of bf16 are not below the normal numbers, where products are zeros.
+/// All bits for magnitudes of bf16 from the least normal number on, Inf and NaN among them: products below become zeros.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn is_normal(magnitudes: __m256i) -> __m256i {

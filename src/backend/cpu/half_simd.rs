@@ -1,8 +1,8 @@
 //! Halves by the instructions that x86-64 has for them: the bits are those of [`Half`](crate::Half), but that a signalling
 //! NaN of f16 becomes a quiet one.
 //!
-//! The branch-free integers of `Half::widen` take ten instructions for what one does here, and a product that was rounded up
-//! to a half is cut where it is, and not its whole block again.
+//! The branch-free integers of `Half::widen` take ten instructions for what one does here, and where a
+//! product may have been rounded up to a half, no more than 32 are multiplied again, and not a whole block.
 
 #[cfg(target_arch = "x86_64")]
 use super::runs::{RUNS, prefetch_in_run, run_of};
@@ -172,6 +172,7 @@ mod tests {
                 let want: Vec<u16> =
                     numbers.iter().map(|bits| half.scaled(*bits, f64::from(factor))).collect();
                 for scale in &kinds {
+                    // The last is long enough to go in runs.
                     for length in [1, 15, 16, 17, 31, 32, 33, 61, 256, 20_011] {
                         // Each half at its own place, and together with others.
                         for (group, want) in numbers.chunks(length).zip(want.chunks(length)) {
@@ -193,8 +194,8 @@ mod tests {
     #[test]
     fn products_that_are_rounded_up_are_seen_among_others() {
         let kinds: Vec<Scale> = kinds(half_512::scale, half_256::scale);
-        for (half, one, other) in [(Half::F16, 0x3c00, 25.0), (Half::Bf16, 0x3f80, 25.0)] {
-            let (other, value) = (half.truncate(other), half.truncate(1.5));
+        for (half, one) in [(Half::F16, 0x3c00), (Half::Bf16, 0x3f80)] {
+            let (other, value) = (half.truncate(25.0), half.truncate(1.5));
             let mut rounded_up = 0;
             // The halves from 1 on, odd ones and even ones, as products of 1.5.
             for product in one..one + 0x40 {

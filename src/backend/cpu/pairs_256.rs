@@ -14,21 +14,21 @@ const WIDTH: usize = 8;
 /// Vectors of a chunk.
 const VECTORS: usize = LANES / WIDTH;
 
-/// The sum of a part that lies in some places, with this anchor; `None` where one of its numbers grew to twice that or is not finite, or where all
-/// together are less. Where memory ahead is asked for, that is in each place.
+/// The sum of a part, given in pieces; `None` where one of the 32 sums became twice the anchor or is not finite, or where together they grew by less
+/// than the anchor. Memory ahead may be asked for in each piece.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn sum<const PLACES: usize>(
+pub(super) fn sum<const N: usize>(
     half: Half,
-    places: &[&[u16]; PLACES],
+    pieces: &[&[u16]; N],
     anchor: f32,
     asks_ahead: bool,
 ) -> Option<f64> {
     match (half, asks_ahead) {
-        (Half::F16, true) => sum_of::<PLACES, true>(places, anchor, |chunk| f16_values(chunk)),
-        (Half::F16, false) => sum_of::<PLACES, false>(places, anchor, |chunk| f16_values(chunk)),
-        (Half::Bf16, true) => sum_of::<PLACES, true>(places, anchor, |chunk| bf16_values(chunk)),
-        (Half::Bf16, false) => sum_of::<PLACES, false>(places, anchor, |chunk| bf16_values(chunk)),
+        (Half::F16, true) => sum_of::<N, true>(pieces, anchor, |chunk| f16_values(chunk)),
+        (Half::F16, false) => sum_of::<N, false>(pieces, anchor, |chunk| f16_values(chunk)),
+        (Half::Bf16, true) => sum_of::<N, true>(pieces, anchor, |chunk| bf16_values(chunk)),
+        (Half::Bf16, false) => sum_of::<N, false>(pieces, anchor, |chunk| bf16_values(chunk)),
     }
 }
 
@@ -50,24 +50,24 @@ fn bf16_values(chunk: &[u16; LANES]) -> [__m256; VECTORS] {
     [even(a), odd(a), even(b), odd(b)]
 }
 
-#[allow(clippy::needless_range_loop)] // All places are at the same chunk.
+#[allow(clippy::needless_range_loop)] // All pieces are at the same chunk.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn sum_of<const PLACES: usize, const ASKS_AHEAD: bool>(
-    places: &[&[u16]; PLACES],
+fn sum_of<const N: usize, const ASKS_AHEAD: bool>(
+    pieces: &[&[u16]; N],
     anchor: f32,
     widen: impl Fn(&[u16; LANES]) -> [__m256; VECTORS],
 ) -> Option<f64> {
-    let mut chunks: [&[[u16; LANES]]; PLACES] = [&[]; PLACES];
-    for (chunks, place) in chunks.iter_mut().zip(places) {
-        *chunks = &place.as_chunks().0[..PART / PLACES / LANES];
+    let mut chunks: [&[[u16; LANES]]; N] = [&[]; N];
+    for (chunks, piece) in chunks.iter_mut().zip(pieces) {
+        *chunks = &piece.as_chunks().0[..PART / N / LANES];
     }
     let anchors = _mm256_set1_ps(anchor);
     let (mut sums, mut rests) = ([anchors; VECTORS], [_mm256_setzero_ps(); VECTORS]);
-    for at in 0..PART / PLACES / LANES {
-        for i in 0..PLACES {
+    for at in 0..PART / N / LANES {
+        for i in 0..N {
             let chunk = &chunks[i][at];
-            match (ASKS_AHEAD, PLACES) {
+            match (ASKS_AHEAD, N) {
                 (false, _) => {}
                 (true, 1) => prefetch_ahead(chunk.as_ptr(), LANES),
                 (true, _) => prefetch_in_run(chunk.as_ptr(), LANES),
@@ -84,11 +84,11 @@ fn sum_of<const PLACES: usize, const ASKS_AHEAD: bool>(
     joined(sums, rests, anchor)
 }
 
-/// All sums and rests as one number.
+/// All sums and rests as one number; `None` as [`sum`] has it.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
 fn joined(sums: [__m256; VECTORS], rests: [__m256; VECTORS], anchor: f32) -> Option<f64> {
-    // How many last places of the anchor each has grown by: 2^23 make it twice as large. Infinities and NaN have more.
+    // How many last pieces of the anchor each has grown by: 2^23 make it twice as large. Infinities and NaN have more.
     let grown = |sum| _mm256_sub_epi32(_mm256_castps_si256(sum), _mm256_set1_epi32(anchor.to_bits() as i32));
     let [a, b, c, d] = [grown(sums[0]), grown(sums[1]), grown(sums[2]), grown(sums[3])];
     let any = _mm256_or_si256(_mm256_or_si256(a, b), _mm256_or_si256(c, d));

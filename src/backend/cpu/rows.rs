@@ -36,13 +36,13 @@ pub(super) trait Storage: Sync {
     /// Their sum of squares; the first `prefetches` of them ask for memory ahead.
     fn sum(&self, elements: &[Self::Element], first: usize, prefetches: usize) -> FastSum;
 
-    /// The same as good as it can be without being exact.
+    /// The same to [`QUALITY`](super::sum::QUALITY), where the other may be coarser.
     fn finer_sum(&self, elements: &[Self::Element], first: usize) -> FastSum {
         self.sum(elements, first, 0)
     }
 
-    /// Whether reading in several places at once makes sums faster.
-    fn reads_runs(&self) -> bool;
+    /// Whether sums are faster where several rows are read at once, each in a place of its own.
+    fn reads_apart(&self) -> bool;
 
     /// The fast sums of rows of one length, from their first element on: side by side, where that makes them faster.
     fn sums_of_rows(&self, rows: &[&[Self::Element]; ROWS]) -> [FastSum; ROWS] {
@@ -184,8 +184,8 @@ impl<'a, S: Storage> Rows<'a, S> {
         const NONE: [Option<FastSum>; ROWS] = [None; ROWS];
         let Some((first, _)) = &group[0] else { return NONE };
         let length = self.layout.row(*first).len();
-        let reads_runs = self.clipping.granularity == Granularity::Row && self.storage.reads_runs();
-        if !reads_runs || !are_summed_together(length) {
+        let reads_apart = self.clipping.granularity == Granularity::Row && self.storage.reads_apart();
+        if !reads_apart || !are_summed_together(length) {
             return NONE;
         }
         let mut rows = [&[][..]; ROWS];
@@ -356,7 +356,7 @@ impl<'a, S: Storage> Rows<'a, S> {
         (self.norm(elements, 0, total, hands), of_segments.into_iter().map(|(_, norm)| norm).collect())
     }
 
-    /// The norm of a span in scope: certain from its fast sum, or exact.
+    /// The norm of a span in scope: from its fast sum where that is certain, else from a finer or the exact one.
     #[inline(always)]
     fn norm(&self, elements: &[S::Element], first: usize, sum: FastSum, hands: Hands) -> Norm {
         let certain = if self.force_exact && sum.is_finite() { None } else { sum.norm() };

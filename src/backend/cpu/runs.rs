@@ -30,7 +30,8 @@ pub(super) fn is_long(length: usize) -> bool {
     length >= LONG && several_places_pay()
 }
 
-/// How many bytes ahead memory is asked for in each run that is written: where a row is only read, that takes longer.
+/// How many bytes ahead memory is asked for in each run that is written, or whose halves are summed in pairs: in one of `f32` that is only read
+/// that takes longer.
 const AHEAD: usize = 1 << 10;
 
 /// Asks for memory ahead in a run: so many elements.

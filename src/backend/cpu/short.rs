@@ -128,7 +128,7 @@ impl<'a, 'b, S: Storage> ShortRows<'a, 'b, S> {
     ) -> usize {
         let &Self { rows, stride, params, .. } = self;
         let are_dense = rows.mask.is_none() && params >= LEAST_APART && stride < 2 * params;
-        let is_faster = are_dense && rows.storage.reads_runs() && is_long(elements.len());
+        let is_faster = are_dense && rows.storage.reads_apart() && is_long(elements.len());
         let apart = if is_faster { places.len() / ROWS } else { 0 };
         for row in 0..apart {
             let (elements, asks_ahead) = (&elements[row * stride..], false);

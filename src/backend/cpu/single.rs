@@ -39,7 +39,7 @@ impl Storage for Singles<'_> {
     }
 
     /// A centre is one more place to read.
-    fn reads_runs(&self) -> bool {
+    fn reads_apart(&self) -> bool {
         self.center.is_none()
     }
 

@@ -1,4 +1,4 @@
-//! Sums of squares on the CPU: in `f64` with a proven error, and exactly where that leaves the norm open.
+//! Sums of squares on the CPU: in `f64`, or in pairs of `f32`, with a proven error, and exactly where that leaves the norm open.
 
 #[cfg(target_arch = "x86_64")]
 use super::pairs;
@@ -11,7 +11,7 @@ use crate::numerics::{certify, two_sum};
 /// Elements that are summed in plain `f64` before the block's sum joins the row's.
 pub(super) const BLOCK: usize = 4096;
 
-/// A row's sum is within `1 ± 2^-QUALITY` of the exact one, but one of pairs.
+/// A row's sum is within `1 ± 2^-QUALITY` of the exact one, but for sums of pairs ([`pairs::QUALITY`]).
 ///
 /// An element of a block goes through 136 additions at most, each rounded by 2^-53, and its square is exact or, of a rounded
 /// difference from a centre, within three more. Blocks and segments are joined with their rounding error
@@ -26,6 +26,7 @@ const _: () = assert!(2 * (roundings(BLOCK) + 3) < 1 << (53 - QUALITY));
 pub(super) struct FastSum {
     high: f64,
     low: f64,
+    /// It is within `1 ± 2^-quality` of the exact one.
     quality: u32,
 }
 
@@ -87,7 +88,7 @@ impl FastSum {
         Self { high, low: 0.0, quality: pairs::QUALITY }
     }
 
-    /// Of halves, however that goes fastest; `None` where this processor cannot widen them in registers.
+    /// Of halves, in the way that is fastest here; `None` where this processor cannot widen them in registers.
     #[inline]
     pub(super) fn of_halves(half: Half, bits: &[u16], prefetches: usize) -> Option<Self> {
         #[cfg(target_arch = "x86_64")]
@@ -120,7 +121,7 @@ impl FastSum {
         self.high + self.low
     }
 
-    /// The norm where this sum decides it; `None` sends the row to the exact sum.
+    /// The norm where this sum decides it; `None` sends the row to a finer sum, if there is one, and to the exact one.
     #[inline]
     pub(super) fn norm(self) -> Option<Norm> {
         // Not finite exactly where a value was not: squares of finite `f32` cannot overflow `f64`.
