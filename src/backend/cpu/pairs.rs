@@ -28,9 +28,12 @@ pub(super) fn are_faster(length: usize) -> bool {
     length > BLOCK && has_avx2_for_halves() && !std::arch::is_x86_feature_detected!("avx512f")
 }
 
-/// The sum of squares of so many halves that [`are_faster`] says so; the first `prefetches` ask for memory ahead, where they are read in order.
-/// `None` where this processor has no instructions for it, which never happens then.
+/// The sum of squares of halves; the first `prefetches` ask for memory ahead, where they are read in order. `None` where this processor has no
+/// instructions for it.
 pub(super) fn sum(half: Half, bits: &[u16], prefetches: usize) -> Option<FastSum> {
+    if !has_avx2_for_halves() {
+        return None;
+    }
     let rest = bits.len() % PART;
     let sample = if rest < SAMPLE { rest + PART } else { rest };
     let (sample, parts) = bits.split_at(sample.min(bits.len()));
@@ -39,6 +42,7 @@ pub(super) fn sum(half: Half, bits: &[u16], prefetches: usize) -> Option<FastSum
         half,
         total: FastSum::of_block(of_sample),
         anchor: anchor(of_sample * PART as f64 / sample.len() as f64),
+        pause: Pause::default(),
     };
     if is_long(parts.len()) {
         const OF_PART: usize = PART / PLACES;
@@ -62,18 +66,20 @@ struct RowSum {
     total: FastSum,
     /// For the next part.
     anchor: Option<f32>,
+    pause: Pause,
 }
 
 impl RowSum {
     /// Adds a part, in pieces: in `f64` where its sum is too far from the one before.
     #[inline(always)]
     fn add<const N: usize>(&mut self, pieces: [&[u16]; N], asks_ahead: bool) -> Option<()> {
-        let of_pairs = self.anchor.and_then(|anchor| {
+        let anchor_now = self.anchor.filter(|_| self.pause.is_over());
+        let of_pairs = anchor_now.and_then(|anchor| {
             #[allow(unsafe_code)]
-            // SAFETY: the processor has AVX2, FMA and F16C: `are_faster` asked.
-            unsafe {
-                pairs_256::sum(self.half, &pieces, anchor, asks_ahead)
-            }
+            // SAFETY: the processor has AVX2, FMA and F16C, as [`sum`] asked.
+            let of_pairs = unsafe { pairs_256::sum(self.half, &pieces, anchor, asks_ahead) };
+            self.pause.goes_on(of_pairs.is_none());
+            of_pairs
         });
         let (of_part, sum) = match of_pairs {
             Some(of_part) => (of_part, FastSum::of_pairs(of_part)),
@@ -85,6 +91,30 @@ impl RowSum {
         self.total = self.total.join(sum);
         self.anchor = anchor(of_part);
         Some(())
+    }
+}
+
+/// How many parts go in `f64` at once: twice as many after each that was summed in vain, so that a row whose parts all are takes hardly longer.
+#[derive(Debug, Default)]
+struct Pause {
+    length: u32,
+    left: u32,
+}
+
+impl Pause {
+    const MOST: u32 = 63;
+
+    #[inline]
+    fn is_over(&mut self) -> bool {
+        let is_over = self.left == 0;
+        self.left = self.left.saturating_sub(1);
+        is_over
+    }
+
+    #[inline]
+    fn goes_on(&mut self, in_vain: bool) {
+        self.length = if in_vain { Self::MOST.min(2 * self.length + 1) } else { 0 };
+        self.left = self.length;
     }
 }
 
@@ -234,6 +264,25 @@ mod tests {
         for sum in [0.0, 2f64.powi(-58) * 0.99, 2f64.powi(128), 1e300, f64::INFINITY, f64::NAN, -f64::NAN] {
             assert_eq!(anchor(sum), None, "{sum}");
         }
+    }
+
+    #[test]
+    fn parts_in_vain_become_rare_and_one_that_is_taken_ends_that() {
+        let mut pause = Pause::default();
+        let tries: Vec<usize> = (0..1000)
+            .filter(|_| {
+                let tries = pause.is_over();
+                if tries {
+                    pause.goes_on(true);
+                }
+                tries
+            })
+            .collect();
+        assert_eq!(tries[..7], [0, 2, 6, 14, 30, 62, 126]);
+        assert!(tries.len() < 21, "{}", tries.len());
+        while !pause.is_over() {}
+        pause.goes_on(false);
+        assert!((0..100).all(|_| pause.is_over()));
     }
 
     /// In order and in four places, with and without a rest, of elements of one size and of many.

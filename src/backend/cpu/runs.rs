@@ -90,6 +90,7 @@ impl<'a> Runs<'a> {
     }
 
     /// All chunks, one of each run after the other; `work` is told of which run.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     #[allow(clippy::needless_range_loop)] // All runs are at the same place.
     #[inline(always)]
     pub(super) fn each_chunk(&self, mut work: impl FnMut(usize, &[f32; LANES])) {

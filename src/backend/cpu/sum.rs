@@ -16,7 +16,7 @@ pub(super) const BLOCK: usize = 4096;
 /// An element of a block goes through 136 additions at most, each rounded by 2^-53, and its square is exact or, of a rounded
 /// difference from a centre, within three more. Blocks and segments are joined with their rounding error
 /// carried along: n joins leave n² · 2^-106, less than as much again for n up to 2^30 (a row of 2^31 elements has
-/// 2^19 blocks, and a batch has at most 2^28 segments). 2 · 139 · 2^-53 < 2^-44.
+/// 2^19 blocks or 2^21 parts, and a batch has at most 2^28 segments). 2 · 139 · 2^-53 < 2^-44.
 pub(super) const QUALITY: u32 = 44;
 
 const _: () = assert!(2 * (roundings(BLOCK) + 3) < 1 << (53 - QUALITY));
