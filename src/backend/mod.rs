@@ -73,6 +73,9 @@ pub trait Backend: Send + Sync {
     ///
     /// Of the clipping, granularity and centre matter here.
     ///
+    /// Decisions of the same data clip no span with an element that is not finite. Should they come from other data, NaN and Inf stay around a
+    /// centre, and bounded coordinates are cut to the bound; elsewhere in spans that are clipped they become what the device's arithmetic makes of them.
+    ///
     /// # Errors
     /// Where data, decisions or centre do not fit the layout, or the device fails.
     fn clip(
