@@ -1,6 +1,6 @@
 //! Elements in half precision: widened in registers where the processor can (with AVX-512, or AVX2 and F16C), else on the stack, a
-//! block at a time, and summed in `f64` as `f32` are, but for rows of many with AVX2 (`pairs.rs`). Long rows of bf16 are not widened where there is AVX-512: their bits move to where an `f64` has them
-//! (`squares_512.rs`).
+//! block at a time, and summed in `f64` as `f32` are, but for rows of many with AVX2 (`pairs.rs`). Long rows of bf16 are not widened where
+//! there is AVX-512: their bits move to where an `f64` has them (`squares_512.rs`).
 //!
 //! Half the bytes come from memory, and what is widened never goes back there.
 
