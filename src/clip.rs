@@ -82,7 +82,7 @@ pub struct Clipping {
     pub scope: Scope,
     /// What is done with NaN and Inf.
     pub non_finite: NonFinite,
-    /// Whether rows or segments are bounded.
+    /// What has a bound of its own: rows, segments or coordinates.
     pub granularity: Granularity,
     /// The vector that updates are clipped around, `[params]`; the origin where there is none.
     pub center: Option<Arc<[f32]>>,
@@ -128,7 +128,7 @@ impl Clipping {
         self
     }
 
-    /// Sets whether rows or segments are bounded.
+    /// Sets what has a bound of its own: rows, segments or coordinates.
     #[must_use]
     pub fn granularity(mut self, granularity: Granularity) -> Self {
         self.granularity = granularity;
@@ -191,9 +191,16 @@ impl Clipping {
         }
     }
 
-    /// The same for the stages behind the threshold: decisions are there, and hold for rows out of scope too.
+    /// What the stages behind the threshold read of it: granularity and centre. Every row is in scope, because its decision says whether it
+    /// is clipped.
     pub(crate) fn of_decisions(&self) -> Self {
         Self { granularity: self.granularity, center: self.center.clone(), ..Self::default() }
+    }
+
+    /// Whether the clip stage multiplies elements of spans of this status. Around a centre, and of coordinates, it makes something else of
+    /// them, on their bits.
+    pub(crate) fn multiplies(&self, status: Status) -> bool {
+        status == Status::Clipped && self.granularity != Granularity::Coordinate && self.center.is_none()
     }
 
     /// Checks that the centre, where there is one, fits the rows.

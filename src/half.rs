@@ -71,19 +71,22 @@ impl Half {
         }
     }
 
-    /// `factor · value`, the exact product, cut to a half towards zero; a zero of the same sign below 2^-126.
+    /// `factor · value`, the exact product, cut to a half towards zero; a zero of the same sign below 2^-126. NaN and Inf stay what
+    /// they are.
     ///
-    /// `value` is finite and the factor one of the threshold stage, so the product is exact in `f64`. Below
+    /// The factor is one of the threshold stage, so the product is exact in `f64`. Below
     /// 2^-126 is where an `f32` product becomes zero too; among f16 nothing but zero is that small.
     #[must_use]
     #[inline(always)]
     pub fn scaled(self, bits: u16, factor: f64) -> u16 {
         const BELOW_24_BITS: u64 = (1 << 29) - 1;
-        let product = f64::from(self.widen(bits)) * factor;
+        let value = self.widen(bits);
+        let product = f64::from(value) * factor;
         // Cut to 24 bits it is an f32, and cutting twice is cutting once.
         let cut = f64::from_bits(product.to_bits() & !BELOW_24_BITS) as f32;
         let vanishes = product.abs() < f64::from(f32::MIN_POSITIVE);
-        if vanishes { bits & 0x8000 } else { self.truncate(cut) }
+        let finite = if vanishes { bits & 0x8000 } else { self.truncate(cut) };
+        if value.is_finite() { finite } else { bits }
     }
 
     /// The value cut to the largest half that is at most `bound`; its sign and, where it is within, all its

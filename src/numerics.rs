@@ -161,7 +161,7 @@ fn root_scale(length: u32) -> i32 {
 }
 
 /// The norm of a row whose sum of squares lies within `sum · (1 ± 2^-quality)`, where that is
-/// enough to know it for certain; `None` sends the row to the exact sum.
+/// enough to know it for certain; `None` sends the row to the exact sum, as it does where the sum is NaN, Inf or negative.
 ///
 /// The squares of all 25-bit integers, scaled, are the only sums at which the rounded norm or its
 /// comparison with the exact one changes: between two neighbours both are constant.
@@ -177,6 +177,9 @@ pub fn certify(sum: f64, quality: u32) -> Option<Norm> {
     let root = certify_root(sum, quality);
     if !root.is_open {
         return Some(Norm::rounded(root.wide, root.up));
+    }
+    if !(sum > 0.0 && sum < f64::INFINITY) {
+        return None;
     }
     let bits = sum.to_bits();
     let mantissa = bits & ((1 << 52) - 1) | 1 << 52;
@@ -229,7 +232,7 @@ pub(crate) fn certify_root(sum: f64, quality: u32) -> Root {
 }
 
 /// The factor that brings a row of this norm to a bound below it; 1 where the norm does not exceed the
-/// bound or there is none.
+/// bound or there is none. The bound is one that thresholds allow: a number that is not negative, or Inf.
 ///
 /// The quotient of bound and rounded norm has 26 bits here, and 8 of its units are taken off: at least
 /// 2^-23 of it. The exact norm is at most `1 + 2^-24` times the rounded one, and a product rounds up by
@@ -334,7 +337,7 @@ pub(crate) fn single_factor(factor: f64) -> Option<f32> {
     (factor >= f64::from(f32::MIN_POSITIVE)).then_some(factor as f32)
 }
 
-/// `factor · value` rounded to nearest even; a zero of the same sign where that would be subnormal.
+/// `factor · value` rounded to nearest even; a zero of the same sign where that would be subnormal. NaN and Inf stay what they are.
 ///
 /// The `f64` product of two 24-bit numbers is exact. "Would be subnormal" is meant after rounding
 /// to 24 bits with an unbounded exponent, as IEEE 754 defines tininess after rounding.
@@ -342,7 +345,8 @@ pub(crate) fn single_factor(factor: f64) -> Option<f32> {
 #[inline(always)]
 pub fn scaled(value: f32, factor: f64) -> f32 {
     let product = f64::from(value) * factor;
-    if product.abs() < TINY { 0.0f32.copysign(value) } else { product as f32 }
+    let finite = if product.abs() < TINY { 0.0f32.copysign(value) } else { product as f32 };
+    if value.is_finite() { finite } else { value }
 }
 
 /// `center + factor · (value − center)`, never farther from the centre than that.
@@ -403,6 +407,15 @@ mod tests {
         let mut one_by_one = ExactSum::default();
         values.iter().for_each(|&value| one_by_one.add_square(value));
         assert_eq!(ExactSum::of(&values), one_by_one);
+    }
+
+    #[test]
+    fn a_sum_that_is_no_sum_of_squares_is_never_certain() {
+        for sum in [f64::NAN, -f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -1.0, -2.5e-300, f64::MIN] {
+            for quality in [0, 1, 30, 44, 52, 60] {
+                assert_eq!(certify(sum, quality), None, "{sum} to {quality}");
+            }
+        }
     }
 
     #[test]

@@ -23,9 +23,9 @@ use crate::error::Result;
 use crate::half::{self, Half};
 use crate::norms::Norms;
 use crate::report::{Ran, Report};
-use crate::threshold::{self, Decision, Source, State, check_decisions};
+use crate::threshold::{self, Decision, State, check_decisions};
 
-/// The three stages over a batch in host memory, each separately and as one call.
+/// The stages over a batch in host memory, each separately and as one call: norms, threshold, and clip or mean.
 ///
 /// All implementations return the same bits for the same values; the conformance tests hold them
 /// to that.
@@ -46,10 +46,11 @@ pub trait Backend: Send + Sync {
     /// Which backend this is, on what, and why it was taken.
     fn ran(&self) -> Ran;
 
-    /// Stage 1: the correctly rounded norm of every row in scope and, at segment granularity, of
-    /// every segment; around a centre, the norm of its difference from it.
+    /// Stage 1: the correctly rounded norm of every row in scope, `‖g‖ = √Σ gᵢ²`, `[clients, params]` to `[clients]`, and at segment
+    /// granularity of every segment as well. Around a centre `v` it is `‖g − v‖`; at coordinate granularity the largest magnitude, `max |gᵢ|`.
     ///
-    /// Of the clipping, scope, granularity and centre matter here.
+    /// A row with NaN or Inf has the class `NonFinite`, one out of scope `OutOfScope`, and neither a value; a row without elements has the
+    /// norm 0. Of the clipping, scope, granularity and centre matter here.
     ///
     /// # Errors
     /// Where data, scope or centre do not fit the layout, or the device fails.
@@ -73,8 +74,8 @@ pub trait Backend: Send + Sync {
     ///
     /// Of the clipping, granularity and centre matter here.
     ///
-    /// Decisions of the same data clip no span with an element that is not finite. Should they come from other data, NaN and Inf stay around a
-    /// centre, and bounded coordinates are cut to the bound; elsewhere in spans that are clipped they become what the device's arithmetic makes of them.
+    /// Decisions of the same data clip no span with an element that is not finite. Should they come from other data, NaN and Inf stay what they
+    /// are, bit for bit; bounded coordinates are cut to the bound, whatever they were.
     ///
     /// # Errors
     /// Where data, decisions or centre do not fit the layout, or the device fails.
@@ -154,7 +155,7 @@ pub trait Backend: Send + Sync {
         state: &mut State,
     ) -> Result<(Vec<f32>, Report)> {
         check_mean(layout, data, clipping, weights)?;
-        Source::new(&clipping.threshold, layout, clipping.granularity)?.prepare(&mut state.clone())?;
+        clipping.threshold.check_with(layout, clipping.granularity, state)?;
         let norms = self.norms(layout, data, clipping)?;
         let mut next = state.clone();
         let decisions = self.threshold(layout, &norms, clipping, &mut next)?;
@@ -261,7 +262,7 @@ pub trait Backend: Send + Sync {
         state: &mut State,
     ) -> Result<(Vec<f32>, Report)> {
         check_mean_half(layout, data, clipping, weights)?;
-        Source::new(&clipping.threshold, layout, clipping.granularity)?.prepare(&mut state.clone())?;
+        clipping.threshold.check_with(layout, clipping.granularity, state)?;
         let norms = self.norms_half(layout, half, data, clipping)?;
         let mut next = state.clone();
         let decisions = self.threshold(layout, &norms, clipping, &mut next)?;
@@ -281,7 +282,7 @@ fn run_stages<B: Backend + ?Sized>(
 ) -> Result<Report> {
     layout.check(data.len())?;
     // Settings are checked before the data is read.
-    Source::new(&clipping.threshold, layout, clipping.granularity)?.prepare(&mut state.clone())?;
+    clipping.threshold.check_with(layout, clipping.granularity, state)?;
     let norms = backend.norms(layout, data, clipping)?;
     let decisions = backend.threshold(layout, &norms, clipping, state)?;
     backend.clip(layout, data, clipping, &decisions)?;
@@ -298,7 +299,7 @@ fn run_half_stages<B: Backend + ?Sized>(
     state: &mut State,
 ) -> Result<Report> {
     half::check(layout, data.len(), clipping)?;
-    Source::new(&clipping.threshold, layout, clipping.granularity)?.prepare(&mut state.clone())?;
+    clipping.threshold.check_with(layout, clipping.granularity, state)?;
     let norms = backend.norms_half(layout, half, data, clipping)?;
     let decisions = backend.threshold(layout, &norms, clipping, state)?;
     backend.clip_half(layout, half, data, clipping, &decisions)?;

@@ -147,7 +147,7 @@ impl<'a, S: Storage> Rows<'a, S> {
         Norms { rows: rows.collect(), segments }
     }
 
-    /// What `norm` makes of each row in scope, and of its sum where it has been taken, and something else for the others.
+    /// Calls `norm` for each row in scope, with its fast sum where that was taken together with others; other rows get `out_of_scope`.
     fn norms_by<T: Clone + Send>(
         &self,
         out_of_scope: T,
@@ -267,9 +267,25 @@ impl<'a, S: Storage> Rows<'a, S> {
         let tasks = cut(sizes, elements_of_task(work, team));
         let mut parts = Cursor::at(0, &mut parts);
         let apply = |_, parts: &mut [(&mut [S::Element], usize, &Decision)], _| {
-            parts.iter_mut().for_each(|(elements, first, decision)| self.apply(elements, *first, decision));
+            parts
+                .iter_mut()
+                .for_each(|(elements, first, decision)| self.apply_given(elements, *first, decision));
         };
         each(team, tasks, |of_task| parts.take(of_task), apply);
+    }
+
+    /// Writes what a decision makes of elements that it may not have been made from: where they are multiplied, NaN and Inf stay what they
+    /// are, because processors differ in the product of a NaN.
+    fn apply_given(&self, elements: &mut [S::Element], first: usize, decision: &Decision) {
+        let is_finite = |elements: &[S::Element]| self.storage.largest_magnitude(elements) < INFINITY_BITS;
+        if !self.clipping.multiplies(decision.status) || is_finite(elements) {
+            return self.apply(elements, first, decision);
+        }
+        let mut first = first;
+        for finite in elements.split_mut(|element| !is_finite(std::slice::from_ref(element))) {
+            self.apply(finite, first, decision);
+            first += finite.len() + 1;
+        }
     }
 
     /// The clip stage on a whole row.

@@ -239,7 +239,7 @@ impl Gpu {
             session.upload_spans(data, |span| decisions[span].status.is_written())?;
             session.plan.write_decisions(decisions)?;
             session.submit("clipping", |encoder| session.plan.record_clip(encoder))?;
-            session.download(data, decisions)
+            session.download_given(data, clipping, decisions)
         })
     }
 

@@ -48,8 +48,8 @@ struct Run {
 /// not [`NonFinite::Error`], and bounds are not those of segments, a row is decided as soon as it has a norm, and
 /// [`Plan::record`] leaves the threshold stage out. It may also leave out workgroups that would come for rows out of scope. Such a recording
 /// is for such clippings, and for no more of the batch than was in scope. Submitted after [`Plan::set_clipping`] to a clipping of another
-/// kind **it leaves the batch as it is**, unclipped, and its report and its mean are [`Error::NotRecorded`]; to a larger scope, it does so
-/// where workgroups were left out, and else follows.
+/// kind **it leaves the batch as it is**, unclipped, and its report and its mean are [`Error::NotRecorded`]. The same happens where more rows
+/// are in scope than before and workgroups for them were left out; where none were, it clips them too.
 ///
 /// # Examples
 /// ```no_run
@@ -375,6 +375,9 @@ impl Plan {
     }
 
     /// Records the clip stage, on the decisions in the plan.
+    ///
+    /// They are those of the norms that were recorded last. Where the buffer was changed since, NaN and Inf in rows that are clipped
+    /// become what the device's arithmetic makes of them, and so do halves that share a word with them.
     pub fn record_clip(&self, encoder: &mut wgpu::CommandEncoder) {
         self.record_steps(encoder, STAGE_PASSES[2], &self.clip);
     }

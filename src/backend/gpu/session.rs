@@ -12,6 +12,9 @@ use crate::clip::{Clipping, Scope};
 use crate::error::Result;
 use crate::threshold::Decision;
 
+/// Elements that are looked at for NaN and Inf together: they are still in a core's cache when they are written.
+const BLOCK: usize = 1 << 12;
+
 /// A plan, and its buffer, in which rows lie where kernels read them fastest.
 #[derive(Debug)]
 pub(super) struct Session {
@@ -65,7 +68,35 @@ impl Session {
 
     /// Reads the spans back that were written.
     pub(super) fn download<T: Pod>(&self, data: &mut [T], decisions: &[Decision]) -> Result<()> {
-        self.with_transfer(|transfer| transfer.download(data, |span| decisions[span].status.is_written()))
+        let is_written = |span: usize| decisions[span].status.is_written();
+        self.with_transfer(|transfer| {
+            transfer.download(data, is_written, |_, host, device| host.copy_from_slice(device))
+        })
+    }
+
+    /// [`Session::download`] where decisions may be of other data: blocks that hold NaN or Inf, and would be multiplied by those, are multiplied
+    /// on the host. Devices differ in what they make of NaN, and in what is beside it in a word.
+    pub(super) fn download_given<T: Pod>(
+        &self,
+        data: &mut [T],
+        clipping: &Clipping,
+        decisions: &[Decision],
+    ) -> Result<()> {
+        let is_written = |span: usize| decisions[span].status.is_written();
+        let store = |span: usize, host: &mut [T], device: &[T]| {
+            let decision = &decisions[span];
+            if !clipping.multiplies(decision.status) {
+                return host.copy_from_slice(device);
+            }
+            for (host, device) in host.chunks_mut(BLOCK).zip(device.chunks(BLOCK)) {
+                if self.storage.are_finite(host) {
+                    host.copy_from_slice(device);
+                } else {
+                    self.storage.scale(host, decision.factor);
+                }
+            }
+        };
+        self.with_transfer(|transfer| transfer.download(data, is_written, store))
     }
 
     fn with_transfer<T>(&self, work: impl FnOnce(Transfer<'_>) -> Result<T>) -> Result<T> {

@@ -1,6 +1,9 @@
 //! How elements lie in a buffer, and how kernels reach them there.
 
+use bytemuck::{Pod, cast_slice, cast_slice_mut};
+
 use crate::half::Half;
+use crate::numerics::scaled;
 
 /// How kernels reach the elements of a tile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,6 +65,34 @@ impl Storage {
         match self {
             Self::Single => 4,
             Self::Half(_) => 2,
+        }
+    }
+
+    /// Multiplies elements as the clip stage does; NaN and Inf stay what they are.
+    pub(crate) fn scale<T: Pod>(self, elements: &mut [T], factor: f64) {
+        match self {
+            Self::Single => {
+                cast_slice_mut(elements).iter_mut().for_each(|value| *value = scaled(*value, factor))
+            }
+            Self::Half(half) => {
+                cast_slice_mut(elements).iter_mut().for_each(|bits| *bits = half.scaled(*bits, factor))
+            }
+        }
+    }
+
+    /// Whether no element is NaN or Inf, which have all bits of the exponent.
+    pub(crate) fn are_finite<T: Pod>(self, elements: &[T]) -> bool {
+        let halves = |exponent: u16| {
+            let bits: &[u16] = cast_slice(elements);
+            bits.iter().fold(true, |all, bits| all & (bits & exponent != exponent))
+        };
+        match self {
+            Self::Single => {
+                let bits: &[u32] = cast_slice(elements);
+                bits.iter().fold(true, |all, bits| all & (bits & 0x7f80_0000 != 0x7f80_0000))
+            }
+            Self::Half(Half::F16) => halves(0x7c00),
+            Self::Half(Half::Bf16) => halves(0x7f80),
         }
     }
 }

@@ -28,6 +28,7 @@ pub(super) struct Transfer<'a> {
 
 /// Elements of one span, on the host and in a load.
 struct SpanPart {
+    span: usize,
     host: Range<usize>,
     /// In elements from the start of the load.
     at: u64,
@@ -94,8 +95,13 @@ impl Transfer<'_> {
         Ok(())
     }
 
-    /// Reads the chosen spans back.
-    pub(super) fn download<T: Pod>(&self, data: &mut [T], chosen: impl Fn(usize) -> bool) -> Result<()> {
+    /// Reads the chosen spans back. `store` is told the span of elements, and writes what came from the device where they are on the host.
+    pub(super) fn download<T: Pod>(
+        &self,
+        data: &mut [T],
+        chosen: impl Fn(usize) -> bool,
+        store: impl Fn(usize, &mut [T], &[T]),
+    ) -> Result<()> {
         const DURING: &str = "downloading the batch";
         let size = size_of::<T>() as u64;
         let loads = self.loads(chosen, size, GAP / size);
@@ -115,10 +121,10 @@ impl Transfer<'_> {
                 None => next.clone(),
             };
             let read = |bytes: &[u8]| {
+                let elements: &[T] = bytemuck::cast_slice(&bytes[..load.length as usize * size_of::<T>()]);
                 for part in &load.parts {
-                    let offset = part.at as usize * size_of::<T>();
-                    let target = bytemuck::cast_slice_mut::<T, u8>(&mut data[part.host.clone()]);
-                    target.copy_from_slice(&bytes[offset..offset + target.len()]);
+                    let at = part.at as usize;
+                    store(part.span, &mut data[part.host.clone()], &elements[at..at + part.host.len()]);
                 }
             };
             let mapped = read_mapped(&staging[i % two], load.bytes::<T>(), DURING, read);
@@ -163,7 +169,7 @@ impl Transfer<'_> {
                     loads.push(Load::default());
                 }
                 if let Some(load) = loads.last_mut() {
-                    load.push(start..end, host, gap);
+                    load.push(start..end, SpanPart { span: index, host, at: 0 }, gap);
                 }
                 start = end;
             }
@@ -178,7 +184,7 @@ impl Load {
         (self.length * size_of::<T>() as u64).next_multiple_of(4)
     }
 
-    fn push(&mut self, device: Range<u64>, host: Range<usize>, gap: u64) {
+    fn push(&mut self, device: Range<u64>, part: SpanPart, gap: u64) {
         let at = match self.runs.last_mut() {
             Some(run) if device.start - run.device.end < gap => {
                 run.device.end = device.end;
@@ -189,7 +195,7 @@ impl Load {
                 self.length
             }
         };
-        self.parts.push(SpanPart { host, at });
+        self.parts.push(SpanPart { at, ..part });
         self.length = (at + (device.end - device.start)).next_multiple_of(4);
     }
 }
