@@ -4,6 +4,7 @@ use bytemuck::{Pod, Zeroable};
 use rayon::prelude::*;
 
 use crate::batch::Granularity;
+use crate::error::{Error, Result};
 use crate::numerics::ExactSum;
 use crate::pool;
 
@@ -110,7 +111,7 @@ impl std::fmt::Debug for Norm {
 pub struct Norms {
     /// One norm per row.
     pub rows: Vec<Norm>,
-    /// One norm per segment, row by row; empty at row granularity.
+    /// One norm per segment, row by row; empty unless segments have bounds ([`Granularity::Segment`]).
     pub segments: Vec<Norm>,
 }
 
@@ -154,13 +155,27 @@ impl NormSum {
         self.add_parts(values, |part, _| ExactSum::of(part));
     }
 
-    /// Adds the differences of elements from a centre, which is finite and as long.
+    /// Adds the differences of elements from a centre, `[n]` and `[n]`. Elements that are NaN or Inf make the whole not finite.
     ///
     /// The largest magnitude is that of the elements: bounds on coordinates have no centre.
-    pub fn add_differences(&mut self, values: &[f32], center: &[f32]) {
+    ///
+    /// # Errors
+    /// [`Error::Setting`] where the centre is not as long, or not finite; nothing is added then.
+    pub fn add_differences(&mut self, values: &[f32], center: &[f32]) -> Result<()> {
+        let invalid = |got: String, expected| Err(Error::Setting { name: "center", got, expected });
+        if center.len() != values.len() {
+            return invalid(
+                format!("{} elements for {}", center.len(), values.len()),
+                "one for each element",
+            );
+        }
+        if let Some(at) = center.iter().position(|value| !value.is_finite()) {
+            return invalid(format!("{} in element {at}", center[at]), "finite elements");
+        }
         self.add_parts(values, |part, first| {
-            ExactSum::of_differences(part, center.get(first..).unwrap_or_default())
+            ExactSum::of_differences(part, &center[first..first + part.len()])
         });
+        Ok(())
     }
 
     /// `squares` is told where a part begins.
@@ -210,6 +225,7 @@ fn largest_bits(values: &[f32]) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]
@@ -222,11 +238,22 @@ mod tests {
             sum.add(&values[..cut]);
             assert_eq!(sum.norm(Granularity::Row), ExactSum::of(&values).norm());
             assert_eq!(sum.norm(Granularity::Coordinate).value(), 1e-3);
-            differences.add_differences(&values[..cut], &center[..cut]);
-            differences.add_differences(&values[cut..], &center[cut..]);
+            differences.add_differences(&values[..cut], &center[..cut]).unwrap();
+            differences.add_differences(&values[cut..], &center[cut..]).unwrap();
             let whole = ExactSum::of_differences(&values, &center).norm();
             assert_eq!(differences.norm(Granularity::Segment), whole);
         }
+    }
+
+    #[test]
+    fn a_centre_that_does_not_fit_is_an_error_and_adds_nothing() {
+        let mut sum = NormSum::default();
+        for center in [&[1.0][..], &[1.0, 1.0, 1.0], &[1.0, f32::NAN], &[f32::INFINITY, 1.0]] {
+            assert!(sum.add_differences(&[3.0, 4.0], center).is_err(), "{center:?}");
+        }
+        assert_eq!(sum.norm(Granularity::Row).value(), 0.0);
+        assert_eq!(sum.add_differences(&[4.0, 5.0], &[1.0, 1.0]), Ok(()));
+        assert_eq!(sum.norm(Granularity::Row).value(), 5.0);
     }
 
     #[test]

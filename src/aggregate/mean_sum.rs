@@ -76,7 +76,7 @@ impl MeanSum {
         self.add_checked(layout, clipping.granularity, decisions, &weights, values(data, clipping))
     }
 
-    /// The same of rows in half precision: what counts are the values that
+    /// Adds rows in half precision as [`MeanSum::add`] adds rows of `f32`: what counts are the values that
     /// [`Backend::clip_half`](crate::Backend::clip_half) would write.
     ///
     /// # Errors

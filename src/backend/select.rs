@@ -70,7 +70,7 @@ pub fn select(choice: Choice, adapter: Option<&str>) -> Result<Box<dyn Backend>>
     choose(choice, adapter, Ok)
 }
 
-/// The same, where a GPU goes through `prepare` before it is tried or taken: to be given a
+/// [`select`], where a GPU goes through `prepare` before it is tried or taken: to be given a
 /// [`Calibration`](super::gpu::Calibration), for example.
 ///
 /// # Errors

@@ -213,13 +213,8 @@ pub(super) fn is(kind: Kind, path: &Path) -> bool {
 
 /// The format of some inputs, by their names.
 pub(super) fn kind(inputs: &[PathBuf]) -> Result<Kind, Failure> {
-    let has = |extension: &str| {
-        inputs
-            .iter()
-            .filter(|path| path.extension().is_some_and(|e| e.eq_ignore_ascii_case(extension)))
-            .count()
-    };
-    match (has("npy"), has("safetensors"), inputs.len()) {
+    let count = |kind| inputs.iter().filter(|path| is(kind, path)).count();
+    match (count(Kind::Npy), count(Kind::Safetensors), inputs.len()) {
         (1, 0, 1) => Ok(Kind::Npy),
         (0, clients, all) if clients == all => Ok(Kind::Safetensors),
         (npy, 0, all) if npy == all => Err(Failure::Usage(format!(
@@ -230,10 +225,7 @@ pub(super) fn kind(inputs: &[PathBuf]) -> Result<Kind, Failure> {
              client; pass one kind at a time"
         ))),
         _ => {
-            let known = |path: &&PathBuf| {
-                path.extension()
-                    .is_some_and(|e| ["npy", "safetensors"].iter().any(|known| e.eq_ignore_ascii_case(known)))
-            };
+            let known = |path: &PathBuf| is(Kind::Npy, path) || is(Kind::Safetensors, path);
             let other = inputs.iter().find(|path| !known(path)).map(|path| path.display().to_string());
             Err(Failure::Usage(format!(
                 "got the input {}; expected a name that ends in .npy or .safetensors; rename or convert it",

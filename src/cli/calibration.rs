@@ -60,9 +60,23 @@ mod on_gpu {
     const LONGEST: u64 = 1 << 14;
 
     impl CalibrationArgs {
-        /// Gives a GPU the calibration that is wanted.
+        /// Gives a GPU the calibration that is wanted; a hardware GPU that has none is measured.
         pub(in super::super) fn prepare(
             &self,
+        ) -> Result<impl FnOnce(Gpu) -> byzclip::Result<Gpu> + use<>, Failure> {
+            self.prepare_by(automatic)
+        }
+
+        /// The same, but that nothing is measured.
+        pub(in super::super) fn prepare_from_saved(
+            &self,
+        ) -> Result<impl FnOnce(Gpu) -> byzclip::Result<Gpu> + use<>, Failure> {
+            self.prepare_by(with_saved)
+        }
+
+        fn prepare_by(
+            &self,
+            automatic: fn(Gpu) -> byzclip::Result<Gpu>,
         ) -> Result<impl FnOnce(Gpu) -> byzclip::Result<Gpu> + use<>, Failure> {
             let wanted = self.calibration.clone();
             let given = match &wanted {
@@ -90,15 +104,26 @@ mod on_gpu {
         }
     }
 
+    /// Takes what was saved, if there is something.
+    fn with_saved(gpu: Gpu) -> byzclip::Result<Gpu> {
+        match saved_that_fits(&gpu) {
+            Some(calibration) => gpu.with_calibration(calibration),
+            None => Ok(gpu),
+        }
+    }
+
+    /// A saved calibration that cannot be used costs speed, and is said.
+    fn saved_that_fits(gpu: &Gpu) -> Option<Calibration> {
+        let saved = read(&saved_for(&gpu.device().adapter_info())?);
+        saved.and_then(|calibration| fits(gpu, &calibration)).map_err(|failure| failure.print()).ok()
+    }
+
     /// Takes what was saved, or measures a hardware GPU; what does not work out costs speed, and is said.
     fn automatic(gpu: Gpu) -> byzclip::Result<Gpu> {
-        let info = gpu.device().adapter_info();
-        if let Some(file) = saved_for(&info) {
-            match read(&file).and_then(|calibration| fits(&gpu, &calibration)) {
-                Ok(calibration) => return gpu.with_calibration(calibration),
-                Err(failure) => failure.print(),
-            }
+        if let Some(calibration) = saved_that_fits(&gpu) {
+            return gpu.with_calibration(calibration);
         }
+        let info = gpu.device().adapter_info();
         // A software adapter takes minutes: only when asked to.
         if is_software(&info) {
             return Ok(gpu);

@@ -2,12 +2,17 @@
 
 use std::path::PathBuf;
 
-use byzclip::backend::{Choice, select};
+use byzclip::backend::Choice;
+#[cfg(not(feature = "gpu"))]
+use byzclip::backend::select;
+#[cfg(feature = "gpu")]
+use byzclip::backend::select_prepared;
 use clap::ValueEnum;
 use serde::Serialize;
 
 #[cfg(feature = "gpu")]
 use super::calibration;
+use super::calibration::CalibrationArgs;
 use super::failure::{Failure, Outcome};
 use super::output;
 
@@ -16,6 +21,8 @@ pub(super) struct Args {
     /// Print only the names of adapters, one a line, for scripts.
     #[arg(long, value_name = "KIND")]
     names: Option<Kind>,
+    #[command(flatten)]
+    calibration: CalibrationArgs,
 }
 
 /// Which adapters.
@@ -86,6 +93,10 @@ pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
         output::print(&names.map(|a| format!("{}\n", a.name)).collect::<String>())?;
         return Ok(Outcome::Success);
     }
+    // As the other commands choose, but that they would measure a GPU that has no calibration yet.
+    #[cfg(feature = "gpu")]
+    let ran = select_prepared(Choice::Auto, None, args.calibration.prepare_from_saved()?)?.ran();
+    #[cfg(not(feature = "gpu"))]
     let ran = select(Choice::Auto, None)?.ran();
     let auto = Auto { backend: ran.backend.name(), adapter: ran.adapter, why: ran.why };
     let devices = Devices { adapters, auto };

@@ -1,5 +1,15 @@
 //! The command line: this file parses, each subcommand has a file of its own.
 
+// What they share:
+//
+// - Options: `options.rs` (where to run, windows, numbers), `calibration.rs`, `clipping.rs` with `threshold.rs`, `scope.rs`, `center.rs` and
+//   `weights.rs`, the last two of which are files.
+// - Input: `batch_file.rs` on `npy.rs` and `safetensors.rs`, both on `input_file.rs`; `starts.rs` where the layers of each file begin;
+//   `elements.rs` elements in the precision of the file.
+// - The work: `stream/`, a batch in windows; `log.rs` and `row_log.rs` what is known of each row until it is asked for; `progress.rs`.
+// - Output: `rows.rs` rows as text and JSON, `output.rs` stdout and files that are written whole or not at all, `batch_output.rs` clipped batches and
+//   means; `failure.rs` how a command ends.
+
 mod analyze;
 mod batch_file;
 mod batch_output;

@@ -209,8 +209,8 @@ impl Source {
         Ok(Self::Computed { groups: Groups::of(layout, granularity), rule })
     }
 
-    /// The bounds of rows, where each row can be decided as soon as it has a norm: they are known before any norm, no later row may make an
-    /// error of all, and no row is judged by more than one norm, as rows of segments are.
+    /// The bounds of rows, where each row can be decided alone, as soon as it has a norm: bounds are given, no row may refuse the batch, and
+    /// no segments are bounded.
     pub(crate) fn bounds_of_rows(&self, clipping: &Clipping) -> Option<&[f32]> {
         let judges_rows_alone =
             clipping.non_finite != NonFinite::Error && clipping.granularity != Granularity::Segment;
@@ -272,6 +272,11 @@ impl Source {
             members.iter().for_each(|&span| bounds[span as usize] = bound);
         }
         Ok(bounds)
+    }
+
+    /// Fails where no round can begin with this state: one that has seen nothing fits any policy.
+    pub(crate) fn check_start(&self, state: &State) -> Result<()> {
+        if state.words().is_empty() { Ok(()) } else { self.check_state(state) }
     }
 
     /// A state that has seen nothing becomes the initial one; any other must fit.

@@ -39,7 +39,7 @@ impl State {
         &self.words
     }
 
-    /// The same words, without a copy of them.
+    /// What [`State::words`] shows, without a copy.
     #[must_use]
     pub fn into_words(self) -> Vec<u32> {
         self.words

@@ -22,7 +22,7 @@ pub struct Outcome {
     /// The share of the 360 test images whose digit the final model finds: the greatest logit, the
     /// first of equal ones. A NaN logit never wins, and an image with no other logit counts as not found.
     pub accuracy: f64,
-    /// The same after every round, `[rounds]`.
+    /// The accuracy after every round, `[rounds]`.
     pub accuracies: Vec<f64>,
     /// The updates of honest clients as the server received them, of all rounds.
     pub honest: NormFigures,

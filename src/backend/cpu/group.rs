@@ -18,8 +18,8 @@ pub(super) struct RowGroup<'a, T> {
     pub(super) stride: usize,
     /// Elements of a row.
     pub(super) params: usize,
-    /// Whether memory ahead is asked for: where the next group begins behind the last row of this one. Rows that are apart are summed with AVX2
-    /// alone, and of `f32`; all else asks.
+    /// Whether the memory of the next group is asked for while this one is summed: not where rows lie apart, because what is behind the last
+    /// row is none of the next group. (Only `f32` with AVX2 are summed apart.)
     pub(super) asks_ahead: bool,
 }
 

@@ -1,14 +1,17 @@
 //! Threads and SIMD on the CPU.
 //!
+//! From whole batches down to vectors:
+//!
 //! - `rows.rs`: the stages over rows, however their elements are stored; `single.rs` and `half.rs`: what is done with
 //!   some elements of a row.
 //! - `short.rs`: the stages over short rows, a group of them (`group.rs`) at a time; `decided.rs`: norms and decisions of a group.
-//! - `sum.rs`: sums of squares in `f64`, where the square of an `f32` is exact and cannot over- or underflow;
-//!   their error is bounded, and a row whose rounding they leave open is summed exactly.
-//! - `simd.rs`, `squares.rs`, `half_simd.rs`, and the files in `_512` and `_256`: the vectors of this processor, AVX-512 or AVX2.
-//! - `mean.rs`: the mean of clipped rows; `terms.rs`: the sums that it takes.
+//! - `mean.rs`: the mean of clipped rows; `mean_rows.rs`: which rows count, and what they weigh; `terms.rs`: the sums that it takes.
 //! - `tasks.rs`: rows cut in tasks; `threads.rs`: tasks that the caller and the threads of a pool share; `lent.rs`: work that the caller lends to
 //!   a pool's threads, and takes back.
+//! - `sum.rs`: sums of squares in `f64`, where the square of an `f32` is exact and cannot over- or underflow;
+//!   their error is bounded, and a row whose rounding they leave open is summed exactly. `runs.rs`: where they read in several places at once;
+//!   `pairs.rs`: sums of many halves, in pairs of `f32`.
+//! - `simd.rs`, `squares.rs`, `half_simd.rs`, and the files in `_512` and `_256`: the vectors of this processor, AVX-512 or AVX2.
 
 mod decided;
 #[cfg(target_arch = "x86_64")]
@@ -154,7 +157,7 @@ impl Backend for Cpu {
         layout.check(data.len())?;
         // Settings are checked before the data is read.
         let source = Source::new(&clipping.threshold, layout, clipping.granularity)?;
-        source.prepare(&mut state.clone())?;
+        source.check_start(state)?;
         match source.bounds_of_rows(clipping) {
             // One row is as good as done before the next is read.
             Some(bounds) => {
@@ -213,7 +216,7 @@ impl Backend for Cpu {
     ) -> Result<Report> {
         crate::half::check(layout, data.len(), clipping)?;
         let source = Source::new(&clipping.threshold, layout, clipping.granularity)?;
-        source.prepare(&mut state.clone())?;
+        source.check_start(state)?;
         match source.bounds_of_rows(clipping) {
             Some(bounds) => {
                 let rows = Rows::new(self, layout, clipping, Halves::of(half, clipping))?;

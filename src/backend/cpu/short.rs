@@ -118,8 +118,8 @@ impl<'a, 'b, S: Storage> ShortRows<'a, 'b, S> {
         }
     }
 
-    /// The same by groups that have their rows from as many places, each of which they read in order, where that is faster; it is not where rows
-    /// are reported and clipped too, far from each other. Returns how many rows it has done, the first ones.
+    /// The norms of groups whose eight rows lie an eighth of the task apart, so that eight places are read in order; where that is slower, of
+    /// none. (With clips and reports, which then lie apart too, it is slower.) Returns how many rows it has done, the first ones.
     fn norms_of_runs(
         &self,
         first: usize,

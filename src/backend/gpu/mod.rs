@@ -17,7 +17,7 @@
 // - `plan.rs` recording and readback; `buffers.rs` what its kernels read and write; `steps.rs` which of them a run takes; `mean.rs`
 //   the same for the mean.
 // - `host.rs` the stages on batches in host memory; `session.rs` a plan over a buffer of its own; `transfer.rs` the way there and back;
-//   `pieces.rs` batches that no buffer holds, `columns.rs` their mean.
+//   `pieces.rs` batches that no buffer holds, `columns.rs` their mean, `on_host.rs` what of them is left to the CPU backend.
 // - `calibration/` tunings by measurement.
 
 mod buffers;
@@ -193,7 +193,7 @@ impl Gpu {
         self.plan_of(Storage::Single, layout, clipping, buffer)
     }
 
-    /// The same for a buffer whose elements are stored as halves.
+    /// [`Gpu::plan`] for a buffer whose elements are f16 or bf16, two to a word.
     ///
     /// Rows, and at segment granularity segments, have to begin at even elements, so that no two share a word of
     /// 32 bits; those that begin at multiples of four are read and written fastest.

@@ -26,17 +26,18 @@ impl LongRow {
         piece: &Piece,
         elements: &Elements,
         center: Option<&[f32]>,
-    ) {
+    ) -> byzclip::Result<()> {
         let values = elements.values();
         for (layer, columns) in piece.layers(batch) {
             let columns = columns.start - piece.columns.start..columns.end - piece.columns.start;
             match center {
                 Some(center) => {
-                    self.layers[layer].add_differences(&values[columns.clone()], &center[columns])
+                    self.layers[layer].add_differences(&values[columns.clone()], &center[columns])?;
                 }
                 None => self.layers[layer].add(&values[columns]),
             }
         }
+        Ok(())
     }
 
     /// When all of it was added.

@@ -96,7 +96,7 @@ impl<'a> Stream<'a> {
             }
             if long_row.in_scope {
                 let center = self.center_of(&piece.columns)?;
-                long_row.add(batch, piece, elements, center.as_deref());
+                long_row.add(batch, piece, elements, center.as_deref())?;
             }
             if piece.columns.end == batch.layout.params() {
                 return take(long_row.norms(clipping.granularity));

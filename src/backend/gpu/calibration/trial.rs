@@ -39,7 +39,7 @@ pub struct Trial {
     pub wrong: Option<Error>,
     /// Median seconds to clip a fifth of the rows; NaN where it was not timed.
     pub seconds: f64,
-    /// The same of the best so far, in turn with it.
+    /// Median seconds of the best so far, in turn with it.
     pub best_seconds: f64,
     /// The median of the one by the other, run by run; where there was a second race, the worse of both.
     pub ratio: f64,
