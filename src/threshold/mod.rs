@@ -5,11 +5,11 @@ mod rule;
 mod state;
 
 pub use self::adaptive::Adaptive;
-use self::adaptive::BILLION;
-#[cfg(all(test, feature = "gpu"))]
-pub(crate) use self::adaptive::ROOTS_OF_TWO;
+pub(crate) use self::adaptive::BILLION;
 pub(crate) use self::rule::{Rule, Source};
 pub use self::state::State;
+#[cfg(all(test, feature = "gpu"))]
+pub(crate) use self::{adaptive::ROOTS_OF_TWO, rule::NO_NORM};
 use crate::batch::{Granularity, Layout};
 use crate::clip::{Clipping, NonFinite, Status};
 use crate::error::{Error, Result};

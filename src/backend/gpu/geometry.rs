@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::report::Strategy;
 
 /// Marks the entries that pad a window's list of tiles.
-const NO_SPAN: u32 = u32::MAX;
+pub(super) const NO_SPAN: u32 = u32::MAX;
 
 /// Tiles that may add to one exact sum: each adds at most 2^16 + 2^8 to a cell of 32 bits.
 const TILES_PER_SPAN: usize = 65_000;

@@ -512,11 +512,19 @@ fn layout_entry(&(resource, access): &(Resource, Access)) -> wgpu::BindGroupLayo
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::panic)]
-    use super::super::geometry::{Span, Tile};
-    use super::super::params::{DeviceDecision, Params};
-    use super::super::rules::Group;
+    use std::collections::BTreeMap;
+
+    use super::super::buffers::EXACT_SUM_BYTES;
+    use super::super::geometry::{NO_SPAN, Span, Tile};
+    use super::super::params::{
+        CLIPS_ALL, CLIPS_NONE, CLIPS_OPEN, CUT, DeviceDecision, Params, RUN_BYTES, RUN_DECISIONS, RUN_NORMS,
+        RUN_OPEN, policy_code,
+    };
+    use super::super::rules::{Group, NO_GROUP, RULE_ADAPTIVE, RULE_ARC, RULE_HISTORY, RULE_QUANTILE};
     use super::*;
-    use crate::norms::Norm;
+    use crate::clip::{NonFinite, Status};
+    use crate::norms::{INFINITY_BITS, Norm, NormClass};
+    use crate::threshold::{BILLION, NO_NORM};
 
     const STORAGES: [Storage; 3] = [Storage::Single, Storage::Half(Half::F16), Storage::Half(Half::Bf16)];
 
@@ -630,21 +638,73 @@ mod tests {
         assert_eq!(size("Decision"), size_of::<DeviceDecision>());
     }
 
+    /// The constants of a shader that are whole numbers.
+    fn constants(module: &naga::Module) -> BTreeMap<&str, u32> {
+        let value = |constant: &naga::Constant| match module.global_expressions[constant.init] {
+            naga::Expression::Literal(naga::Literal::U32(value)) => Some(value),
+            _ => None,
+        };
+        module.constants.iter().filter_map(|(_, c)| Some((c.name.as_deref()?, value(c)?))).collect()
+    }
+
+    #[test]
+    fn kernels_have_the_hosts_constants() {
+        let common = naga::front::wgsl::parse_str(include_str!("../../../shaders/common.wgsl")).unwrap();
+        let of_host = BTreeMap::from([
+            ("BELOW", NormClass::Below as u32),
+            ("EXACT", NormClass::Exact as u32),
+            ("ABOVE", NormClass::Above as u32),
+            ("NON_FINITE", NormClass::NonFinite as u32),
+            ("OUT_OF_SCOPE", NormClass::OutOfScope as u32),
+            ("UNTOUCHED", Status::Untouched as u32),
+            ("CLIPPED", Status::Clipped as u32),
+            ("ZEROED", Status::Zeroed as u32),
+            ("STATUS_OUT_OF_SCOPE", Status::OutOfScope as u32),
+            ("KEPT", Status::Kept as u32),
+            ("CUT", CUT),
+            ("POLICY_ZERO", policy_code(NonFinite::Zero)),
+            ("POLICY_ERROR", policy_code(NonFinite::Error)),
+            ("POLICY_KEEP", policy_code(NonFinite::Keep)),
+            ("CLIPS_ALL", CLIPS_ALL),
+            ("CLIPS_OPEN", CLIPS_OPEN),
+            ("CLIPS_NONE", CLIPS_NONE),
+            ("RULE_QUANTILE", RULE_QUANTILE),
+            ("RULE_HISTORY", RULE_HISTORY),
+            ("RULE_ARC", RULE_ARC),
+            ("RULE_ADAPTIVE", RULE_ADAPTIVE),
+            // A plan that is given norms writes the words of the run from this one on.
+            ("RUN_NON_FINITE", 0),
+            ("RUN_NORMS", RUN_NORMS as u32),
+            ("RUN_DECISIONS", RUN_DECISIONS as u32),
+            ("RUN_OPEN_SPANS", RUN_OPEN.start as u32 / 4),
+            ("RUN_OPEN_TILES", RUN_OPEN.end as u32 / 4 - 1),
+            ("RUN_LIST", RUN_BYTES as u32 / 4),
+            ("NO_GROUP", NO_GROUP),
+            ("NO_NORM", NO_NORM),
+            ("NO_SPAN", NO_SPAN),
+            ("INFINITY", INFINITY_BITS),
+            ("MAGNITUDE", i32::MAX as u32),
+            ("LIMBS", EXACT_SUM_BYTES as u32 / 4),
+            // Known to the shaders only, and so none of the host's.
+            ("UNDECIDED", NormClass::OutOfScope as u32 + 1),
+            ("REFUSED", CUT + 1),
+        ]);
+        // Both ways: a constant that common.wgsl gets has to have a line here.
+        assert_eq!(constants(&common), of_host);
+        assert_eq!(u64::from(constants(&parse("threshold", PORTABLE).0)["BILLION"]), BILLION);
+    }
+
     #[test]
     fn the_mean_has_the_hosts_constants_and_strips() {
-        use super::super::mean::{CELLS, REFUSAL, SUM_WORDS, SUMMED, Strip, WEIGHT_ROWS, WEIGHTS};
+        use super::super::mean::{
+            CELLS, COORDINATES, REFUSAL, SUM_WORDS, SUMMED, Strip, WEIGHT_ROWS, WEIGHTS,
+        };
         let modules = ["mean_weights", "mean", "mean_exact"].map(|file| parse(file, PORTABLE).0);
         let [of_weights, module, exact] = &modules;
-        let constant = |module: &naga::Module, name: &str| {
-            let (_, constant) =
-                module.constants.iter().find(|(_, c)| c.name.as_deref() == Some(name)).unwrap();
-            match module.global_expressions[constant.init] {
-                naga::Expression::Literal(naga::Literal::U32(value)) => u64::from(value),
-                ref other => panic!("{name} is {other:?}"),
-            }
-        };
+        let constant = |module: &naga::Module, name: &str| u64::from(constants(module)[name]);
         assert_eq!(constant(exact, "CELLS"), CELLS);
         assert_eq!(constant(module, "SUM_WORDS"), SUM_WORDS);
+        assert_eq!(4 * constant(module, "GROUPS"), u64::from(COORDINATES));
         assert_eq!(constant(module, "JOINED"), super::super::tuning::JOINED);
         assert_eq!(constant(of_weights, "WEIGHT_ROWS"), WEIGHT_ROWS);
         let cells = constant(of_weights, "WEIGHT_CELLS");

@@ -40,8 +40,8 @@ const MOST_ROWS: u64 = 1 << 20;
 /// Rows of a part, at most: drivers cut off longer loops; and at least, where there are enough coordinates for a device.
 const LONGEST_PART: u64 = 1 << 14;
 const SHORTEST_PART: u64 = 64;
-/// Coordinates of an invocation: four groups of four.
-const COORDINATES: u32 = 16;
+/// Coordinates of an invocation: groups of four, as many as mean.wgsl has.
+pub(super) const COORDINATES: u32 = 16;
 /// Invocations that are enough for a device.
 const ENOUGH: u64 = 1 << 17;
 

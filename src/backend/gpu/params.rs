@@ -50,8 +50,8 @@ pub(crate) struct Params {
 
 /// CLIPS_* of common.wgsl.
 pub(super) const CLIPS_ALL: u32 = 0;
-const CLIPS_OPEN: u32 = 1;
-const CLIPS_NONE: u32 = 2;
+pub(super) const CLIPS_OPEN: u32 = 1;
+pub(super) const CLIPS_NONE: u32 = 2;
 
 impl Params {
     /// A plan's copies, in the order of [`OF_STAGES`] and those behind it, from that of the stages alone.
@@ -108,7 +108,7 @@ pub(crate) struct DeviceDecision {
 }
 
 /// The shaders' status of a row that is clipped coordinate by coordinate.
-const CUT: u32 = 5;
+pub(super) const CUT: u32 = 5;
 
 /// The exponent of a factor of 0 on the device: every product vanishes.
 const VANISHING: i32 = -1000;

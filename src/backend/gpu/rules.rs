@@ -3,10 +3,16 @@
 use bytemuck::{Pod, Zeroable};
 
 use crate::error::Result;
-use crate::threshold::{Rule, Source};
+use crate::threshold::{BILLION, Rule, Source};
 
 /// Marks spans whose bound is given.
 pub(crate) const NO_GROUP: u32 = u32::MAX;
+
+/// RULE_* of common.wgsl.
+pub(super) const RULE_QUANTILE: u32 = 0;
+pub(super) const RULE_HISTORY: u32 = 1;
+pub(super) const RULE_ARC: u32 = 2;
+pub(super) const RULE_ADAPTIVE: u32 = 3;
 
 /// `Group` of common.wgsl.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
@@ -51,20 +57,21 @@ impl Rules {
     }
 }
 
-/// The rule's fields; RULE_* of common.wgsl.
+/// The rule in a group's fields.
 fn encoded(rule: &Rule) -> Group {
+    let of_norms = |rule, amount, factor: f32, window| Group {
+        rule,
+        amount,
+        factor: factor.to_bits(),
+        window,
+        ..Group::default()
+    };
     match *rule {
-        Rule::Quantile { billionths, factor } => {
-            Group { rule: 0, amount: billionths, factor: factor.to_bits(), window: 1, ..Group::default() }
-        }
-        Rule::History { window, factor } => {
-            Group { rule: 1, amount: 500_000_000, factor: factor.to_bits(), window, ..Group::default() }
-        }
-        Rule::Arc { byzantine } => {
-            Group { rule: 2, amount: byzantine, factor: 1.0f32.to_bits(), window: 1, ..Group::default() }
-        }
+        Rule::Quantile { billionths, factor } => of_norms(RULE_QUANTILE, billionths, factor, 1),
+        Rule::History { window, factor } => of_norms(RULE_HISTORY, (BILLION / 2) as u32, factor, window),
+        Rule::Arc { byzantine } => of_norms(RULE_ARC, byzantine, 1.0, 1),
         Rule::Adaptive(adaptation) => Group {
-            rule: 3,
+            rule: RULE_ADAPTIVE,
             amount: adaptation.target,
             factor: adaptation.rate,
             window: adaptation.min.to_bits(),
