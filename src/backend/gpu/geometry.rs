@@ -6,6 +6,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::Tuning;
 use super::storage::{Fours, Storage};
+use super::tuning::MANY_ROWS;
 use crate::batch::{Granularity, Layout};
 use crate::error::{Error, Result};
 use crate::report::Strategy;
@@ -100,6 +101,8 @@ pub(crate) struct Geometry {
     pub few_exact: bool,
     /// Whether one dispatch settles all spans, those included that take exact sums.
     pub at_once: bool,
+    /// Whether a workgroup shares the rows of a mean that takes an exact sum.
+    pub many_rows: bool,
     /// Elements of the longest tile.
     pub longest: u64,
     /// Whether norms are those of differences from a centre.
@@ -197,6 +200,7 @@ impl Geometry {
             few: false,
             few_exact: false,
             at_once: false,
+            many_rows: layout.clients() as u64 >= MANY_ROWS,
             longest: 0,
             centered,
             fours,

@@ -1,16 +1,18 @@
 //! The kernel table: every entry point, its file, its bindings and its workgroup; and pipelines, made from it.
 //!
-//! A new kernel is a shader under `shaders/`, a row here, its place among the steps of a stage (`steps.rs`) and, in a file of its own, what
-//! that needs beside it (`sources.rs`).
+//! A new kernel is an entry point under `shaders/` and a row here; if its file is new, also a variant of [`Shader`] and what that needs
+//! beside it (`sources.rs`). A stage dispatches its kernels in the order of the table.
 
 use std::sync::OnceLock;
 
 use super::Tuning;
 use super::device::guarded;
-use super::sources::{Variant, source};
+use super::geometry::Geometry;
+use super::sources::{Shader, Variant, source};
 use super::storage::{Fours, Storage};
 use crate::error::Result;
 use crate::half::Half;
+use crate::report::Strategy;
 
 /// What goes on where an error is one of a kernel that does not compile.
 pub(super) const COMPILING: &str = "compiling the kernels";
@@ -81,14 +83,21 @@ pub(crate) enum Grid {
     OpenCoordinates,
 }
 
-impl Grid {
-    /// Whether it is one of the mean's, which has a plan of its own.
-    pub(super) fn is_of_mean(self) -> bool {
-        matches!(
-            self,
-            Self::Weights | Self::Divisor | Self::Coordinates | Self::Strip | Self::OpenCoordinates
-        )
-    }
+/// What a kernel is a part of. A run, or a stage alone, takes some of these (`steps.rs`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// Fast sums, and norms from them.
+    Norms,
+    /// The same for a row at a time, with its clip.
+    Fused,
+    /// Norms that fast sums left open.
+    Exact,
+    Threshold,
+    Clip,
+    /// The clip of what others have left.
+    Left,
+    /// The mean, which has a plan of its own.
+    Mean,
 }
 
 /// A row of the kernel table.
@@ -96,10 +105,26 @@ impl Grid {
 pub(crate) struct Kernel {
     /// The entry point.
     pub name: &'static str,
-    /// The file under `shaders/` that holds it.
-    pub file: &'static str,
+    /// The file that holds it.
+    pub shader: Shader,
+    pub stage: Stage,
+    /// Whether its stage takes it in a batch that is cut like this.
+    pub when: fn(&Geometry) -> bool,
     pub bindings: &'static [(Resource, Access)],
     pub grid: Grid,
+}
+
+fn always(_: &Geometry) -> bool {
+    true
+}
+
+/// Where short rows share workgroups.
+fn is_short(geometry: &Geometry) -> bool {
+    geometry.strategy == Strategy::Rows
+}
+
+fn is_long(geometry: &Geometry) -> bool {
+    !is_short(geometry)
 }
 
 use Access::{Read, ReadWrite, Uniform};
@@ -107,6 +132,21 @@ use Resource::{
     Bounds, Columns, Data, Decisions, Groups, Limbs, Means, Members, Norms, Open, Params, Partials, Run,
     Spans, State, Strip, Sums, Tiles, Weights,
 };
+
+/// What both kernels bind that join the partial sums of spans, and list what stays open.
+const OF_SPANS: &[(Resource, Access)] = &[
+    (Params, Uniform),
+    (Spans, Read),
+    (Partials, ReadWrite),
+    (Norms, ReadWrite),
+    (Limbs, ReadWrite),
+    (Decisions, ReadWrite),
+    (Run, ReadWrite),
+];
+
+/// What both kernels of the clip stage bind.
+const OF_CLIPS: &[(Resource, Access)] =
+    &[(Params, Uniform), (Data, ReadWrite), (Tiles, Read), (Decisions, Read), (Columns, Read)];
 
 /// What both kernels of exact means bind.
 const OF_EXACT_MEANS: &[(Resource, Access)] = &[
@@ -125,7 +165,9 @@ const OF_EXACT_MEANS: &[(Resource, Access)] = &[
 pub(crate) const KERNELS: [Kernel; 20] = [
     Kernel {
         name: "norms_tiles",
-        file: "norms",
+        shader: Shader::Norms,
+        stage: Stage::Norms,
+        when: is_long,
         bindings: &[
             (Params, Uniform),
             (Data, Read),
@@ -138,35 +180,25 @@ pub(crate) const KERNELS: [Kernel; 20] = [
     },
     Kernel {
         name: "norms_spans",
-        file: "norms",
-        bindings: &[
-            (Params, Uniform),
-            (Spans, Read),
-            (Partials, ReadWrite),
-            (Norms, ReadWrite),
-            (Limbs, ReadWrite),
-            (Decisions, ReadWrite),
-            (Run, ReadWrite),
-        ],
+        shader: Shader::Norms,
+        stage: Stage::Norms,
+        when: |of| is_long(of) && !of.few,
+        bindings: OF_SPANS,
         grid: Grid::Span,
     },
     Kernel {
         name: "norms_few",
-        file: "norms",
-        bindings: &[
-            (Params, Uniform),
-            (Spans, Read),
-            (Partials, ReadWrite),
-            (Norms, ReadWrite),
-            (Limbs, ReadWrite),
-            (Decisions, ReadWrite),
-            (Run, ReadWrite),
-        ],
+        shader: Shader::Norms,
+        stage: Stage::Norms,
+        when: |of| is_long(of) && of.few && !of.at_once,
+        bindings: OF_SPANS,
         grid: Grid::Spans,
     },
     Kernel {
         name: "norms_at_once",
-        file: "norms_at_once",
+        shader: Shader::NormsAtOnce,
+        stage: Stage::Norms,
+        when: |of| of.at_once,
         bindings: &[
             (Params, Uniform),
             (Data, Read),
@@ -182,7 +214,9 @@ pub(crate) const KERNELS: [Kernel; 20] = [
     },
     Kernel {
         name: "norms_rows",
-        file: "norms",
+        shader: Shader::Norms,
+        stage: Stage::Norms,
+        when: is_short,
         bindings: &[
             (Params, Uniform),
             (Data, Read),
@@ -198,7 +232,9 @@ pub(crate) const KERNELS: [Kernel; 20] = [
     },
     Kernel {
         name: "fused",
-        file: "fused",
+        shader: Shader::Fused,
+        stage: Stage::Fused,
+        when: |of| of.strategy == Strategy::Fused,
         bindings: &[
             (Params, Uniform),
             (Data, ReadWrite),
@@ -214,7 +250,9 @@ pub(crate) const KERNELS: [Kernel; 20] = [
     },
     Kernel {
         name: "exact_few",
-        file: "exact",
+        shader: Shader::Exact,
+        stage: Stage::Exact,
+        when: |of| of.few_exact && !of.at_once,
         bindings: &[
             (Params, Uniform),
             (Data, Read),
@@ -229,7 +267,9 @@ pub(crate) const KERNELS: [Kernel; 20] = [
     },
     Kernel {
         name: "exact_tiles",
-        file: "exact",
+        shader: Shader::Exact,
+        stage: Stage::Exact,
+        when: |of| !of.few_exact,
         bindings: &[
             (Params, Uniform),
             (Data, Read),
@@ -242,7 +282,9 @@ pub(crate) const KERNELS: [Kernel; 20] = [
     },
     Kernel {
         name: "exact_spans",
-        file: "exact",
+        shader: Shader::Exact,
+        stage: Stage::Exact,
+        when: |of| !of.few_exact,
         bindings: &[
             (Params, Uniform),
             (Spans, Read),
@@ -255,7 +297,9 @@ pub(crate) const KERNELS: [Kernel; 20] = [
     },
     Kernel {
         name: "threshold_groups",
-        file: "threshold",
+        shader: Shader::Threshold,
+        stage: Stage::Threshold,
+        when: always,
         bindings: &[
             (Params, Uniform),
             (Spans, Read),
@@ -270,7 +314,9 @@ pub(crate) const KERNELS: [Kernel; 20] = [
     },
     Kernel {
         name: "threshold_spans",
-        file: "threshold",
+        shader: Shader::Threshold,
+        stage: Stage::Threshold,
+        when: always,
         bindings: &[
             (Params, Uniform),
             (Spans, Read),
@@ -283,19 +329,25 @@ pub(crate) const KERNELS: [Kernel; 20] = [
     },
     Kernel {
         name: "clip",
-        file: "clip",
-        bindings: &[(Params, Uniform), (Data, ReadWrite), (Tiles, Read), (Decisions, Read), (Columns, Read)],
+        shader: Shader::Clip,
+        stage: Stage::Clip,
+        when: is_long,
+        bindings: OF_CLIPS,
         grid: Grid::Tile,
     },
     Kernel {
         name: "clip_rows",
-        file: "clip",
-        bindings: &[(Params, Uniform), (Data, ReadWrite), (Tiles, Read), (Decisions, Read), (Columns, Read)],
+        shader: Shader::Clip,
+        stage: Stage::Clip,
+        when: is_short,
+        bindings: OF_CLIPS,
         grid: Grid::ShortTiles,
     },
     Kernel {
         name: "clip_left",
-        file: "clip",
+        shader: Shader::Clip,
+        stage: Stage::Left,
+        when: |of| matches!(of.strategy, Strategy::Fused | Strategy::Grouped),
         bindings: &[
             (Params, Uniform),
             (Data, ReadWrite),
@@ -308,19 +360,25 @@ pub(crate) const KERNELS: [Kernel; 20] = [
     },
     Kernel {
         name: "mean_weights",
-        file: "mean_weights",
+        shader: Shader::MeanWeights,
+        stage: Stage::Mean,
+        when: always,
         bindings: &[(Decisions, Read), (Run, Read), (Strip, Uniform), (Weights, ReadWrite)],
         grid: Grid::Weights,
     },
     Kernel {
         name: "mean_divisor",
-        file: "mean_weights",
+        shader: Shader::MeanWeights,
+        stage: Stage::Mean,
+        when: always,
         bindings: &[(Weights, ReadWrite)],
         grid: Grid::Divisor,
     },
     Kernel {
         name: "mean_sums",
-        file: "mean",
+        shader: Shader::Mean,
+        stage: Stage::Mean,
+        when: always,
         bindings: &[
             (Params, Uniform),
             (Data, Read),
@@ -337,7 +395,9 @@ pub(crate) const KERNELS: [Kernel; 20] = [
     },
     Kernel {
         name: "mean_join",
-        file: "mean",
+        shader: Shader::Mean,
+        stage: Stage::Mean,
+        when: always,
         bindings: &[
             (Params, Uniform),
             (Strip, Uniform),
@@ -349,10 +409,19 @@ pub(crate) const KERNELS: [Kernel; 20] = [
         ],
         grid: Grid::Strip,
     },
-    Kernel { name: "mean_exact", file: "mean_exact", bindings: OF_EXACT_MEANS, grid: Grid::OpenCoordinates },
+    Kernel {
+        name: "mean_exact",
+        shader: Shader::MeanExact,
+        stage: Stage::Mean,
+        when: |of| !of.many_rows,
+        bindings: OF_EXACT_MEANS,
+        grid: Grid::OpenCoordinates,
+    },
     Kernel {
         name: "mean_exact_many",
-        file: "mean_exact",
+        shader: Shader::MeanExact,
+        stage: Stage::Mean,
+        when: |of| of.many_rows,
         bindings: OF_EXACT_MEANS,
         grid: Grid::OpenCoordinates,
     },
@@ -437,7 +506,7 @@ fn build_one(device: &wgpu::Device, kernel: &'static Kernel, form: Form, tuning:
         unpacks: form.unpacks,
         storage: form.storage,
     };
-    let module = module(device, tuning, kernel.file, source(kernel.file, variant));
+    let module = module(device, tuning, kernel.name, source(kernel.shader, variant));
     let entries: Vec<_> = kernel.bindings.iter().map(layout_entry).collect();
     let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
         label: Some(kernel.name),
@@ -479,9 +548,9 @@ fn build_one(device: &wgpu::Device, kernel: &'static Kernel, form: Form, tuning:
 }
 
 /// A shader module, with the checks that wgpu adds to it but where the tuning does without.
-fn module(device: &wgpu::Device, tuning: &Tuning, file: &str, source: String) -> wgpu::ShaderModule {
+fn module(device: &wgpu::Device, tuning: &Tuning, label: &str, source: String) -> wgpu::ShaderModule {
     let source = wgpu::ShaderSource::Wgsl(source.into());
-    let descriptor = wgpu::ShaderModuleDescriptor { label: Some(file), source };
+    let descriptor = wgpu::ShaderModuleDescriptor { label: Some(label), source };
     #[cfg(feature = "trusted")]
     if tuning.trusted {
         #[allow(unsafe_code)]
@@ -549,15 +618,15 @@ mod tests {
         })
     }
 
-    fn parse(file: &str, variant: Variant) -> (naga::Module, naga::valid::ModuleInfo) {
-        let text = source(file, variant);
+    fn parse(shader: Shader, variant: Variant) -> (naga::Module, naga::valid::ModuleInfo) {
+        let text = source(shader, variant);
         let module =
             naga::front::wgsl::parse_str(&text).unwrap_or_else(|e| panic!("{}", e.emit_to_string(&text)));
         use naga::valid::Capabilities;
         let capabilities =
             Capabilities::SUBGROUP | Capabilities::FLOAT64 | Capabilities::SHADER_FLOAT16_IN_FLOAT32;
         let mut validator = naga::valid::Validator::new(naga::valid::ValidationFlags::all(), capabilities);
-        let info = validator.validate(&module).unwrap_or_else(|e| panic!("{file}: {e:?}"));
+        let info = validator.validate(&module).unwrap_or_else(|e| panic!("{shader:?}: {e:?}"));
         (module, info)
     }
 
@@ -589,7 +658,7 @@ mod tests {
     fn every_kernel_declares_in_the_table_what_its_shader_uses() {
         for kernel in &KERNELS {
             for variant in variants() {
-                let (module, info) = parse(kernel.file, variant);
+                let (module, info) = parse(kernel.shader, variant);
                 let table: Vec<_> =
                     kernel.bindings.iter().map(|&(resource, access)| (resource as u32, access)).collect();
                 assert_eq!(table, used(&module, &info, kernel.name), "{} {variant:?}", kernel.name);
@@ -599,31 +668,32 @@ mod tests {
 
     #[test]
     fn every_entry_point_is_in_the_table() {
-        for file in [
-            "norms",
-            "norms_at_once",
-            "fused",
-            "exact",
-            "threshold",
-            "clip",
-            "mean_weights",
-            "mean",
-            "mean_exact",
-        ] {
-            let (module, _) = parse(file, PORTABLE);
-            for entry in &module.entry_points {
-                assert!(
-                    KERNELS.iter().any(|k| k.file == file && k.name == entry.name),
-                    "{file}: {}",
-                    entry.name
-                );
+        for shader in KERNELS.map(|kernel| kernel.shader) {
+            for entry in &parse(shader, PORTABLE).0.entry_points {
+                let has_row = KERNELS.iter().any(|k| k.shader == shader && k.name == entry.name);
+                assert!(has_row, "{shader:?}: {}", entry.name);
             }
+        }
+    }
+
+    /// A file that no source has would hold kernels that no table misses.
+    #[test]
+    fn every_file_of_shaders_is_compiled() {
+        let sources: String = KERNELS
+            .iter()
+            .flat_map(|kernel| variants().map(|variant| source(kernel.shader, variant)))
+            .collect();
+        let files = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders")).unwrap();
+        // Those below `bench` are the benchmarks' own.
+        for file in files.map(|file| file.unwrap().path()).filter(|path| path.is_file()) {
+            let text = std::fs::read_to_string(&file).unwrap();
+            assert!(sources.contains(&text), "{} is compiled for no kernel", file.display());
         }
     }
 
     #[test]
     fn structs_have_the_size_that_the_shaders_give_them() {
-        let (module, _) = parse("threshold", PORTABLE);
+        let (module, _) = parse(Shader::Threshold, PORTABLE);
         let mut layouter = naga::proc::Layouter::default();
         layouter.update(module.to_ctx()).unwrap();
         let size = |name: &str| {
@@ -691,7 +761,7 @@ mod tests {
         ]);
         // Both ways: a constant that common.wgsl gets has to have a line here.
         assert_eq!(constants(&common), of_host);
-        assert_eq!(u64::from(constants(&parse("threshold", PORTABLE).0)["BILLION"]), BILLION);
+        assert_eq!(u64::from(constants(&parse(Shader::Threshold, PORTABLE).0)["BILLION"]), BILLION);
     }
 
     #[test]
@@ -699,7 +769,8 @@ mod tests {
         use super::super::mean::{
             CELLS, COORDINATES, REFUSAL, SUM_WORDS, SUMMED, Strip, WEIGHT_ROWS, WEIGHTS,
         };
-        let modules = ["mean_weights", "mean", "mean_exact"].map(|file| parse(file, PORTABLE).0);
+        let modules =
+            [Shader::MeanWeights, Shader::Mean, Shader::MeanExact].map(|shader| parse(shader, PORTABLE).0);
         let [of_weights, module, exact] = &modules;
         let constant = |module: &naga::Module, name: &str| u64::from(constants(module)[name]);
         assert_eq!(constant(exact, "CELLS"), CELLS);
@@ -734,7 +805,7 @@ mod tests {
 
     #[test]
     fn fields_stand_where_the_shaders_expect_them() {
-        let (module, _) = parse("threshold", PORTABLE);
+        let (module, _) = parse(Shader::Threshold, PORTABLE);
         let offsets = |name: &str| {
             let (_, ty) = module.types.iter().find(|(_, ty)| ty.name.as_deref() == Some(name)).unwrap();
             let naga::TypeInner::Struct { members, .. } = &ty.inner else { panic!("{name} is not a struct") };
@@ -811,7 +882,7 @@ mod tests {
 
     #[test]
     fn the_shader_has_the_hosts_table_of_roots() {
-        let text = source("threshold", PORTABLE);
+        let text = source(Shader::Threshold, PORTABLE);
         let table: Vec<u32> = text
             .split("array<u32, 24>(")
             .nth(1)

@@ -8,10 +8,9 @@ use bytemuck::{Pod, Zeroable};
 use super::context::GpuContext;
 use super::device::{guarded, read_mapped};
 use super::geometry::{Geometry, Window};
-use super::kernels::{Form, Grid, Kernel, Pipeline, Resource};
+use super::kernels::{Form, Grid, Kernel, Pipeline, Resource, Stage};
 use super::params::Params;
 use super::steps::{Step, bind, folded};
-use super::tuning::MANY_ROWS;
 use crate::aggregate::Weights;
 use crate::batch::{Granularity, Layout};
 use crate::error::{Error, Result};
@@ -159,12 +158,7 @@ impl MeanPlan {
         source.layout.check_alike()?;
         context.ensure_means_checked(source.centered)?;
         let context = context.clone();
-        let many = source.layout.clients() as u64 >= MANY_ROWS;
-        let chosen = |kernel: &Kernel| match kernel.name {
-            "mean_exact" => !many,
-            "mean_exact_many" => many,
-            _ => kernel.grid.is_of_mean(),
-        };
+        let chosen = |kernel: &Kernel| kernel.stage == Stage::Mean && (kernel.when)(source.geometry);
         let pipelines = context.pipelines.get(&context.device, &context.tuning, source.form(), chosen)?;
         let cut = Cut::new(source, &context);
         let buffers = Buffers::new(&context, source.layout, &cut)?;

@@ -8,13 +8,13 @@ use super::buffers::Buffers;
 use super::context::GpuContext;
 use super::device::{guarded, read_mapped};
 use super::geometry::{Geometry, Placement, Tile};
-use super::kernels::Form;
+use super::kernels::{Form, Kernel, Stage};
 use super::mean::MeanPlan;
 use super::params::{
     CLIPS_ALL, DeviceDecision, OF_STAGES, Params, RUN_BYTES, RUN_DECISIONS, RUN_NORMS, RUN_OPEN, policy_code,
 };
 use super::rules::{NO_GROUP, Rules};
-use super::steps::{Binder, CLIP, Extent, NORMS, Step, THRESHOLD, folded, is_step};
+use super::steps::{Binder, CLIP, Extent, NORMS, Step, THRESHOLD, folded};
 use super::storage::{Storage, Sums};
 use super::tuning::Tuning;
 use crate::aggregate::Weights;
@@ -126,8 +126,8 @@ impl Plan {
         let geometry = Geometry::new(layout, clipping.granularity, placement, tuning, centered, storage)?;
         let unpacks = context.unpacks(storage);
         let form = Form { fours: geometry.fours, centered, storage, unpacks };
-        let pipelines =
-            context.pipelines.get(&context.device, tuning, form, |kernel| is_step(kernel, &geometry))?;
+        let chosen = |kernel: &Kernel| kernel.stage != Stage::Mean && (kernel.when)(&geometry);
+        let pipelines = context.pipelines.get(&context.device, tuning, form, chosen)?;
         let source = Source::new(&clipping.threshold, layout, clipping.granularity)?;
         let rules = Rules::new(&source)?;
         let center = clipping.center.as_ref().map_or(0, |center| center.len());
@@ -136,7 +136,7 @@ impl Plan {
             Binder { context: &context, pipelines: &pipelines, geometry: &geometry, buffers: &buffers, data };
         let (stages, passes, given) = guarded(&context.device, "binding the buffers", || {
             let whole = Extent::whole(&geometry, OF_STAGES);
-            let stages = [NORMS, THRESHOLD, CLIP].map(|kernels| binder.steps(&[kernels], &whole));
+            let stages = [NORMS, THRESHOLD, CLIP].map(|stage| binder.steps(&[stage], &whole));
             (stages, binder.passes(), binder.given(clipping.granularity))
         })?;
         let [norms, decide, clip] = stages;

@@ -3,6 +3,20 @@
 use super::storage::{Fours, Storage};
 use crate::half::Half;
 
+/// A file under `shaders/` with kernels in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Shader {
+    Norms,
+    NormsAtOnce,
+    Fused,
+    Exact,
+    Threshold,
+    Clip,
+    MeanWeights,
+    Mean,
+    MeanExact,
+}
+
 /// The variants of the shaders that a device takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Variant {
@@ -77,8 +91,8 @@ impl Storage {
     }
 }
 
-/// The whole source of the shader module of a file under `shaders/`.
-pub(crate) fn source(file: &str, variant: Variant) -> String {
+/// The whole source of the module of a shader.
+pub(crate) fn source(shader: Shader, variant: Variant) -> String {
     let [data, store, product] = &variant.storage.sources(variant.fours, variant.unpacks);
     let reduce = if variant.subgroups {
         include_str!("../../../shaders/reduce_subgroup.wgsl")
@@ -113,20 +127,22 @@ pub(crate) fn source(file: &str, variant: Variant) -> String {
     };
     let mean = include_str!("../../../shaders/mean.wgsl");
     let mean_exact = include_str!("../../../shaders/mean_exact.wgsl");
-    let parts: &[&str] = match file {
-        "norms" => &[data, center, pairs, sum, settle, list, decide, partials, norms, reduce],
-        "norms_at_once" => {
+    let parts: &[&str] = match shader {
+        Shader::Norms => &[data, center, pairs, sum, settle, list, decide, partials, norms, reduce],
+        Shader::NormsAtOnce => {
             &[data, center, pairs, sum, settle, decide, partials, exact_sum, exact_root, at_once]
         }
-        "fused" => {
+        Shader::Fused => {
             &[data, store, center, pairs, sum, settle, list, decide, product, around, apply, fused, reduce]
         }
-        "exact" => &[data, center, decide, exact_sum, exact_root, exact],
-        "threshold" => &[decide, include_str!("../../../shaders/threshold.wgsl")],
-        "mean_weights" => &[strip, include_str!("../../../shaders/mean_weights.wgsl")],
-        "mean" => &[data, center, product, around, pairs, signed_pairs, strip, terms, mean],
-        "mean_exact" => &[data, center, product, around, strip, mean_exact],
-        _ => &[data, store, center, product, around, apply, include_str!("../../../shaders/clip.wgsl")],
+        Shader::Exact => &[data, center, decide, exact_sum, exact_root, exact],
+        Shader::Threshold => &[decide, include_str!("../../../shaders/threshold.wgsl")],
+        Shader::Clip => {
+            &[data, store, center, product, around, apply, include_str!("../../../shaders/clip.wgsl")]
+        }
+        Shader::MeanWeights => &[strip, include_str!("../../../shaders/mean_weights.wgsl")],
+        Shader::Mean => &[data, center, product, around, pairs, signed_pairs, strip, terms, mean],
+        Shader::MeanExact => &[data, center, product, around, strip, mean_exact],
     };
     [&[include_str!("../../../shaders/common.wgsl")], parts].concat().join("\n")
 }

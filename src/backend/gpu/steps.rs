@@ -5,29 +5,18 @@ use std::ops::Range;
 use super::buffers::Buffers;
 use super::context::GpuContext;
 use super::geometry::{Geometry, Window};
-use super::kernels::{Access, Grid, Kernel, Pipeline, Resource};
+use super::kernels::{Access, Grid, Kernel, Pipeline, Resource, Stage};
 use super::params::{OF_GIVEN, OF_PORTIONS, OF_RUN, Params};
 use super::storage::Storage;
 use crate::batch::Granularity;
 use crate::report::Strategy;
 
-/// The kernels of a stage.
-pub(super) const NORMS: &[&str] = &[
-    "norms_tiles",
-    "norms_spans",
-    "norms_few",
-    "norms_at_once",
-    "norms_rows",
-    "exact_few",
-    "exact_tiles",
-    "exact_spans",
-];
-pub(super) const THRESHOLD: &[&str] = &["threshold_groups", "threshold_spans"];
-pub(super) const CLIP: &[&str] = &["clip", "clip_rows"];
-/// Those that clip what others have left.
-const LEFT: &[&str] = &["clip_left"];
-/// The norms stage where it shares a kernel with the clip.
-const FUSED: &[&str] = &["fused", "exact_few", "exact_tiles", "exact_spans"];
+/// The norms stage, alone and where it shares a kernel with the clip.
+pub(super) const NORMS: &[Stage] = &[Stage::Norms, Stage::Exact];
+const FUSED: &[Stage] = &[Stage::Fused, Stage::Exact];
+pub(super) const THRESHOLD: &[Stage] = &[Stage::Threshold];
+pub(super) const CLIP: &[Stage] = &[Stage::Clip];
+const LEFT: &[Stage] = &[Stage::Left];
 
 /// One dispatch.
 #[derive(Debug)]
@@ -45,23 +34,6 @@ impl Step {
         pass.set_pipeline(&self.pipeline);
         pass.set_bind_group(0, &self.bindings, &[]);
         pass.dispatch_workgroups(workgroups.0, workgroups.1, 1);
-    }
-}
-
-/// Whether a plan over this geometry dispatches the kernel.
-pub(super) fn is_step(kernel: &Kernel, geometry: &Geometry) -> bool {
-    let short = geometry.strategy == Strategy::Rows;
-    match kernel.name {
-        "norms_rows" | "clip_rows" => short,
-        "norms_tiles" | "clip" => !short,
-        "norms_few" => !short && geometry.few && !geometry.at_once,
-        "norms_at_once" => geometry.at_once,
-        "norms_spans" => !short && !geometry.few,
-        "fused" => geometry.strategy == Strategy::Fused,
-        "clip_left" => matches!(geometry.strategy, Strategy::Fused | Strategy::Grouped),
-        "exact_few" => geometry.few_exact && !geometry.at_once,
-        "exact_tiles" | "exact_spans" => !geometry.few_exact,
-        _ => !kernel.grid.is_of_mean(),
     }
 }
 
@@ -131,11 +103,11 @@ impl Binder<'_> {
     }
 
     /// Every dispatch of the kernels of these stages for a part of the batch, in order.
-    pub(super) fn steps(&self, stages: &[&[&str]], extent: &Extent) -> Vec<Step> {
+    pub(super) fn steps(&self, stages: &[&[Stage]], extent: &Extent) -> Vec<Step> {
         let Self { context, geometry, buffers, .. } = *self;
         let mut steps = Vec::new();
         let limit = context.device.limits().max_compute_workgroups_per_dimension;
-        let chosen = |kernel: &Kernel| stages.iter().any(|kernels| kernels.contains(&kernel.name));
+        let chosen = |kernel: &Kernel| stages.iter().any(|stage| stage.contains(&kernel.stage));
         for pipeline in self.pipelines.iter().filter(|pipeline| chosen(pipeline.kernel)) {
             let spans = extent.spans.len() as u64;
             let each = u64::from(pipeline.workgroup);
