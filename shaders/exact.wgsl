@@ -8,7 +8,7 @@
 @group(0) @binding(2) var<storage, read> tiles: array<Tile>;
 @group(0) @binding(3) var<storage, read> spans: array<Span>;
 @group(0) @binding(5) var<storage, read_write> norms: array<Norm>;
-@group(0) @binding(6) var<storage, read_write> limbs: array<atomic<u32>>;
+@group(0) @binding(6) var<storage, read_write> exact_sums: array<atomic<u32>>;
 @group(0) @binding(7) var<storage, read_write> decisions: array<Decision>;
 @group(0) @binding(8) var<storage, read> run: array<u32>;
 
@@ -49,7 +49,7 @@ fn add_tile(local: u32, tile: Tile, span: u32) {
 
 fn add_cell(index: u32, value: u32) {
     if value != 0u {
-        atomicAdd(&limbs[index], value);
+        atomicAdd(&exact_sums[index], value);
     }
 }
 
@@ -81,7 +81,7 @@ fn exact_spans(
         let index = run[RUN_LIST + i];
         var cells = Limbs();
         for (var limb = 0u; limb < LIMBS; limb++) {
-            cells[limb] = atomicLoad(&limbs[index * LIMBS + limb]);
+            cells[limb] = atomicLoad(&exact_sums[index * LIMBS + limb]);
         }
         finish(index, root_of_cells(&cells));
     }

@@ -7,7 +7,7 @@ fn settle_or_list(index: u32, span: Span, sum: Partial, is_whole: bool) -> u32 {
         return NO_SPAN;
     }
     for (var limb = 0u; limb < LIMBS; limb++) {
-        limbs[index * LIMBS + limb] = 0u;
+        exact_sums[index * LIMBS + limb] = 0u;
     }
     atomicStore(&run[RUN_LIST + atomicAdd(&run[RUN_OPEN_SPANS], 1u)], index);
     return atomicAdd(&run[RUN_OPEN_TILES], span.slot_count);

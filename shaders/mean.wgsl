@@ -64,7 +64,7 @@ fn mean_sums(
         return;
     }
     let elements = tiles[skip].count;
-    let first = part * strip.length + columns[column] - strip.first;
+    let first = part * strip.length + starts_and_center[column] - strip.first;
     let is_begun = begin > part * strip.rows;
     // Neighbours read side by side, but each invocation where it likes where that is faster.
     let step = select(1u, WORKGROUP, STRETCH == 1u);
@@ -86,10 +86,10 @@ fn mean_sums(
     }
     // Where this window is not all there is, mean_join settles every coordinate, those too of which it has all rows.
     let is_all = strip.parts == 1u && count == strip.clients * strip.tiles_per_row;
-    finish(a, columns[column], elements, is_all);
-    finish(b, columns[column], elements, is_all);
-    finish(c, columns[column], elements, is_all);
-    finish(d, columns[column], elements, is_all);
+    finish(a, starts_and_center[column], elements, is_all);
+    finish(b, starts_and_center[column], elements, is_all);
+    finish(c, starts_and_center[column], elements, is_all);
+    finish(d, starts_and_center[column], elements, is_all);
 }
 
 // A group before the rows of a window: nothing, or what those before have left.
@@ -209,7 +209,7 @@ fn settle_mean(coordinate: u32, sum: Pair, size: f32, largest: u32) {
     let divisor = Pair(bitcast<f32>(weights[DIVISOR]), bitcast<f32>(weights[DIVISOR + 1u]));
     if weights[DIVISOR] == 0u {
         if CENTERED {
-            means[coordinate] = columns[strip.tiles_per_row + coordinate];
+            means[coordinate] = starts_and_center[strip.tiles_per_row + coordinate];
         } else {
             means[coordinate] = 0u;
         }

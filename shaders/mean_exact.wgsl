@@ -38,7 +38,7 @@ fn rows_of(coordinate: u32) -> Rows {
     let skip = (column + strip.tiles_per_row - slot % strip.tiles_per_row) % strip.tiles_per_row;
     let left = arrayLength(&tiles) - min(skip, arrayLength(&tiles));
     let count = (left + strip.tiles_per_row - 1u) / strip.tiles_per_row;
-    return Rows(coordinate, coordinate - columns[column], skip, (slot + skip) / strip.tiles_per_row, count);
+    return Rows(coordinate, coordinate - starts_and_center[column], skip, (slot + skip) / strip.tiles_per_row, count);
 }
 
 // One coordinate for each invocation.
@@ -103,7 +103,7 @@ fn mean_exact_many(
 fn add_rows(sum: ptr<function, Cells>, rows: Rows, first: u32, step: u32) {
     var center = 0u;
     if CENTERED {
-        center = columns[strip.tiles_per_row + rows.coordinate];
+        center = starts_and_center[strip.tiles_per_row + rows.coordinate];
     }
     for (var i = first; i < rows.count; i += step) {
         let tile = tiles[rows.first_tile + i * strip.tiles_per_row];
@@ -138,7 +138,7 @@ fn column_of(coordinate: u32) -> u32 {
     var high = strip.tiles_per_row;
     while low + 1u < high {
         let middle = (low + high) / 2u;
-        if columns[middle] <= coordinate {
+        if starts_and_center[middle] <= coordinate {
             low = middle;
         } else {
             high = middle;

@@ -7,7 +7,7 @@
 @group(0) @binding(3) var<storage, read> spans: array<Span>;
 @group(0) @binding(4) var<storage, read_write> partials: array<Partial>;
 @group(0) @binding(5) var<storage, read_write> norms: array<Norm>;
-@group(0) @binding(6) var<storage, read_write> limbs: array<u32>;
+@group(0) @binding(6) var<storage, read_write> exact_sums: array<u32>;
 @group(0) @binding(7) var<storage, read_write> decisions: array<Decision>;
 @group(0) @binding(8) var<storage, read_write> run: array<atomic<u32>>;
 

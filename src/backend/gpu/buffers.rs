@@ -20,12 +20,12 @@ pub(super) struct Buffers {
     pub(super) tiles: wgpu::Buffer,
     /// Those in scope, in the same order, with padding behind them, where a run goes through those alone.
     pub(super) tiles_in_scope: wgpu::Buffer,
-    /// Where the tiles of a row begin in it; behind them the centre, where there is one.
-    pub(super) columns: wgpu::Buffer,
+    /// The first coordinate of each tile of a row; behind them the centre, where there is one.
+    pub(super) starts_and_center: wgpu::Buffer,
     pub(super) spans: wgpu::Buffer,
     pub(super) partials: wgpu::Buffer,
     pub(super) norms: wgpu::Buffer,
-    pub(super) limbs: wgpu::Buffer,
+    pub(super) exact_sums: wgpu::Buffer,
     pub(super) decisions: wgpu::Buffer,
     /// What the run has done so far, and behind it the spans that the fast sums left open, and their tiles; see
     /// common.wgsl.
@@ -61,16 +61,16 @@ impl Buffers {
             )?,
             tiles: make("the list of tiles", geometry.tiles.len().max(16) * 16, storage)?,
             tiles_in_scope: make("the list of tiles in scope", listed.max(16) * 16, storage)?,
-            columns: make(
-                "the columns and the centre",
-                (geometry.columns.len() + center).max(1) * 4,
+            starts_and_center: make(
+                "the starts of tiles and the centre",
+                (geometry.tile_starts.len() + center).max(1) * 4,
                 storage | wgpu::BufferUsages::COPY_SRC,
             )?,
             spans: make("the list of spans", spans * size_of::<Span>(), storage)?,
             // Behind them, on how many workgroups they were made.
             partials: make("the partial sums", (geometry.slots + 1) * 12, storage)?,
             norms: make("the norms", norms, read)?,
-            limbs: make("the exact sums", spans * EXACT_SUM_BYTES as usize, storage)?,
+            exact_sums: make("the exact sums", spans * EXACT_SUM_BYTES as usize, storage)?,
             decisions: make("the decisions", decisions, read)?,
             // Of an open tile its slot and its span; where rows are cut in segments, it may be listed for both.
             run: make("the run", RUN_BYTES as usize + (spans + 4 * geometry.slots.max(1)) * 4, read)?,
@@ -88,11 +88,11 @@ impl Buffers {
             Resource::Params => &self.params,
             Resource::Data => data,
             Resource::Tiles => &self.tiles,
-            Resource::Columns => &self.columns,
+            Resource::StartsAndCenter => &self.starts_and_center,
             Resource::Spans => &self.spans,
             Resource::Partials => &self.partials,
             Resource::Norms => &self.norms,
-            Resource::Limbs => &self.limbs,
+            Resource::ExactSums => &self.exact_sums,
             Resource::Decisions => &self.decisions,
             Resource::Run => &self.run,
             Resource::Groups => &self.groups,

@@ -90,7 +90,7 @@ pub(crate) struct Geometry {
     pub slots: usize,
     pub windows: Vec<Window>,
     /// The first coordinate of each tile of a row, where all rows are cut alike; else empty.
-    pub columns: Vec<u32>,
+    pub tile_starts: Vec<u32>,
     /// How norms and clip are spread over dispatches.
     pub strategy: Strategy,
     /// The portions of [`Strategy::Grouped`]; else empty.
@@ -194,7 +194,7 @@ impl Geometry {
             tiles: Vec::new(),
             slots: 0,
             windows: Vec::new(),
-            columns: Vec::new(),
+            tile_starts: Vec::new(),
             strategy,
             portions: Vec::new(),
             few: false,
@@ -216,7 +216,7 @@ impl Geometry {
             && geometry.few_exact
             && tuning.settles_at_once(tiles, elements);
         if layout.check_alike().is_ok() {
-            geometry.columns = geometry.first_coordinates(layout.clients());
+            geometry.tile_starts = geometry.first_coordinates(layout.clients());
         }
         Ok(geometry)
     }

@@ -27,7 +27,7 @@ pub(crate) enum Resource {
     Spans = 3,
     Partials = 4,
     Norms = 5,
-    Limbs = 6,
+    ExactSums = 6,
     Decisions = 7,
     Run = 8,
     Groups = 9,
@@ -37,7 +37,7 @@ pub(crate) enum Resource {
     Strip = 13,
     Weights = 14,
     Open = 15,
-    Columns = 16,
+    StartsAndCenter = 16,
     Sums = 17,
     Means = 18,
 }
@@ -129,8 +129,8 @@ fn is_long(geometry: &Geometry) -> bool {
 
 use Access::{Read, ReadWrite, Uniform};
 use Resource::{
-    Bounds, Columns, Data, Decisions, Groups, Limbs, Means, Members, Norms, Open, Params, Partials, Run,
-    Spans, State, Strip, Sums, Tiles, Weights,
+    Bounds, Data, Decisions, ExactSums, Groups, Means, Members, Norms, Open, Params, Partials, Run, Spans,
+    StartsAndCenter, State, Strip, Sums, Tiles, Weights,
 };
 
 /// What both kernels bind that join the partial sums of spans, and list what stays open.
@@ -139,14 +139,14 @@ const OF_SPANS: &[(Resource, Access)] = &[
     (Spans, Read),
     (Partials, ReadWrite),
     (Norms, ReadWrite),
-    (Limbs, ReadWrite),
+    (ExactSums, ReadWrite),
     (Decisions, ReadWrite),
     (Run, ReadWrite),
 ];
 
 /// What both kernels of the clip stage bind.
 const OF_CLIPS: &[(Resource, Access)] =
-    &[(Params, Uniform), (Data, ReadWrite), (Tiles, Read), (Decisions, Read), (Columns, Read)];
+    &[(Params, Uniform), (Data, ReadWrite), (Tiles, Read), (Decisions, Read), (StartsAndCenter, Read)];
 
 /// What both kernels of exact means bind.
 const OF_EXACT_MEANS: &[(Resource, Access)] = &[
@@ -156,7 +156,7 @@ const OF_EXACT_MEANS: &[(Resource, Access)] = &[
     (Strip, Uniform),
     (Weights, Read),
     (Open, Read),
-    (Columns, Read),
+    (StartsAndCenter, Read),
     (Sums, ReadWrite),
     (Means, ReadWrite),
 ];
@@ -174,7 +174,7 @@ pub(crate) const KERNELS: [Kernel; 20] = [
             (Tiles, Read),
             (Spans, Read),
             (Partials, ReadWrite),
-            (Columns, Read),
+            (StartsAndCenter, Read),
         ],
         grid: Grid::Tile,
     },
@@ -208,7 +208,7 @@ pub(crate) const KERNELS: [Kernel; 20] = [
             (Norms, ReadWrite),
             (Decisions, ReadWrite),
             (Run, ReadWrite),
-            (Columns, Read),
+            (StartsAndCenter, Read),
         ],
         grid: Grid::FewSpans,
     },
@@ -223,10 +223,10 @@ pub(crate) const KERNELS: [Kernel; 20] = [
             (Tiles, Read),
             (Spans, Read),
             (Norms, ReadWrite),
-            (Limbs, ReadWrite),
+            (ExactSums, ReadWrite),
             (Decisions, ReadWrite),
             (Run, ReadWrite),
-            (Columns, Read),
+            (StartsAndCenter, Read),
         ],
         grid: Grid::ShortTiles,
     },
@@ -241,10 +241,10 @@ pub(crate) const KERNELS: [Kernel; 20] = [
             (Tiles, Read),
             (Spans, Read),
             (Norms, ReadWrite),
-            (Limbs, ReadWrite),
+            (ExactSums, ReadWrite),
             (Decisions, ReadWrite),
             (Run, ReadWrite),
-            (Columns, Read),
+            (StartsAndCenter, Read),
         ],
         grid: Grid::Tile,
     },
@@ -261,7 +261,7 @@ pub(crate) const KERNELS: [Kernel; 20] = [
             (Norms, ReadWrite),
             (Decisions, ReadWrite),
             (Run, Read),
-            (Columns, Read),
+            (StartsAndCenter, Read),
         ],
         grid: Grid::OpenFew,
     },
@@ -274,9 +274,9 @@ pub(crate) const KERNELS: [Kernel; 20] = [
             (Params, Uniform),
             (Data, Read),
             (Tiles, Read),
-            (Limbs, ReadWrite),
+            (ExactSums, ReadWrite),
             (Run, Read),
-            (Columns, Read),
+            (StartsAndCenter, Read),
         ],
         grid: Grid::OpenTiles,
     },
@@ -289,7 +289,7 @@ pub(crate) const KERNELS: [Kernel; 20] = [
             (Params, Uniform),
             (Spans, Read),
             (Norms, ReadWrite),
-            (Limbs, ReadWrite),
+            (ExactSums, ReadWrite),
             (Decisions, ReadWrite),
             (Run, Read),
         ],
@@ -354,7 +354,7 @@ pub(crate) const KERNELS: [Kernel; 20] = [
             (Tiles, Read),
             (Decisions, Read),
             (Run, Read),
-            (Columns, Read),
+            (StartsAndCenter, Read),
         ],
         grid: Grid::OpenTiles,
     },
@@ -387,7 +387,7 @@ pub(crate) const KERNELS: [Kernel; 20] = [
             (Strip, Uniform),
             (Weights, Read),
             (Open, ReadWrite),
-            (Columns, Read),
+            (StartsAndCenter, Read),
             (Sums, ReadWrite),
             (Means, ReadWrite),
         ],
@@ -403,7 +403,7 @@ pub(crate) const KERNELS: [Kernel; 20] = [
             (Strip, Uniform),
             (Weights, Read),
             (Open, ReadWrite),
-            (Columns, Read),
+            (StartsAndCenter, Read),
             (Sums, ReadWrite),
             (Means, ReadWrite),
         ],

@@ -71,7 +71,7 @@ pub(super) struct Source<'a> {
     pub geometry: &'a Geometry,
     pub data: &'a wgpu::Buffer,
     pub tiles: &'a wgpu::Buffer,
-    pub columns: &'a wgpu::Buffer,
+    pub starts_and_center: &'a wgpu::Buffer,
     pub decisions: &'a wgpu::Buffer,
     pub run: &'a wgpu::Buffer,
     pub params: &'a wgpu::Buffer,
@@ -166,8 +166,8 @@ impl MeanPlan {
             steps(&context, &pipelines, source, &buffers, &cut)
         })?;
         let (clients, params) = (source.layout.clients(), source.layout.params());
-        let center =
-            source.centered.then(|| (source.columns.clone(), source.geometry.columns.len() as u64 * 4));
+        let start = source.geometry.tile_starts.len() as u64 * 4;
+        let center = source.centered.then(|| (source.starts_and_center.clone(), start));
         let plan =
             Self { clients, params, center, buffers, steps, recorded: AtomicBool::new(false), context };
         let words = STRIP_BYTES as usize / 4;
@@ -197,9 +197,9 @@ impl MeanPlan {
         if self.steps.is_empty() {
             // Without rows the mean is the centre, or zeros.
             encoder.clear_buffer(&self.buffers.means, 0, None);
-            if let Some((columns, start)) = &self.center {
+            if let Some((buffer, start)) = &self.center {
                 let bytes = (self.params * 4) as u64;
-                encoder.copy_buffer_to_buffer(columns, *start, &self.buffers.means, 0, bytes);
+                encoder.copy_buffer_to_buffer(buffer, *start, &self.buffers.means, 0, bytes);
             }
         }
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
@@ -290,7 +290,7 @@ impl MeanPlan {
 impl Cut {
     fn new(source: &Source<'_>, context: &GpuContext) -> Self {
         let (geometry, layout) = (source.geometry, source.layout);
-        let tiles_per_row = geometry.columns.len();
+        let tiles_per_row = geometry.tile_starts.len();
         let limits = context.device.limits();
         let bound = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size) / 4;
         let most = bound.min(LONGEST_STRIP * CELLS);
@@ -349,11 +349,11 @@ fn parts_of(clients: u64, params: u64, most: u64) -> u64 {
 
 /// The coordinates in strips of whole tiles, of no more than `longest` where they are shorter; a workgroup takes `each` coordinates.
 fn strips(strip: &Strip, source: &Source<'_>, each: u32, longest: u64) -> Vec<Strip> {
-    let columns = &source.geometry.columns;
+    let starts = &source.geometry.tile_starts;
     let mut strips: Vec<Strip> = Vec::new();
     let mut needed = 0;
-    let ends = columns.iter().skip(1).copied().chain([source.layout.params() as u32]);
-    for (tile, (&first, end)) in columns.iter().zip(ends).enumerate() {
+    let ends = starts.iter().skip(1).copied().chain([source.layout.params() as u32]);
+    for (tile, (&first, end)) in starts.iter().zip(ends).enumerate() {
         let count = end - first;
         let blocks = count.div_ceil(each);
         // A strip has as many workgroups for each tile as its largest one needs: no more than half may be idle.
@@ -436,7 +436,7 @@ fn steps(
     for (i, strip) in cut.places.iter().enumerate() {
         for window in &cut.windows {
             let tiles = window.tiles.end - window.tiles.start;
-            let rows = tiles.div_ceil(source.geometry.columns.len() as u64) + 1;
+            let rows = tiles.div_ceil(source.geometry.tile_starts.len() as u64) + 1;
             push(Grid::OpenCoordinates, cut.strips.len() + i, Some(window), &|_| {
                 let clients = u64::from(strip.clients);
                 context.tuning.exact_mean_workgroups(u64::from(strip.length), rows, clients)
@@ -488,7 +488,7 @@ impl Buffers {
             (Resource::Params, _) => (source.params, 0..size_of::<Params>() as u64),
             (Resource::Weights, _) => (&self.weights, 0..self.weights.size()),
             (Resource::Open, _) => (&self.open, 0..self.open.size()),
-            (Resource::Columns, _) => (source.columns, 0..source.columns.size()),
+            (Resource::StartsAndCenter, _) => (source.starts_and_center, 0..source.starts_and_center.size()),
             (Resource::Sums, _) => (&self.sums, 0..self.sums.size()),
             (Resource::Means, _) => (&self.means, 0..self.means.size()),
             _ => return None,

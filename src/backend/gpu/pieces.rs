@@ -41,7 +41,7 @@ struct Room {
     elements: u64,
     /// Spans, those of rows that have segments included.
     spans: u64,
-    /// Elements of a row alone: around a centre no more than one binding holds, with the list of columns beside it.
+    /// Elements of a row alone: around a centre no more than one binding holds, with the starts of tiles beside it.
     row: u64,
     /// Segments of a row, where these have norms.
     segments: u64,

@@ -160,7 +160,7 @@ impl Plan {
             context,
         };
         plan.upload(&plan.buffers.tiles, bytemuck::cast_slice(&plan.geometry.tiles))?;
-        plan.upload(&plan.buffers.columns, bytemuck::cast_slice(&plan.geometry.columns))?;
+        plan.upload(&plan.buffers.starts_and_center, bytemuck::cast_slice(&plan.geometry.tile_starts))?;
         plan.set_clipping(clipping)?;
         plan.set_state(&plan.source.initial_state())?;
         Ok(plan)
@@ -215,7 +215,8 @@ impl Plan {
         self.upload(&self.buffers.groups, bytemuck::cast_slice(&rules.groups))?;
         self.upload(&self.buffers.members, bytemuck::cast_slice(&rules.members))?;
         if let Some(center) = &clipping.center {
-            self.upload_at(&self.buffers.columns, self.center_offset(), bytemuck::cast_slice(center))?;
+            let buffer = &self.buffers.starts_and_center;
+            self.upload_at(buffer, self.center_offset(), bytemuck::cast_slice(center))?;
         }
         let same = self.threshold == clipping.threshold;
         (self.threshold, self.source) = (clipping.threshold.clone(), source);
@@ -278,7 +279,7 @@ impl Plan {
             ),
             groups: rules.groups.len() as u32,
             coordinates: u32::from(self.granularity == Granularity::Coordinate),
-            tiles_per_row: self.geometry.columns.len() as u32,
+            tiles_per_row: self.geometry.tile_starts.len() as u32,
             first: 0,
             end: self.geometry.spans.len() as u32,
             clips: CLIPS_ALL,
@@ -394,7 +395,7 @@ impl Plan {
             geometry: &self.geometry,
             data: &self.data,
             tiles: &self.buffers.tiles,
-            columns: &self.buffers.columns,
+            starts_and_center: &self.buffers.starts_and_center,
             decisions: &self.buffers.decisions,
             run: &self.buffers.run,
             params: &self.buffers.params,
@@ -422,8 +423,8 @@ impl Plan {
                 expected: "a plan made for a clipping around a centre",
             });
         }
-        let bytes = self.buffers.columns.size() - self.center_offset();
-        let bytes = bytes.min((self.layout.params() * 4) as u64);
+        let (buffer, start) = (&self.buffers.starts_and_center, self.center_offset());
+        let bytes = (buffer.size() - start).min((self.layout.params() * 4) as u64);
         let unusable = |got, expected| Err(Error::Buffer { got, expected });
         if !vector.usage().contains(wgpu::BufferUsages::COPY_SRC) {
             return unusable(format!("usage {:?}", vector.usage()), "the usage COPY_SRC".into());
@@ -432,7 +433,7 @@ impl Plan {
             let got = format!("{} bytes from byte {offset}", vector.size());
             return unusable(got, format!("{bytes} bytes from a multiple of 4"));
         }
-        encoder.copy_buffer_to_buffer(vector, offset, &self.buffers.columns, self.center_offset(), bytes);
+        encoder.copy_buffer_to_buffer(vector, offset, buffer, start, bytes);
         Ok(())
     }
 
@@ -592,9 +593,9 @@ impl Plan {
         self.upload_at(&self.buffers.run, 0, bytemuck::cast_slice(&[0, 0, 1 + policy_code(NonFinite::Zero)]))
     }
 
-    /// Where the centre begins in the buffer of columns, in bytes.
+    /// Where the centre begins behind the starts of tiles, in bytes.
     fn center_offset(&self) -> u64 {
-        (self.geometry.columns.len() * 4) as u64
+        (self.geometry.tile_starts.len() * 4) as u64
     }
 
     fn upload(&self, buffer: &wgpu::Buffer, bytes: &[u8]) -> Result<()> {
@@ -655,7 +656,7 @@ impl Plan {
         let scratch = [
             &self.buffers.partials,
             &self.buffers.norms,
-            &self.buffers.limbs,
+            &self.buffers.exact_sums,
             &self.buffers.decisions,
             &self.buffers.run,
             &self.buffers.bounds,
