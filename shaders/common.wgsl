@@ -86,7 +86,8 @@ struct Params {
     end: u32,
     // CLIPS_*
     clips: u32,
-    // 1: what settles a norm makes its decision too: given bounds of whole rows, none of which may refuse the batch.
+    // 1: rows are decided alone, by what settles their norms: bounds are given, no row may refuse the batch, and none has segments
+    // with bounds.
     decides: u32,
     // Where workgroups come for tiles in scope only: how many there are; else 0.
     tiles_in_scope: u32,

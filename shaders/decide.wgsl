@@ -36,7 +36,7 @@ fn decision_of(norm: Norm, row_kind: u32, bound: u32, refused: bool) -> Decision
     return Decision(norm, factor.mantissa, factor.exponent, bound, status);
 }
 
-// Writes the decision of a span as soon as its norm is there, where that is all it takes.
+// Writes the decision of a span as soon as its norm is there, where rows are decided alone.
 fn decide_alone(index: u32, norm: Norm, span: Span) {
     if params.decides != 0u {
         decisions[index] = decision_of(norm, norm.kind, span.bound, false);

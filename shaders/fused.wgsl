@@ -1,6 +1,6 @@
 // All stages of a row in one dispatch: a workgroup sums it, settles its norm and clips it, reading it the second
-// time from the cache. Where bounds come from the batch, or the policy may refuse it, it leaves the clip to
-// later kernels, and likewise that of a row whose norm stays open.
+// time from the cache. Where rows are not decided alone it leaves the clip to later kernels, and likewise that of a
+// row whose norm stays open.
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read_write> data: array<Element>;

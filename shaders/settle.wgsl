@@ -11,7 +11,7 @@ struct Partial {
 // Where a row's workgroup is all that it takes, no run is in part.
 const IS_WHOLE: bool = true;
 
-// Writes the norm of a span, and its decision where that is all it takes; or writes nothing, and is true, where the norm stays
+// Writes the norm of a span, and its decision where rows are decided alone; or writes nothing, and is true, where the norm stays
 // open. A run that is not whole is none.
 fn settle(index: u32, span: Span, sum: Partial, is_whole: bool) -> bool {
     if index == 0u && is_whole {

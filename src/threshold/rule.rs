@@ -209,13 +209,13 @@ impl Source {
         Ok(Self::Computed { groups: Groups::of(layout, granularity), rule })
     }
 
-    /// The bounds of rows, where each row can be decided alone, as soon as it has a norm: bounds are given, no row may refuse the batch, and
-    /// no segments are bounded.
-    pub(crate) fn bounds_of_rows(&self, clipping: &Clipping) -> Option<&[f32]> {
-        let judges_rows_alone =
+    /// The bounds of rows that are decided alone, each as soon as it has a norm: where bounds are given, no later row may make an error
+    /// of all, and no row is judged by more than one norm, as rows of segments are. Else none.
+    pub(crate) fn bounds_alone(&self, clipping: &Clipping) -> Option<&[f32]> {
+        let decides_alone =
             clipping.non_finite != NonFinite::Error && clipping.granularity != Granularity::Segment;
         match self {
-            Self::Given(bounds) if judges_rows_alone => Some(bounds),
+            Self::Given(bounds) if decides_alone => Some(bounds),
             Self::Given(_) | Self::Computed { .. } => None,
         }
     }

@@ -158,7 +158,7 @@ impl Backend for Cpu {
         // Settings are checked before the data is read.
         let source = Source::new(&clipping.threshold, layout, clipping.granularity)?;
         source.check_start(state)?;
-        match source.bounds_of_rows(clipping) {
+        match source.bounds_alone(clipping) {
             // One row is as good as done before the next is read.
             Some(bounds) => {
                 let rows = Rows::new(self, layout, clipping, Singles::of(clipping))?;
@@ -217,7 +217,7 @@ impl Backend for Cpu {
         crate::half::check(layout, data.len(), clipping)?;
         let source = Source::new(&clipping.threshold, layout, clipping.granularity)?;
         source.check_start(state)?;
-        match source.bounds_of_rows(clipping) {
+        match source.bounds_alone(clipping) {
             Some(bounds) => {
                 let rows = Rows::new(self, layout, clipping, Halves::of(half, clipping))?;
                 Ok(Report::of_rows(self.ran(), rows.run(data, bounds)))

@@ -221,7 +221,7 @@ impl Geometry {
         Ok(geometry)
     }
 
-    /// Whether a run whose norms decide leaves the tiles out of scope out: where one list has all of them, and spans are rows.
+    /// Whether a run whose rows are decided alone leaves the tiles out of scope out: where one list has all of them, and spans are rows.
     pub(crate) fn lists_scope(&self) -> bool {
         let by_row = self.spans.len() == self.bounded;
         self.strategy == Strategy::Tiled && by_row && self.windows.len() == 1

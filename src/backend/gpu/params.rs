@@ -16,8 +16,8 @@ use crate::threshold::Decision;
 pub(super) const OF_STAGES: usize = 0;
 /// that of a run of all stages,
 pub(super) const OF_RUN: usize = 1;
-/// that of a run whose norms decide, which has no threshold stage,
-pub(super) const OF_GIVEN: usize = 2;
+/// that of a run whose rows are decided alone, which has no threshold stage,
+pub(super) const OF_DECIDED_ALONE: usize = 2;
 /// and from here on those of one portion each, in both kinds of run.
 pub(super) const OF_PORTIONS: usize = 3;
 
@@ -56,34 +56,34 @@ pub(super) const CLIPS_NONE: u32 = 2;
 impl Params {
     /// A plan's copies, in the order of [`OF_STAGES`] and those behind it, from that of the stages alone.
     ///
-    /// What norms decide is clipped in the fused kernel, or by the clips of portions, and what is behind them clips only what these leave;
-    /// tiles and rows are clipped by the clip stage. A recording without the threshold stage clips nothing once bounds come from the
-    /// batch, or a row may refuse it.
+    /// Rows that are decided alone are clipped in the fused kernel, or by the clips of portions, and what is behind them clips only what
+    /// these leave; tiles and short rows are clipped by the clip stage. A recording without the threshold stage clips nothing once rows are
+    /// not decided alone.
     pub(super) fn copies(
         self,
         strategy: Strategy,
-        decides: bool,
+        decides_alone: bool,
         tiles_in_scope: u32,
         portions: &[Portion],
     ) -> Vec<Self> {
         let of_run = match strategy {
-            Strategy::Fused if decides => Self { clips: CLIPS_OPEN, decides: 1, ..self },
-            Strategy::Grouped if decides => Self { clips: CLIPS_NONE, ..self },
+            Strategy::Fused if decides_alone => Self { clips: CLIPS_OPEN, decides: 1, ..self },
+            Strategy::Grouped if decides_alone => Self { clips: CLIPS_NONE, ..self },
             _ => self,
         };
-        let of_given = match strategy {
-            _ if !decides => Self { clips: CLIPS_NONE, tiles_in_scope, ..self },
+        let of_decided_alone = match strategy {
+            _ if !decides_alone => Self { clips: CLIPS_NONE, tiles_in_scope, ..self },
             Strategy::Fused => Self { clips: CLIPS_OPEN, decides: 1, ..self },
             _ => Self { decides: 1, tiles_in_scope, ..self },
         };
         let of_portions = portions.iter().map(|portion| Self {
             first: portion.spans.start as u32,
             end: portion.spans.end as u32,
-            clips: if decides { CLIPS_ALL } else { CLIPS_NONE },
-            decides: u32::from(decides),
+            clips: if decides_alone { CLIPS_ALL } else { CLIPS_NONE },
+            decides: u32::from(decides_alone),
             ..self
         });
-        [self, of_run, of_given].into_iter().chain(of_portions).collect()
+        [self, of_run, of_decided_alone].into_iter().chain(of_portions).collect()
     }
 }
 

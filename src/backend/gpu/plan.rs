@@ -45,7 +45,7 @@ struct Run {
 /// two plans.
 ///
 /// Where the threshold does not look at norms ([`Threshold::Fixed`], [`Threshold::PerRow`] and the split ones), the policy is
-/// not [`NonFinite::Error`], and bounds are not those of segments, a row is decided as soon as it has a norm, and
+/// not [`NonFinite::Error`], and bounds are not those of segments, rows are decided alone, each as soon as it has a norm, and
 /// [`Plan::record`] leaves the threshold stage out. It may also leave out workgroups that would come for rows out of scope. Such a recording
 /// is for such clippings, and for no more of the batch than was in scope. Submitted after [`Plan::set_clipping`] to a clipping of another
 /// kind **it leaves the batch as it is**, unclipped, and its report and its mean are [`Error::NotRecorded`]. The same happens where more rows
@@ -84,10 +84,10 @@ pub struct Plan {
     clip: Vec<Step>,
     /// The passes of a run of all stages, where these are other than the stages one by one; else empty.
     passes: Vec<Vec<Step>>,
-    /// Those of a run whose norms decide.
-    given: Vec<Vec<Step>>,
-    /// Whether the norms decide: every row can be decided before the others have norms.
-    decides: bool,
+    /// Those of a run whose rows are decided alone.
+    passes_alone: Vec<Vec<Step>>,
+    /// Whether rows are decided alone, before the others have norms; [`Source::bounds_alone`] tells when.
+    decides_alone: bool,
     /// Tiles in scope, where a run goes through a list of those.
     tiles_in_scope: u32,
     recorded: AtomicBool,
@@ -134,10 +134,10 @@ impl Plan {
         let buffers = Buffers::new(&context, &geometry, &rules, center)?;
         let binder =
             Binder { context: &context, pipelines: &pipelines, geometry: &geometry, buffers: &buffers, data };
-        let (stages, passes, given) = guarded(&context.device, "binding the buffers", || {
+        let (stages, passes, passes_alone) = guarded(&context.device, "binding the buffers", || {
             let whole = Extent::whole(&geometry, OF_STAGES);
             let stages = [NORMS, THRESHOLD, CLIP].map(|stage| binder.steps(&[stage], &whole));
-            (stages, binder.passes(), binder.given(clipping.granularity))
+            (stages, binder.passes(), binder.passes_alone(clipping.granularity))
         })?;
         let [norms, decide, clip] = stages;
         let mut plan = Self {
@@ -153,8 +153,8 @@ impl Plan {
             decide,
             clip,
             passes,
-            given,
-            decides: false,
+            passes_alone,
+            decides_alone: false,
             tiles_in_scope: 0,
             recorded: AtomicBool::new(false),
             context,
@@ -200,11 +200,11 @@ impl Plan {
             });
         }
         self.mark_spans(&clipping.scope, &source)?;
-        let decides = source.bounds_of_rows(clipping).is_some();
+        let decides_alone = source.bounds_alone(clipping).is_some();
         let params = self.params(clipping, &rules);
         self.list_tiles_in_scope()?;
         let Geometry { strategy, portions, .. } = &self.geometry;
-        let copies = params.copies(*strategy, decides, self.tiles_in_scope, portions);
+        let copies = params.copies(*strategy, decides_alone, self.tiles_in_scope, portions);
         let stride = self.context.tuning.offset_alignment as usize;
         let mut bytes = vec![0; copies.len() * stride];
         for (place, copy) in bytes.chunks_exact_mut(stride).zip(&copies) {
@@ -220,7 +220,7 @@ impl Plan {
         }
         let same = self.threshold == clipping.threshold;
         (self.threshold, self.source) = (clipping.threshold.clone(), source);
-        self.decides = decides;
+        self.decides_alone = decides_alone;
         if same { Ok(()) } else { self.set_state(&self.source.initial_state()) }
     }
 
@@ -334,7 +334,7 @@ impl Plan {
         self.context.wait_for(mapped, "reading the state")
     }
 
-    /// Records all stages: norms, threshold, clip; without the threshold where norms decide ([`Plan`] tells when).
+    /// Records all stages: norms, threshold, clip; without the threshold where rows are decided alone ([`Plan`] tells when).
     ///
     /// Nothing is submitted and nothing waits. Errors of the recording surface, as wgpu has it, when
     /// the encoder is finished.
@@ -355,7 +355,7 @@ impl Plan {
 
     /// The passes of [`Plan::record`]; none where it records the stages one by one.
     fn run_passes(&self) -> &[Vec<Step>] {
-        if self.decides { &self.given } else { &self.passes }
+        if self.decides_alone { &self.passes_alone } else { &self.passes }
     }
 
     /// How [`Plan::record`] spreads norms and clip over dispatches. Stages recorded one by one never share one.

@@ -6,7 +6,7 @@ use super::buffers::Buffers;
 use super::context::GpuContext;
 use super::geometry::{Geometry, Window};
 use super::kernels::{Access, Grid, Kernel, Pipeline, Resource, Stage};
-use super::params::{OF_GIVEN, OF_PORTIONS, OF_RUN, Params};
+use super::params::{OF_DECIDED_ALONE, OF_PORTIONS, OF_RUN, Params};
 use super::storage::Storage;
 use crate::batch::Granularity;
 use crate::report::Strategy;
@@ -70,7 +70,7 @@ impl Binder<'_> {
             Strategy::Rows | Strategy::Tiled => Vec::new(),
             Strategy::Fused => vec![self.steps(&[FUSED, THRESHOLD, LEFT], &whole)],
             Strategy::Grouped => {
-                // Where norms do not decide, the clips of portions leave at once, and what is behind them clips all.
+                // Where rows are not decided alone, the clips of portions leave at once, and what is behind them clips all.
                 let mut passes = self.portions();
                 passes.push(self.steps(&[THRESHOLD, LEFT], &whole));
                 passes
@@ -78,9 +78,9 @@ impl Binder<'_> {
         }
     }
 
-    /// The passes of all stages where norms decide; none where they never do.
-    pub(super) fn given(&self, granularity: Granularity) -> Vec<Vec<Step>> {
-        let whole = Extent::whole(self.geometry, OF_GIVEN);
+    /// The passes of all stages where rows are decided alone; none where they never are.
+    pub(super) fn passes_alone(&self, granularity: Granularity) -> Vec<Vec<Step>> {
+        let whole = Extent::whole(self.geometry, OF_DECIDED_ALONE);
         match self.geometry.strategy {
             _ if granularity == Granularity::Segment => Vec::new(),
             Strategy::Rows | Strategy::Tiled => {
