@@ -41,17 +41,18 @@ struct Group {
     rule: u32,
     // Billionths of a quantile or target, or the number of Byzantine clients.
     amount: u32,
-    // The bits of an f32, or the adaptive rate in units of 2^-24 powers of two.
-    factor: u32,
+    // The bits of a factor, or the adaptive rate in units of 2^-24 powers of two.
+    factor_or_rate: u32,
     // Rounds of a history, or the bits of the least C.
-    window: u32,
+    window_or_least: u32,
     // The bits of the greatest C.
     greatest: u32,
 }
 
-// A norm: the bits of an f32 whose exponent field may grow past 254, and a kind.
+// A norm: the bits of an f32 whose exponent field may grow past 254, and its side or why there is none.
 struct Norm {
     wide: u32,
+    // The class of the host's norm; WGSL reserves that word.
     kind: u32,
 }
 

@@ -42,7 +42,7 @@ fn threshold_groups(
         prefix = 0u;
     }
     if group.rule == RULE_HISTORY {
-        let round = group.state + 1u + (state[group.state] % group.window) * group.count;
+        let round = group.state + 1u + (state[group.state] % group.window_or_least) * group.count;
         for (var i = local; i < group.count; i += WORKGROUP) {
             state[round + i] = norm_of_member(group, i);
         }
@@ -50,7 +50,7 @@ fn threshold_groups(
     }
     workgroupBarrier();
 
-    let entries = select(group.count, group.count * group.window, group.rule == RULE_HISTORY);
+    let entries = select(group.count, group.count * group.window_or_least, group.rule == RULE_HISTORY);
     for (var i = local; i < entries; i += WORKGROUP) {
         let norm = entry(group, i);
         if norm != NO_NORM {
@@ -148,7 +148,7 @@ fn conclude(group: Group, index: u32, n: u32) {
     if group.rule == RULE_HISTORY {
         state[group.state] += 1u;
     }
-    bounds[index] = select(times(prefix, group.factor), INFINITY, n == 0u);
+    bounds[index] = select(times(prefix, group.factor_or_rate), INFINITY, n == 0u);
 }
 
 // factor * norm as the bits of an f32, rounded to nearest even; +inf where it is too large.
@@ -231,7 +231,7 @@ fn adapted(group: Group, bound: u32, at_or_below: u32, n: u32) -> u32 {
         }
     }
     // Fixed point, 32 bits after the point, two's complement.
-    var exponent = shr64(mul64(ratio, group.factor), 24u);
+    var exponent = shr64(mul64(ratio, group.factor_or_rate), 24u);
     if falls {
         exponent = sub64(vec2<u32>(), exponent);
     }
@@ -247,12 +247,12 @@ fn adapted(group: Group, bound: u32, at_or_below: u32, n: u32) -> u32 {
     let mantissa = (shr64(product, 30u + carry).x + 1u) >> 1u;
     let field = i32(bound >> 23u) + i32(carry) + bitcast<i32>(exponent.y);
     if field < 1 {
-        return group.window;
+        return group.window_or_least;
     }
     if field > 254 {
         return group.greatest;
     }
-    return clamp((u32(field - 1) << 23u) + mantissa, group.window, group.greatest);
+    return clamp((u32(field - 1) << 23u) + mantissa, group.window_or_least, group.greatest);
 }
 
 @compute @workgroup_size(WORKGROUP)

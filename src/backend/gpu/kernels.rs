@@ -855,8 +855,8 @@ mod tests {
                 ("state", offset_of!(Group, state)),
                 ("rule", offset_of!(Group, rule)),
                 ("amount", offset_of!(Group, amount)),
-                ("factor", offset_of!(Group, factor)),
-                ("window", offset_of!(Group, window)),
+                ("factor_or_rate", offset_of!(Group, factor_or_rate)),
+                ("window_or_least", offset_of!(Group, window_or_least)),
                 ("greatest", offset_of!(Group, greatest)),
             ])
         );

@@ -23,8 +23,8 @@ pub(crate) struct Group {
     pub state: u32,
     pub rule: u32,
     pub amount: u32,
-    pub factor: u32,
-    pub window: u32,
+    pub factor_or_rate: u32,
+    pub window_or_least: u32,
     pub greatest: u32,
 }
 
@@ -62,8 +62,8 @@ fn encoded(rule: &Rule) -> Group {
     let of_norms = |rule, amount, factor: f32, window| Group {
         rule,
         amount,
-        factor: factor.to_bits(),
-        window,
+        factor_or_rate: factor.to_bits(),
+        window_or_least: window,
         ..Group::default()
     };
     match *rule {
@@ -73,8 +73,8 @@ fn encoded(rule: &Rule) -> Group {
         Rule::Adaptive(adaptation) => Group {
             rule: RULE_ADAPTIVE,
             amount: adaptation.target,
-            factor: adaptation.rate,
-            window: adaptation.min.to_bits(),
+            factor_or_rate: adaptation.rate,
+            window_or_least: adaptation.min.to_bits(),
             greatest: adaptation.max.to_bits(),
             ..Group::default()
         },
