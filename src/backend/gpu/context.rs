@@ -1,8 +1,9 @@
 //! A device, and what all plans on it share: kernels, buffers, submissions, waiting, and what a report says of it.
 
+use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
-use super::device::{LostReason, guarded, wait};
+use super::device::{LostReason, guarded, read_mapped, wait};
 use super::kernels::Pipelines;
 use super::storage::{Storage, Sums};
 use super::tuning::Tuning;
@@ -119,6 +120,40 @@ impl GpuContext {
     /// A buffer for the way back to the host.
     pub(crate) fn staging(&self, what: &'static str, bytes: u64) -> Result<wgpu::Buffer> {
         self.buffer(what, bytes, wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST)
+    }
+
+    /// Writes bytes to a buffer from an offset on, for the submissions that follow.
+    pub(crate) fn write(
+        &self,
+        during: &'static str,
+        buffer: &wgpu::Buffer,
+        offset: u64,
+        bytes: &[u8],
+    ) -> Result<()> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        guarded(&self.device, during, || self.queue.write_buffer(buffer, offset, bytes))
+            .map_err(|e| self.lost.explain(e))
+    }
+
+    /// Copies bytes of some buffers to the host, and hands them to `read` one behind the other; waits for the device.
+    pub(crate) fn read_back<T>(
+        &self,
+        during: &'static str,
+        parts: &[(&wgpu::Buffer, Range<u64>)],
+        read: impl FnOnce(&[u8]) -> T,
+    ) -> Result<T> {
+        let bytes = parts.iter().map(|(_, part)| part.end - part.start).sum();
+        let staging = self.staging(during, bytes)?;
+        self.submit(during, |encoder| {
+            let mut at = 0;
+            for (buffer, part) in parts {
+                encoder.copy_buffer_to_buffer(buffer, part.start, &staging, at, part.end - part.start);
+                at += part.end - part.start;
+            }
+        })?;
+        self.wait_for(read_mapped(&staging, bytes, during, read), during)
     }
 
     /// Waits for the device until a map that it was asked for is there.

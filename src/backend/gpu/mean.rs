@@ -6,10 +6,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytemuck::{Pod, Zeroable};
 
 use super::context::GpuContext;
-use super::device::{guarded, read_mapped};
+use super::device::guarded;
 use super::geometry::{Geometry, Window};
 use super::kernels::{Form, Grid, Kernel, Pipeline, Resource, Stage};
 use super::params::Params;
+use super::plan::WRITING;
 use super::steps::{Step, bind, folded};
 use crate::aggregate::Weights;
 use crate::batch::{Granularity, Layout};
@@ -221,24 +222,18 @@ impl MeanPlan {
     /// [`Error::NotRecorded`], also where no run made decisions; [`Error::NonFinite`] with the first row that
     /// the policy refuses; errors of the device.
     pub fn read_blocking(&self) -> Result<Vec<f32>> {
-        const DURING: &str = "reading the mean";
         if !self.recorded.load(Ordering::Acquire) {
             return Err(Error::NotRecorded);
         }
         let bytes = self.buffers.means.size();
-        let staging = self.context.staging("the mean", bytes + 8)?;
-        self.context.submit(DURING, |encoder| {
-            encoder.copy_buffer_to_buffer(&self.buffers.means, 0, &staging, 0, bytes);
-            // SUMMED and, behind it, REFUSAL.
-            encoder.copy_buffer_to_buffer(&self.buffers.weights, SUMMED * 4, &staging, bytes, 8);
-        })?;
+        let of_weights = SUMMED * 4..(REFUSAL + 1) * 4;
+        let parts = [(&self.buffers.means, 0..bytes), (&self.buffers.weights, of_weights)];
         let read = |read: &[u8]| {
             let (mean, rest) = read.split_at(bytes as usize);
             let rest = bytemuck::pod_collect_to_vec::<u8, u32>(rest);
             (bytemuck::pod_collect_to_vec::<u8, f32>(mean), rest[0], rest[(REFUSAL - SUMMED) as usize])
         };
-        let read = read_mapped(&staging, bytes + 8, DURING, read);
-        let (mut mean, summed, refusal) = self.context.wait_for(read, DURING)?;
+        let (mut mean, summed, refusal) = self.context.read_back("reading the mean", &parts, read)?;
         if summed == 0 && !self.steps.is_empty() {
             return Err(Error::NotRecorded);
         }
@@ -255,13 +250,8 @@ impl MeanPlan {
     /// Errors of the device.
     #[doc(hidden)]
     pub fn open_blocking(&self) -> Result<u32> {
-        const DURING: &str = "reading the list of open means";
-        let staging = self.context.staging(DURING, 4)?;
-        self.context.submit(DURING, |encoder| {
-            encoder.copy_buffer_to_buffer(&self.buffers.open, 0, &staging, 0, 4);
-        })?;
-        let read = read_mapped(&staging, 4, DURING, bytemuck::pod_read_unaligned::<u32>);
-        self.context.wait_for(read, DURING)
+        let parts = [(&self.buffers.open, 0..4)];
+        self.context.read_back("reading the list of open means", &parts, bytemuck::pod_read_unaligned)
     }
 
     /// Overwrites everything that a run computes with nonsense, for tests.
@@ -278,12 +268,7 @@ impl MeanPlan {
     }
 
     fn upload(&self, buffer: &wgpu::Buffer, offset: u64, bytes: &[u8]) -> Result<()> {
-        if bytes.is_empty() {
-            return Ok(());
-        }
-        let queue = &self.context.queue;
-        guarded(&self.context.device, "writing the plan", || queue.write_buffer(buffer, offset, bytes))
-            .map_err(|e| self.context.lost.explain(e))
+        self.context.write(WRITING, buffer, offset, bytes)
     }
 }
 

@@ -54,6 +54,8 @@ pub use mean::MeanPlan;
 #[doc(hidden)]
 pub use plan::Dispatch;
 pub use plan::Plan;
+#[cfg(feature = "cli")]
+pub(crate) use steps::folded;
 pub use tuning::Tuning;
 
 pub use crate::report::Strategy;

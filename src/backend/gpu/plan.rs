@@ -28,6 +28,9 @@ use crate::threshold::{self, Decision, Source, State, Threshold};
 /// What the plan does while a report is read.
 const READING: &str = "reading the report";
 
+/// What it does, or that of a mean, while its buffers are written.
+pub(super) const WRITING: &str = "writing the plan";
+
 /// What a run left on the device.
 struct Run {
     norms_done: bool,
@@ -216,7 +219,7 @@ impl Plan {
         self.upload(&self.buffers.members, bytemuck::cast_slice(&rules.members))?;
         if let Some(center) = &clipping.center {
             let buffer = &self.buffers.starts_and_center;
-            self.upload_at(buffer, self.center_offset(), bytemuck::cast_slice(center))?;
+            self.context.write(WRITING, buffer, self.center_offset(), bytemuck::cast_slice(center))?;
         }
         let same = self.threshold == clipping.threshold;
         (self.threshold, self.source) = (clipping.threshold.clone(), source);
@@ -324,14 +327,9 @@ impl Plan {
         if words == 0 {
             return Ok(State::default());
         }
-        let bytes = (words * 4) as u64;
-        let staging = self.context.staging("the state", bytes)?;
-        self.context.submit("reading the state", |encoder| {
-            encoder.copy_buffer_to_buffer(&self.buffers.state, 0, &staging, 0, bytes);
-        })?;
+        let parts = [(&self.buffers.state, 0..(words * 4) as u64)];
         let read = |bytes: &[u8]| State::from_words(bytemuck::pod_collect_to_vec(bytes));
-        let mapped = read_mapped(&staging, bytes, "reading the state", read);
-        self.context.wait_for(mapped, "reading the state")
+        self.context.read_back("reading the state", &parts, read)
     }
 
     /// Records all stages: norms, threshold, clip; without the threshold where rows are decided alone ([`Plan`] tells when).
@@ -590,7 +588,7 @@ impl Plan {
             decisions.iter().map(|decision| DeviceDecision::from_host(decision, self.granularity)).collect();
         self.upload(&self.buffers.decisions, bytemuck::cast_slice(&all))?;
         // As if a run had made them; what is refused was so before they came.
-        self.upload_at(&self.buffers.run, 0, bytemuck::cast_slice(&[0, 0, 1 + policy_code(NonFinite::Zero)]))
+        self.upload(&self.buffers.run, bytemuck::cast_slice(&[0, 0, 1 + policy_code(NonFinite::Zero)]))
     }
 
     /// Where the centre begins behind the starts of tiles, in bytes.
@@ -599,16 +597,7 @@ impl Plan {
     }
 
     fn upload(&self, buffer: &wgpu::Buffer, bytes: &[u8]) -> Result<()> {
-        self.upload_at(buffer, 0, bytes)
-    }
-
-    fn upload_at(&self, buffer: &wgpu::Buffer, offset: u64, bytes: &[u8]) -> Result<()> {
-        if bytes.is_empty() {
-            return Ok(());
-        }
-        let queue = &self.context.queue;
-        guarded(&self.context.device, "writing the plan", || queue.write_buffer(buffer, offset, bytes))
-            .map_err(|e| self.context.lost.explain(e))
+        self.context.write(WRITING, buffer, 0, bytes)
     }
 
     fn norms_bytes(&self) -> u64 {

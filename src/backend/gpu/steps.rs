@@ -170,7 +170,7 @@ impl Binder<'_> {
 }
 
 /// A number of workgroups in two dimensions; the kernels leave those past the end at once.
-pub(super) fn folded(workgroups: u64, limit: u32) -> (u32, u32) {
+pub(crate) fn folded(workgroups: u64, limit: u32) -> (u32, u32) {
     let width = workgroups.min(u64::from(limit));
     (width as u32, workgroups.div_ceil(width) as u32)
 }

@@ -38,7 +38,6 @@ impl Clock {
             return Ok(Self { timestamps: None });
         }
         let resolve = wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC;
-        let read = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
         let queries = guard(&context.device, "making a clock", || {
             context.device.create_query_set(&wgpu::QuerySetDescriptor {
                 label: Some("a clock"),
@@ -50,7 +49,7 @@ impl Clock {
             timestamps: Some(Timestamps {
                 queries,
                 resolved: context.buffer("timestamps", BYTES, resolve)?,
-                staging: context.buffer("timestamps", BYTES, read)?,
+                staging: context.staging("timestamps", BYTES)?,
                 tick: f64::from(context.queue.get_timestamp_period()) * 1e-9,
             }),
         })

@@ -7,7 +7,7 @@ use bytemuck::{Pod, Zeroable};
 use super::super::cases::{Case, MAX_NORM, Shape};
 use super::super::element::Dtype;
 use super::too_many_elements;
-use crate::backend::gpu::{GpuContext, Tuning, guard, read_mapped};
+use crate::backend::gpu::{GpuContext, Tuning, folded, guard};
 use crate::error::Result;
 
 /// Tiles that a row has at most, as in the library.
@@ -132,9 +132,7 @@ impl<'a> Builder<'a> {
                 padding: 0,
             };
             let buffer = context.buffer("plain params", size_of::<WindowParams>() as u64, uniform)?;
-            guard(&context.device, "writing plain params", || {
-                context.queue.write_buffer(&buffer, 0, bytemuck::bytes_of(&params));
-            })?;
+            context.write("writing plain params", &buffer, 0, bytemuck::bytes_of(&params))?;
             windows.push(buffer);
         }
         let module = guard(&context.device, "compiling the plain kernels", || {
@@ -160,15 +158,15 @@ impl<'a> Builder<'a> {
     }
 
     fn steps(&self, kernel: &Kernel) -> Result<Steps> {
-        let limit = self.context.device.limits().max_compute_workgroups_per_dimension as usize;
+        let limit = self.context.device.limits().max_compute_workgroups_per_dimension;
         guard(&self.context.device, "binding the plain kernels", || {
             let pipeline = pipeline(self.context, &self.module, kernel, self.element);
             let bind =
                 |window: usize| bind(self.context, &pipeline, kernel, |binding| self.buffer(binding, window));
             let dispatches = match kernel.grid {
-                Grid::Row => vec![(bind(0), folded(self.clients, limit))],
+                Grid::Row => vec![(bind(0), folded(self.clients as u64, limit))],
                 Grid::Tile => {
-                    let window = |i: usize| (bind(i), folded(self.cut.windows[i].0.len(), limit));
+                    let window = |i: usize| (bind(i), folded(self.cut.windows[i].0.len() as u64, limit));
                     (0..self.cut.windows.len()).map(window).collect()
                 }
             };
@@ -223,9 +221,7 @@ impl Kernels {
 
     pub(super) fn set_scope(&self, context: &GpuContext, shape: Shape, case: &Case) -> Result<()> {
         let in_scope: Vec<u32> = (0..shape.clients).map(|row| u32::from(case.in_scope(row))).collect();
-        guard(&context.device, "writing the plain scope", || {
-            context.queue.write_buffer(&self.in_scope, 0, bytemuck::cast_slice(&in_scope));
-        })
+        context.write("writing the plain scope", &self.in_scope, 0, bytemuck::cast_slice(&in_scope))
     }
 
     pub(super) fn norms(&self, encoder: &mut wgpu::CommandEncoder) {
@@ -246,12 +242,12 @@ impl Kernels {
     }
 
     pub(super) fn read_norms(&self, context: &GpuContext) -> Result<Vec<f32>> {
-        read_back(context, &self.norms, bytemuck::pod_collect_to_vec)
+        contents(context, &self.norms)
     }
 
     /// The sum of all bits that `read_all` found.
     pub(super) fn sum_of_sums(&self, context: &GpuContext) -> Result<u32> {
-        let sums: Vec<u32> = read_back(context, &self.sums, bytemuck::pod_collect_to_vec)?;
+        let sums: Vec<u32> = contents(context, &self.sums)?;
         Ok(sums.into_iter().fold(0, u32::wrapping_add))
     }
 }
@@ -314,23 +310,9 @@ fn bind<'a>(
     })
 }
 
-/// A number of workgroups in two dimensions; the kernels leave those past the end at once.
-fn folded(workgroups: usize, limit: usize) -> (u32, u32) {
-    let width = workgroups.min(limit);
-    (width as u32, workgroups.div_ceil(width) as u32)
-}
-
-fn read_back<T>(
-    context: &GpuContext,
-    buffer: &wgpu::Buffer,
-    read: impl FnOnce(&[u8]) -> Vec<T>,
-) -> Result<Vec<T>> {
-    const DURING: &str = "reading plain results";
-    let bytes = buffer.size();
-    let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
-    let staging = context.buffer(DURING, bytes, usage)?;
-    context.submit(DURING, |encoder| encoder.copy_buffer_to_buffer(buffer, 0, &staging, 0, bytes))?;
-    context.wait_for(read_mapped(&staging, bytes, DURING, read), DURING)
+fn contents<T: Pod>(context: &GpuContext, buffer: &wgpu::Buffer) -> Result<Vec<T>> {
+    let all = [(buffer, 0..buffer.size())];
+    context.read_back("reading plain results", &all, bytemuck::pod_collect_to_vec)
 }
 
 /// Additions in a row at most, of an invocation, a workgroup, and the same over a row's tiles; and a root and a quotient

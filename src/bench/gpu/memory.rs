@@ -47,8 +47,7 @@ impl Memory {
     pub(super) fn download<E: Element>(&self, context: &GpuContext, elements: &mut [E]) -> Result<()> {
         const DURING: &str = "downloading the batch";
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(elements);
-        let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
-        let staging = context.buffer("the way back", bytes.len().min(PIECE) as u64, usage)?;
+        let staging = context.staging("the way back", bytes.len().min(PIECE) as u64)?;
         for (piece, values) in bytes.chunks_mut(PIECE).enumerate() {
             let bytes = values.len() as u64;
             context.submit(DURING, |encoder| {
