@@ -28,10 +28,12 @@ pub enum Error {
         /// Elements that the layout reaches.
         expected: usize,
     },
-    /// A row or segment is longer than the contract covers.
-    #[error("row too long: got {got} elements; expected at most 2^31; cut the row in segments")]
+    /// A row is longer than the contract covers.
+    #[error(
+        "row too long: got {got} elements; expected at most 2^31; pass fewer parameters, or the client as several rows, each with a norm of its own"
+    )]
     RowTooLong {
-        /// Elements in the row or segment.
+        /// Elements in the row.
         got: usize,
     },
     /// A bound is NaN or negative.
