@@ -229,3 +229,90 @@ fn rows_of(clients: usize) -> String {
         None => "no row, as the batch has none".into(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An error of every variant, beside a match without a wildcard: a variant that is not listed does not compile.
+    macro_rules! samples {
+        ($($variant:ident $fields:tt)*) => {
+            fn samples() -> Vec<Error> {
+                let all = vec![$(Error::$variant $fields),*];
+                for error in &all {
+                    match error {
+                        $(Error::$variant { .. } => {})*
+                    }
+                }
+                all
+            }
+        };
+    }
+
+    samples! {
+        Layout { got: "stride 4 with 5 params".into(), expected: "a stride of at least params" }
+        DataTooShort { got: 9, expected: 10 }
+        RowTooLong { got: (1 << 31) + 1 }
+        InvalidBound { got: -1.0 }
+        BoundCount { got: 2, expected: 3 }
+        ScopeLength { got: 2, expected: 3 }
+        RowOutOfRange { row: 3, clients: 3 }
+        DuplicateRow { row: 1 }
+        NonFinite { row: 1 }
+        NoAdapter { wanted: "an adapter of hardware".into(), found: "none".into() }
+        NoDevice { adapter: "some GPU".into(), message: "no memory".into() }
+        BatchTooLarge { adapter: "some GPU".into(), what: "the norms", got: 9, limit: 8 }
+        Buffer { got: "a buffer without STORAGE".into(), expected: "one with it".into() }
+        GpuOutOfMemory { during: "uploading", message: "no memory".into() }
+        DeviceLost { during: "clipping", message: "gone".into() }
+        Gpu { during: "clipping", message: "invalid".into() }
+        NotRecorded {}
+        Threads { threads: 9, message: "no memory".into() }
+        Setting { name: "factor", got: "-1".into(), expected: "a number >= 0" }
+        Data { line: 7, got: "3 fields".into(), expected: "65 numbers" }
+        Calibration { got: "one of another GPU".into(), expected: "one of this GPU".into() }
+        Mismatch {
+            backend: "gpu on some GPU".into(),
+            stage: "norms",
+            row: 7,
+            got: "1".into(),
+            expected: "2".into(),
+        }
+    }
+
+    /// What went wrong, what was got, what was expected, and the remedy.
+    fn parts(text: &str) -> Option<[&str; 4]> {
+        let (what, rest) = text.split_once(": got ")?;
+        let (got, rest) = rest.split_once("; expected ")?;
+        let (expected, remedy) = rest.split_once("; ")?;
+        Some([what, got, expected, remedy])
+    }
+
+    #[test]
+    fn every_error_says_what_it_got_expected_and_what_to_do() {
+        for error in samples() {
+            let text = error.to_string();
+            assert!(parts(&text).is_some_and(|parts| parts.iter().all(|part| !part.is_empty())), "{text}");
+            // One line, without the gaps that broken literals leave.
+            assert!(!text.contains(char::is_control) && !text.contains("  "), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_row_out_of_range_is_told_which_rows_there_are() {
+        let of = |clients| Error::RowOutOfRange { row: 7, clients }.to_string();
+        assert!(of(7).contains("expected rows 0 to 6;"), "{}", of(7));
+        assert!(of(0).contains("expected no row, as the batch has none;"), "{}", of(0));
+    }
+
+    /// Of a mean it is a coordinate that differs.
+    #[test]
+    fn a_mismatch_names_what_it_counts() {
+        let of = |stage| {
+            let (backend, got, expected) = ("cpu".into(), "1".into(), "2".into());
+            Error::Mismatch { backend, stage, row: 7, got, expected }.to_string()
+        };
+        assert!(of("norms").contains(" for row 7;"), "{}", of("norms"));
+        assert!(of("mean").contains(" for coordinate 7;"), "{}", of("mean"));
+    }
+}

@@ -129,26 +129,6 @@ fn the_error_policy_sees_only_rows_in_scope() {
 }
 
 #[test]
-fn every_error_says_what_it_got_expected_and_what_to_do() {
-    let errors = [
-        Error::InvalidBound { got: -1.0 },
-        Error::BoundCount { got: 2, expected: 3 },
-        Error::ScopeLength { got: 2, expected: 3 },
-        Error::RowOutOfRange { row: 3, clients: 3 },
-        Error::DuplicateRow { row: 1 },
-        Error::NonFinite { row: 1 },
-        Error::DataTooShort { got: 9, expected: 10 },
-    ];
-    for error in errors {
-        let text = error.to_string();
-        assert!(
-            text.contains("got ") && text.contains("expected ") && text.matches(';').count() >= 2,
-            "{text}"
-        );
-    }
-}
-
-#[test]
 fn factors_that_no_threshold_gives_are_refused() {
     let layout = Layout::dense(1, 2).unwrap();
     for (name, backend) in all() {
