@@ -455,12 +455,26 @@ mod tests {
         }
     }
 
+    /// Their rows begin somewhere all the same: a slice has to reach so far.
     #[test]
-    fn empty_batches_have_no_length() {
-        for layout in [Layout::dense(0, 7), Layout::strided(3, 0, 4), Layout::ragged(&[0])] {
+    fn batches_without_elements_are_empty_and_may_reach_far() {
+        let layouts = [
+            (Layout::dense(0, 7), 0),
+            (Layout::dense(3, 0), 0),
+            (Layout::strided(3, 0, 4), 8),
+            (Layout::ragged(&[0]), 0),
+            (Layout::ragged(&[5, 5, 5]), 5),
+        ];
+        for (layout, length) in layouts {
             let layout = layout.unwrap();
-            assert!(layout.is_empty());
-            assert!(layout.check(layout.len()).is_ok());
+            assert!(layout.is_empty() && layout.elements() == 0, "{layout:?}");
+            assert_eq!(layout.len(), length, "{layout:?}");
+            (0..layout.clients()).for_each(|row| assert!(layout.row(row).end <= length, "{layout:?}"));
+            assert_eq!(layout.check(length), Ok(()), "{layout:?}");
+            if let Some(got) = length.checked_sub(1) {
+                assert_eq!(layout.check(got), Err(Error::DataTooShort { got, expected: length }));
+            }
         }
+        assert!(!Layout::strided(3, 1, 4).unwrap().is_empty());
     }
 }

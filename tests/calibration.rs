@@ -4,7 +4,7 @@
 
 mod common;
 
-use byzclip::backend::gpu::{Calibration, ShapeClass, driver, open};
+use byzclip::backend::gpu::{Calibration, ShapeClass, Tuning, driver, open};
 use byzclip::{Backend, Clipping, Error, Gpu, Layout, Reference};
 use common::gpu::adapter;
 
@@ -77,8 +77,29 @@ fn a_calibration_of_another_device_or_that_no_device_can_run_is_refused() {
     }
 }
 
+/// Whether fields of a tuning are those that a trial speaks of.
+fn holds(what: &str, of: impl Fn(&str) -> u64) -> bool {
+    let number = || what.split(' ').find_map(|word| word.parse::<u64>().ok()).unwrap();
+    let flag = |name: &str, set: &str| of(name) == u64::from(what == set);
+    match what {
+        "rows fused" => of("fused_row") > 0,
+        "rows in tiles" | "no groups" => [of("fused_row"), of("group_bytes")] == [0, 0],
+        "sums in f64" | "sums in pairs of f32" => flag("doubles", "sums in f64"),
+        "sums joined by subgroups" | "sums joined in shared memory" => {
+            flag("subgroups", "sums joined by subgroups")
+        }
+        "trusted shaders" | "checked shaders" => flag("trusted", "trusted shaders"),
+        _ if what.starts_with("groups of ") => [of("fused_row"), of("group_bytes")] == [0, number() << 20],
+        _ if what.starts_with("workgroup ") => [of("workgroup"), of("span_workgroup")].contains(&number()),
+        _ if what.starts_with("tiles of ") => of("tile") == number(),
+        _ if what.ends_with(" lanes a row") => of("row_lanes") == number(),
+        _ => panic!("a trial of something else: {what}"),
+    }
+}
+
+/// Where none was kept, a class has what the device had.
 #[test]
-fn every_trial_gives_the_bits_of_the_cpu() {
+fn every_trial_gives_the_bits_of_the_cpu_and_the_last_that_was_kept_is_chosen() {
     let Some((gpu, _)) = odd() else { return };
     let mut trials = Vec::new();
     let calibration = gpu.calibrate_on(400_000, |trial| trials.push(trial.clone())).unwrap();
@@ -88,7 +109,18 @@ fn every_trial_gives_the_bits_of_the_cpu() {
     for trial in &trials {
         assert_eq!(trial.wrong, None, "{trial:?}");
         assert!(trial.seconds > 0.0 && trial.best_seconds > 0.0 && trial.ratio > 0.0, "{trial:?}");
-        assert_eq!(trial.kept, trial.ratio < 0.95, "{trial:?}");
+    }
+    let own: &Tuning = gpu.tuning();
+    for class in ShapeClass::ALL {
+        let of = |field: &str| calibration.choice(class).find(|(name, _)| *name == field).unwrap().1;
+        match trials.iter().rfind(|trial| trial.class == class && trial.kept) {
+            Some(trial) => assert!(holds(&trial.what, of), "{calibration}, {trial:?}"),
+            None => assert_eq!(
+                [of("workgroup"), of("span_workgroup"), of("tile"), of("short_rows"), of("fused_row")],
+                [own.workgroup, own.span_workgroup, own.tile, own.short_rows, own.fused_row].map(u64::from),
+                "{class}: none was kept"
+            ),
+        }
     }
     let saved: Calibration = calibration.to_string().parse().unwrap();
     assert_eq!(saved, calibration);

@@ -345,11 +345,21 @@ mod tests {
     }
 
     #[test]
-    fn batches_that_say_nothing_are_analyzed_too() {
-        for norms in [&[][..], &[0.0, 0.0, 1.0], &[f32::NAN], &[2.0], &[2.0; 7]] {
+    fn batches_that_say_little_are_analyzed_too() {
+        let none = ["no norm to analyze"];
+        let zeros = ["no bound to recommend: half of the norms are 0"];
+        let alike = ["no outliers", "recommended: --max-norm 4\n"];
+        for (norms, bound, words) in [
+            (&[][..], None, &none[..]),
+            (&[f32::NAN], None, &["1 with NaN", none[0]]),
+            (&[0.0, 0.0, 1.0], None, &zeros),
+            (&[2.0], Some(4.0), &alike),
+            (&[2.0; 7], Some(4.0), &alike),
+        ] {
             let analysis = of(norms);
-            assert!(!describe(&analysis).is_empty());
+            assert_eq!(analysis.recommended.as_ref().map(|r| r.max_norm), bound, "{norms:?}");
+            let text = describe(&analysis);
+            words.iter().for_each(|word| assert!(text.contains(word), "{norms:?}: no \"{word}\" in {text}"));
         }
-        assert!(of(&[0.0, 0.0, 1.0]).recommended.is_none());
     }
 }
