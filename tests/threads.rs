@@ -13,11 +13,8 @@ use common::{Class, Rng, assert_same_bits, assert_same_norms, assert_same_report
 
 const GRANULARITIES: [Granularity; 3] = [Granularity::Row, Granularity::Segment, Granularity::Coordinate];
 
-/// Beyond these a thread never keeps a row to itself: `OWN` in src/backend/cpu/mod.rs.
-const OWN: usize = 1 << 21;
-
-/// Elements up to which a caller works alone: `WORTH_WAKING` in src/backend/cpu/threads.rs.
-const WORTH_WAKING: usize = 3 << 18;
+/// Elements of a row beyond which no thread keeps it to itself.
+const OWN: usize = Cpu::OWN;
 
 /// Backends of several threads, also more than there are processors, and with every sum open.
 fn backends() -> &'static [(String, Cpu)] {
@@ -65,7 +62,7 @@ fn layouts() -> Vec<(&'static str, Layout)> {
         let in_scope = two_in_three(layout).mask(layout.clients()).unwrap();
         let work: usize =
             (0..layout.clients()).filter(|&row| in_scope[row]).map(|row| layout.row(row).len()).sum();
-        assert!(work > WORTH_WAKING, "{name}: {work} elements are not shared");
+        assert!(work > Cpu::WORTH_WAKING, "{name}: {work} elements are not shared");
     }
     layouts
 }

@@ -85,6 +85,14 @@ pub struct Cpu {
 }
 
 impl Cpu {
+    /// For tests, which have batches on either side of it: elements of a row beyond which no thread keeps it to itself.
+    #[doc(hidden)]
+    pub const OWN: usize = OWN;
+
+    /// For tests: elements of a batch up to which a caller works alone.
+    #[doc(hidden)]
+    pub const WORTH_WAKING: usize = threads::WORTH_WAKING;
+
     /// As many threads as rayon's global pool has, or the pool that the caller is in, the caller among them. The global one is started by
     /// the first batch that is worth sharing, if nobody has; where it cannot be, that batch is [`Error::Threads`].
     ///
