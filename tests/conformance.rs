@@ -384,6 +384,35 @@ fn batches_without_elements_conform() {
 }
 
 #[test]
+fn coordinates_are_cut_and_nothing_else_is_touched() {
+    let layout = Layout::strided(5, 4, 5).unwrap();
+    let payload = f32::from_bits(0x7fc1_2345);
+    #[rustfmt::skip]
+    let data = [
+        1.0, -2.0, 0.5, -0.0, payload,
+        0.1, f32::from_bits(1), -1e-30, 0.5, payload,
+        3e38, -f32::MAX, 1e-40, 0.50001, payload,
+        f32::NAN, 9.0, 9.0, 9.0, payload,
+        -0.5, 0.5, 7.0, f32::from_bits(0x3f00_0001),
+    ];
+    #[rustfmt::skip]
+    let expected = [
+        0.5, -0.5, 0.5, -0.0, payload,
+        0.1, f32::from_bits(1), -1e-30, 0.5, payload,
+        0.5, -0.5, 1e-40, 0.5, payload,
+        0.0, 0.0, 0.0, 0.0, payload,
+        -0.5, 0.5, 0.5, 0.5,
+    ];
+    let clipping = Clipping::fixed(0.5).granularity(Granularity::Coordinate);
+    let outcome = conform("coordinates", &layout, &data, &clipping);
+    assert_same_bits("coordinates", &outcome.data, &expected);
+    let report = outcome.result.unwrap();
+    let rows: Vec<_> = report.rows.iter().map(|row| (row.norm, row.status)).collect();
+    assert_eq!(rows[..3], [(2.0, Status::Clipped), (0.5, Status::Untouched), (f32::MAX, Status::Clipped)]);
+    assert_eq!((rows[3].1, rows[4]), (Status::Zeroed, (7.0, Status::Clipped)));
+}
+
+#[test]
 fn the_stages_one_by_one_give_what_the_run_gives() {
     let mut rng = Rng::new(9);
     for shape in shapes() {

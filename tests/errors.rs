@@ -147,6 +147,23 @@ fn factors_that_no_threshold_gives_are_refused() {
     }
 }
 
+#[test]
+fn bounds_of_coordinates_that_no_threshold_gives_are_refused() {
+    let clipping = Clipping::default().granularity(Granularity::Coordinate);
+    for (name, backend) in all() {
+        let norms = backend.norms(&pairs(), &DATA, &clipping).unwrap();
+        let decisions = backend.threshold(&pairs(), &norms, &clipping, &mut Default::default()).unwrap();
+        for bound in [-1.0, -0.0, f32::NAN] {
+            let mut spoiled = decisions.clone();
+            spoiled[0].bound = bound;
+            let mut after = DATA;
+            let refused = backend.clip(&pairs(), &mut after, &clipping, &spoiled);
+            assert!(matches!(refused, Err(Error::InvalidBound { .. })), "{name}: {bound}: {refused:?}");
+            assert_same_bits(name, &after, &DATA);
+        }
+    }
+}
+
 /// Decisions are there: a scope has nothing to say any more, whether or not it fits the batch.
 #[test]
 fn the_clip_stage_asks_decisions_and_no_scope() {

@@ -14,8 +14,8 @@ use byzclip::{
     Backend, Clipping, Error, Granularity, Layout, NonFinite, Norms, Reference, Scope, State, Status,
     Threshold,
 };
-use common::Rng;
 use common::oracle::units;
+use common::{Rng, assert_same_bits, assert_same_report};
 
 const BILLION: u64 = 1_000_000_000;
 
@@ -325,14 +325,23 @@ impl Backends {
         let decided = threshold::decide_from_bounds(layout, &batch.norms, &found, clipping).unwrap();
         assert_same(&format!("{context}: bounds, then decisions"), &decided, &want);
         assert_eq!(halves_next, next, "{context}: the state behind bounds");
-        for (name, backend) in &self.all {
+        for (name, backend) in self.others() {
             let mut got_next = state.clone();
             let got = backend.threshold(layout, &batch.norms, clipping, &mut got_next).unwrap();
             assert_same(&format!("{context}: {name}"), &got, &want);
             assert_eq!(got_next, next, "{context}: {name}: state");
         }
+        // Rows come back from a device one by one where their neighbours do not: not so many of them.
+        if self.bounds.is_multiple_of(5) && bounds.len() <= 2100 {
+            self.run(context, batch, clipping, state, (bounds, &next));
+        }
         self.bounds += batch.shape.groups;
         next
+    }
+
+    /// Those that can differ from the reference.
+    fn others(&self) -> impl Iterator<Item = &(String, Box<dyn Backend>)> {
+        self.all.iter().filter(|(_, backend)| common::is_other(backend.as_ref()))
     }
 
     /// Decides by a policy's definition.
@@ -340,10 +349,6 @@ impl Backends {
         let bounds = batch.shape.per_span(&model.bounds(batch));
         let clipping = self.policies(batch, clipping(batch.shape, model.threshold()));
         let context = format!("{}, {clipping:?}", batch.shape.context());
-        // Rows come back from a device one by one where their neighbours do not: not so many of them.
-        if self.bounds.is_multiple_of(5) && bounds.len() <= 2100 {
-            self.run(&context, batch, &clipping, state, &bounds);
-        }
         self.decide(&context, batch, &clipping, state, &bounds)
     }
 
@@ -357,20 +362,35 @@ impl Backends {
         clipping
     }
 
-    /// All stages as one call decide from data what the threshold stage decides from norms.
-    fn run(&self, context: &str, batch: &Batch<'_>, clipping: &Clipping, state: &State, bounds: &[f32]) {
+    /// All stages as one call decide from data what the threshold stage decides from norms, and leave the same state.
+    fn run(
+        &self,
+        context: &str,
+        batch: &Batch<'_>,
+        clipping: &Clipping,
+        state: &State,
+        (bounds, next): (&[f32], &State),
+    ) {
+        let layout = &batch.shape.layout;
         let clipping = clipping.clone().scope(Scope::Mask(batch.mask.clone()));
-        for (name, backend) in &self.all {
-            let (mut data, mut next) = (batch.data.clone(), state.clone());
-            let report = backend.run_with(&batch.shape.layout, &mut data, &clipping, &mut next).unwrap();
-            for (span, (&(row, group), &bound)) in batch.shape.spans.iter().zip(bounds).enumerate() {
-                let got = report
-                    .segments(row)
-                    .get(group)
-                    .map_or(report.rows[row].bound, |segment| Some(segment.bound));
-                let (got, want) = (got.map(f32::to_bits), Some(bound.to_bits()));
-                assert_eq!(got, want, "{context}: run, {name}: span {span}: bound");
-            }
+        let run = |name: &str, backend: &dyn Backend| {
+            let (mut data, mut after) = (batch.data.clone(), state.clone());
+            let report = backend.run_with(layout, &mut data, &clipping, &mut after).unwrap();
+            assert_eq!(after, *next, "{context}: run, {name}: state");
+            (report, data)
+        };
+        let (want, clipped) = run("reference", &Reference);
+        for (span, (&(row, group), &bound)) in batch.shape.spans.iter().zip(bounds).enumerate() {
+            let segment = want.segments(row).get(group);
+            let got = segment.map_or(want.rows[row].bound, |segment| Some(segment.bound));
+            let (got, bound) = (got.map(f32::to_bits), Some(bound.to_bits()));
+            assert_eq!(got, bound, "{context}: run: span {span}: bound");
+        }
+        for (name, backend) in self.others() {
+            let (report, data) = run(name, backend.as_ref());
+            let context = format!("{context}: run, {name}");
+            assert_same_report(&context, &report, &want);
+            assert_same_bits(&context, &data, &clipped);
         }
     }
 }
@@ -460,6 +480,44 @@ fn medians_and_quantiles_are_those_of_the_definition() {
         }
     }
     assert!(backends.bounds >= 7_000, "{}", backends.bounds);
+}
+
+/// 0.9 of ten norms is nine of them, whatever 0.9 is in binary.
+#[test]
+fn fractions_are_those_that_were_written() {
+    let (mut backends, mut rng) = (Backends::new(), Rng::new(16));
+    for (n, step) in [(10, 1), (1000, 37)] {
+        let shape = Shape::new(Layout::dense(n, 1).unwrap(), Granularity::Row);
+        let batch = Batch::with(&shape, 0, &mut rng, |row, _| 1.0 + row as f32);
+        for rank in (0..=n).step_by(step) {
+            let billionths = rank as u64 * BILLION / n as u64;
+            let bound = rank.max(1) as f32;
+            let clipping = clipping(&shape, Model::Quantile { billionths }.threshold());
+            let context = format!("{rank} of {n}");
+            backends.decide(&context, &batch, &clipping, &State::default(), &vec![bound; n]);
+        }
+    }
+}
+
+/// The norms of the layers are 1, 2, 3 and 100, and those behind them 50, 5, 0 and 10, or 5, 0 and 10.
+#[test]
+fn layers_have_bounds_of_their_own_across_clients() {
+    let alike = Layout::dense(4, 3).unwrap().layered(&[1, 2]).unwrap();
+    let uneven = Layout::ragged_layered(&[vec![1, 2], vec![1], vec![1, 1], vec![1, 2]]).unwrap();
+    let threshold = Threshold::Median { factor: 1.0 };
+    let clipping = Clipping { threshold, ..Clipping::default() }.granularity(Granularity::Segment);
+    for (layout, data) in [
+        (alike, &[1.0, 30.0, 40.0, 2.0, 3.0, 4.0, 3.0, 0.0, 0.0, 100.0, 6.0, 8.0][..]),
+        (uneven, &[1.0, 3.0, 4.0, 2.0, 3.0, 0.0, 100.0, 6.0, 8.0]),
+    ] {
+        for (name, backend) in Backends::new().all {
+            let report = backend.run(&layout, &mut data.to_vec(), &clipping).unwrap();
+            for row in 0..4 {
+                let bounds: Vec<f32> = report.segments(row).iter().map(|segment| segment.bound).collect();
+                assert_eq!(bounds, [2.0, 5.0][..layout.segments_of(row).len()], "{name}: row {row}");
+            }
+        }
+    }
 }
 
 #[test]
@@ -581,6 +639,21 @@ fn a_history_survives_the_end_of_its_count_of_rounds() {
         }
     }
     assert_eq!(state.words()[0], 4);
+}
+
+/// Differences from a centre reach norms that no row has; the next round has to take the state they leave.
+#[test]
+fn a_history_of_the_greatest_differences_is_a_state() {
+    let layout = Layout::dense(2, 5000).unwrap();
+    let data: Vec<f32> = (0..10_000).map(|i| if i < 5000 { f32::MAX } else { 1.0 }).collect();
+    let threshold = Threshold::History { window: 2, factor: 1.0 };
+    let clipping = Clipping { threshold, ..Clipping::default() }.around(vec![-f32::MAX; 5000]);
+    for (name, backend) in Backends::new().all {
+        let mut state = State::default();
+        for _ in 0..3 {
+            backend.run_with(&layout, &mut data.clone(), &clipping, &mut state).expect(&name);
+        }
+    }
 }
 
 /// A moving bound, as Andrew et al. define its next value: between these two, of which rounding allows any.
@@ -968,47 +1041,73 @@ fn what_is_refused_is_refused_by_all_with_the_same_words() {
         Threshold::SplitBySize(f32::NAN),
         Threshold::Median { factor: f32::NAN },
         Threshold::Median { factor: -1e-30 },
+        Threshold::Median { factor: f32::INFINITY },
         Threshold::Quantile(-1e-9),
         Threshold::Quantile(1.000_000_1),
+        Threshold::Quantile(f64::NAN),
         Threshold::History { window: 0, factor: 1.0 },
         Threshold::History { window: 1, factor: f32::INFINITY },
+        Threshold::History { window: u32::MAX, factor: 1.0 },
     ]
     .into_iter()
     .map(|threshold| (with(threshold), &batch.norms, vec![]))
     .chain([
         (adaptive(Adaptive { target: 1.1, ..usual }), &batch.norms, vec![]),
         (adaptive(Adaptive { rate: 8.1, ..usual }), &batch.norms, vec![]),
+        (adaptive(Adaptive { rate: -0.1, ..usual }), &batch.norms, vec![]),
         (adaptive(Adaptive { min: 1e-40, ..usual }), &batch.norms, vec![]),
+        (adaptive(Adaptive { min: 2.0, ..usual }), &batch.norms, vec![]),
         (adaptive(Adaptive { max: f32::INFINITY, ..usual }), &batch.norms, vec![]),
         (adaptive(Adaptive { initial: f32::NAN, ..usual }), &batch.norms, vec![]),
+        (adaptive(Adaptive { initial: 0.0, ..usual }), &batch.norms, vec![]),
         // States of another policy, or beyond what this one could have left.
         (adaptive(usual), &batch.norms, vec![1.0f32.to_bits(); 2]),
         (adaptive(Adaptive { max: 2.0, ..usual }), &batch.norms, vec![3.0f32.to_bits()]),
         (history.clone(), &batch.norms, vec![0; 8]),
+        (history.clone(), &batch.norms, vec![1, 2, 3]),
         (median.clone(), &batch.norms, vec![0]),
+        (with(Threshold::Fixed(1.0)), &batch.norms, vec![7]),
         // Norms of another layout or granularity, and a row that the policy refuses.
         (median.clone(), &other, vec![]),
         (median.clone().granularity(Granularity::Segment), &batch.norms, vec![]),
         (median.clone().non_finite(NonFinite::Error), &batch.norms, vec![]),
         (history.non_finite(NonFinite::Error), &batch.norms, vec![]),
+        (adaptive(usual).non_finite(NonFinite::Error), &batch.norms, vec![3.0f32.to_bits()]),
         // Two things at once.
         (with(wrong.clone()).non_finite(NonFinite::Error), &batch.norms, vec![]),
         (with(wrong), &other, vec![]),
         (median.non_finite(NonFinite::Error), &batch.norms, vec![0]),
     ])
+    // No bound that an adaptive threshold could have left: zero, negative, subnormal, Inf, NaN.
+    .chain(
+        [0, 0xbf80_0000, 1, 0x7f80_0000, 0x7fc0_0000, u32::MAX]
+            .map(|word| (adaptive(usual), &batch.norms, vec![word])),
+    )
     .collect();
-    for (clipping, norms, words) in cases {
-        let state = State::from_words(words);
-        let mut after = state.clone();
-        let want = Reference.threshold(&shape.layout, norms, &clipping, &mut after).unwrap_err();
-        assert_eq!(after, state, "{clipping:?}");
-        for (name, backend) in &backends.all {
-            let got = backend.threshold(&shape.layout, norms, &clipping, &mut after).unwrap_err();
+    let mut runs = 0;
+    for (clipping, norms, words) in &cases {
+        let state = State::from_words(words.clone());
+        let refused = |name: &str, backend: &dyn Backend| {
             // As words, because a NaN is not equal to itself.
-            assert_eq!(got.to_string(), want.to_string(), "{name}: {clipping:?}");
+            let (mut after, mut data) = (state.clone(), batch.data.clone());
+            let stage =
+                backend.threshold(&shape.layout, norms, clipping, &mut after).unwrap_err().to_string();
             assert_eq!(after, state, "{name}: {clipping:?}");
+            // A run has norms of its own, which fit.
+            let run = backend.run_with(&shape.layout, &mut data, clipping, &mut after).err();
+            if run.is_some() {
+                assert_eq!(after, state, "{name}: {clipping:?}: run");
+                assert_same_bits(&format!("{name}: {clipping:?}: run"), &data, &batch.data);
+            }
+            (stage, run.map(|error| error.to_string()))
+        };
+        let want = refused("reference", &Reference);
+        runs += usize::from(want.1.is_some());
+        for (name, backend) in backends.others() {
+            assert_eq!(refused(name, backend.as_ref()), want, "{name}: {clipping:?}");
         }
     }
+    assert_eq!(runs, cases.len() - 2, "all but those whose norms alone do not fit");
 }
 
 /// A plan keeps its state on the device. A round that the policy refuses is none: neither state nor data move.
@@ -1046,7 +1145,7 @@ fn a_refused_round_moves_no_state_of_a_plan() {
             let want = Reference.run_with(&layout, &mut data.to_vec(), &clipping, &mut state);
             let context = format!("{:?}, round {round}", clipping.threshold);
             match (plan.report_blocking(), want) {
-                (Ok(got), Ok(want)) => common::assert_same_report(&context, &got, &want),
+                (Ok(got), Ok(want)) => assert_same_report(&context, &got, &want),
                 (got, want) => {
                     assert_eq!((round, got.unwrap_err()), (1, want.unwrap_err()), "{context}");
                 }
