@@ -130,40 +130,45 @@ fn every_trial_gives_the_bits_of_the_cpu_and_the_last_that_was_kept_is_chosen() 
 #[cfg(feature = "cli")]
 #[path = "common/cli.rs"]
 #[allow(dead_code, unreachable_pub)]
-mod files;
+mod fixtures;
 
 #[cfg(feature = "cli")]
 mod program {
     use std::fs;
     use std::path::Path;
-    use std::process::{Command, Output, Stdio};
+    use std::process::Command;
 
     use serde_json::Value;
     use tempfile::TempDir;
 
+    use super::fixtures::{Run, command, fails_as, npy, run_of};
     use super::*;
 
-    /// Runs the program, which has nothing saved but what is in the folder.
-    fn run(folder: &Path, calibration: &str, args: &[&str]) -> Output {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_byzclip"));
-        command.current_dir(folder).args(args).env("NODEVICE_SELECT", "1").stdin(Stdio::null());
+    /// The program, which has nothing saved but what is in the folder.
+    fn calibrated(folder: &Path, calibration: &str, args: &[&str]) -> Command {
+        let mut command = command(folder, args);
         command.env("BYZCLIP_CALIBRATION", calibration).env("XDG_CACHE_HOME", folder.join("cache"));
-        command.output().unwrap()
+        command
+    }
+
+    /// What it prints as JSON, and its words on stderr.
+    fn run(folder: &Path, calibration: &str, args: &[&str]) -> (Value, String) {
+        let Run { code, stdout, stderr } = run_of(&mut calibrated(folder, calibration, args));
+        assert_eq!(code, Some(0), "{args:?}: {stderr}");
+        (serde_json::from_str(&stdout).unwrap(), stderr)
     }
 
     fn folder() -> TempDir {
         let folder = TempDir::new().unwrap();
         let values: Vec<f32> = (0..40).map(|i| i as f32).collect();
-        fs::write(folder.path().join("u.npy"), files::npy("(2, 20)", &values)).unwrap();
+        fs::write(folder.path().join("u.npy"), npy("(2, 20)", &values)).unwrap();
         folder
     }
 
     /// What `norms --json` says of why it ran where it did, and its words on stderr.
     fn why(folder: &Path, calibration: &str, adapter: &str) -> (String, String) {
-        let output = run(folder, calibration, &["norms", "u.npy", "--adapter", adapter, "--json"]);
-        let stderr = String::from_utf8(output.stderr).unwrap();
-        assert!(output.status.success(), "{stderr}");
-        let printed: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let args = ["norms", "u.npy", "--adapter", adapter, "--json"];
+        let (printed, stderr) = run(folder, calibration, &args);
         (printed["why"].as_str().unwrap().to_owned(), stderr)
     }
 
@@ -174,8 +179,7 @@ mod program {
         let adapter = gpu.device().adapter_info().name;
         let folder = folder();
         let devices = |folder: &Path| -> Value {
-            let output = run(folder, "auto", &["devices", "--json"]);
-            let devices: Value = serde_json::from_slice(&output.stdout).unwrap();
+            let (devices, _) = run(folder, "auto", &["devices", "--json"]);
             let all = devices["adapters"].as_array().unwrap().clone();
             all.into_iter().find(|a| a["name"] == adapter.as_str()).unwrap()["calibration"].clone()
         };
@@ -183,9 +187,7 @@ mod program {
 
         // Measured, on next to nothing, and saved where `auto` looks.
         let args = ["calibrate", "--adapter", &adapter, "--bytes", "40000", "--json"];
-        let output = run(folder.path(), "auto", &args);
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let printed: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let (printed, _) = run(folder.path(), "auto", &args);
         assert_eq!(printed["adapter"], adapter.as_str());
         assert!(printed["trials"].as_array().unwrap().iter().all(|trial| trial["wrong"].is_null()));
         let saved = Path::new(printed["file"].as_str().unwrap()).to_owned();
@@ -218,16 +220,12 @@ mod program {
     fn a_file_that_is_asked_for_has_to_be_one_of_the_adapter() {
         let Some((gpu, text)) = odd() else { return };
         let adapter = gpu.device().adapter_info().name;
-        let folder = folder();
+        let (folder, cache) = (folder(), TempDir::new().unwrap());
         let fails = |calibration: &str, words: &[&str]| {
-            let output = run(folder.path(), calibration, &["norms", "u.npy", "--adapter", &adapter]);
-            let stderr = String::from_utf8(output.stderr).unwrap();
-            assert_eq!(output.status.code(), Some(1), "{stderr}");
-            assert_eq!(stderr.trim_end().lines().count(), 1, "{stderr}");
-            assert!(output.stdout.is_empty());
-            for word in words {
-                assert!(stderr.contains(word), "{word} is not in {stderr}");
-            }
+            let args = ["norms", "u.npy", "--adapter", &adapter];
+            // Drivers have caches too: not in the folder, which has to stay as it is.
+            let mut command = calibrated(folder.path(), calibration, &args);
+            fails_as(command.env("XDG_CACHE_HOME", cache.path()), 1, words);
         };
         fails("nowhere", &["cannot read nowhere"]);
         fs::write(folder.path().join("bad"), "hello").unwrap();

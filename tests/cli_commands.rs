@@ -9,7 +9,9 @@ use std::process::Command;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use self::fixtures::{bytes, byzclip, fails, json_of, npy, npy_header, safetensors};
+use self::fixtures::{
+    bytes, command, fails, fails_as, float, json_of, npy, npy_bytes, run_of, safetensors, succeed, tensors,
+};
 
 #[cfg(feature = "gpu")]
 mod common;
@@ -18,8 +20,7 @@ mod common;
 mod fixtures;
 
 fn f32_at(value: &Value) -> f32 {
-    // The text, read as an f32: what JSON holds must read back to the same bits.
-    value.to_string().parse().unwrap()
+    float(value).unwrap()
 }
 
 /// Five clients: honest, boosted, tiny, broken, boosted.
@@ -41,10 +42,7 @@ fn folder_with_five() -> TempDir {
 #[test]
 fn layers_share_a_total_as_asked() {
     let folder = TempDir::new().unwrap();
-    let file = safetensors(
-        &[("a", "F32", &[4], &bytes(&[9.0; 4])), ("b", "F32", &[12], &bytes(&[9.0; 12]))],
-        &json!({}),
-    );
+    let file = tensors("{}", &[("a", &[4], &[9.0; 4]), ("b", &[12], &[9.0; 12])]);
     fs::write(folder.path().join("a.safetensors"), file).unwrap();
     let bounds = |split: &str| -> Vec<f32> {
         let flag = format!("--per-layer={split}");
@@ -107,7 +105,7 @@ fn a_long_history_is_read_again_or_refused_at_once() {
     let file = |layers: usize| {
         let tensors: Vec<(&str, &str, &[usize], &[u8])> =
             names[..layers].iter().map(|name| (name.as_str(), "F32", &[1][..], &value[..])).collect();
-        safetensors(&tensors, &json!({}))
+        safetensors(&tensors, "{}")
     };
     for (name, layers) in [("a.safetensors", 4), ("b.safetensors", 4), ("c.safetensors", 40)] {
         fs::write(folder.path().join(name), file(layers)).unwrap();
@@ -191,8 +189,7 @@ fn the_mean_of_clipped_updates_is_one_row() {
     assert!(files.iter().all(|file| file.ends_with(&bytes(&[0.9375, 1.375]))), "{files:?}");
     assert!(files.iter().all(|file| file == &files[0]), "{files:?}");
 
-    let text = byzclip(folder.path(), &["mean", "in.npy", "-o", "out.npy", "--max-norm", "1"]);
-    let text = String::from_utf8(text.stdout).unwrap();
+    let text = succeed(folder.path(), &["mean", "in.npy", "-o", "out.npy", "--max-norm", "1"]);
     assert!(
         text.contains("the mean of 2 with the weight 2") && text.contains("1 clipped, 1 zeroed"),
         "{text}"
@@ -221,10 +218,8 @@ fn means_that_cannot_be_are_refused() {
 fn a_mean_of_safetensors_has_their_names_and_shapes() {
     let folder = TempDir::new().unwrap();
     for (name, a, b) in [("a", [1.0, 2.0], 3.0), ("b", [3.0, 4.0], 5.0)] {
-        let tensors: [(&str, &str, &[usize], &[u8]); 2] =
-            [("w", "F32", &[2, 1], &bytes(&a)), ("b", "F32", &[1], &bytes(&[b]))];
-        fs::write(folder.path().join(format!("{name}.safetensors")), safetensors(&tensors, &json!({})))
-            .unwrap();
+        let file = tensors("{}", &[("w", &[2, 1], &a), ("b", &[1], &[b])]);
+        fs::write(folder.path().join(format!("{name}.safetensors")), file).unwrap();
     }
     let args = ["mean", "a.safetensors", "b.safetensors", "-o", "mean.safetensors", "--max-norm", "inf"];
     json_of(folder.path(), &args);
@@ -238,12 +233,7 @@ fn a_mean_of_safetensors_has_their_names_and_shapes() {
 fn a_mean_of_safetensors_is_a_file_of_the_same_bytes_each_time() {
     let folder = TempDir::new().unwrap();
     let metadata = json!({"e": "5", "a": "1", "d": "\"4\"", "b": "2", "c": "3"});
-    let values = bytes(&[1.0, 2.0, 3.0]);
-    let of = |metadata: &Value| {
-        let tensors: [(&str, &str, &[usize], &[u8]); 2] =
-            [("b", "F32", &[1], &values[..4]), ("w", "F32", &[2, 1], &values[4..])];
-        safetensors(&tensors, metadata)
-    };
+    let of = |metadata: &Value| tensors(metadata, &[("b", &[1], &[1.0]), ("w", &[2, 1], &[2.0, 3.0])]);
     fs::write(folder.path().join("a.safetensors"), of(&metadata)).unwrap();
     for _ in 0..3 {
         let args = ["mean", "a.safetensors", "-o", "mean.safetensors", "--max-norm", "inf"];
@@ -255,7 +245,7 @@ fn a_mean_of_safetensors_is_a_file_of_the_same_bytes_each_time() {
         let text = format!("\"__metadata__\":{metadata},\"b\":{{");
         assert!(String::from_utf8_lossy(&mean).contains(&text), "{}", String::from_utf8_lossy(&mean));
         assert_eq!((mean.len() - 12) % 8, 0);
-        assert_eq!(mean[mean.len() - 12..], values);
+        assert_eq!(mean[mean.len() - 12..], bytes(&[1.0, 2.0, 3.0]));
     }
 }
 
@@ -329,28 +319,25 @@ fn training_prints_three_runs_that_show_the_defence() {
     assert_eq!(runs[2]["clipped"].as_u64(), Some(240));
 
     // No command is `train`.
-    let output = byzclip(folder.path(), &["--json"]);
-    let bare: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(bare["runs"], printed["runs"]);
+    assert_eq!(json_of(folder.path(), &[])["runs"], printed["runs"]);
 }
 
 #[test]
 fn the_variable_sets_the_bound_of_training() {
     let folder = TempDir::new().unwrap();
     let with = |value: &str| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_byzclip"));
-        command.current_dir(folder.path()).args(["train", "--json", "--backend", "cpu", "--rounds", "2"]);
-        command.env("D2_ADVERSARY_CLIP_FACTOR", value).output().unwrap()
+        let mut command = command(folder.path(), &["train", "--json", "--backend", "cpu", "--rounds", "2"]);
+        command.env("D2_ADVERSARY_CLIP_FACTOR", value);
+        command
     };
-    let bound =
-        |value: &str| serde_json::from_slice::<Value>(&with(value).stdout).unwrap()["max_norm"].clone();
+    let bound = |value: &str| {
+        serde_json::from_str::<Value>(&run_of(&mut with(value)).stdout).unwrap()["max_norm"].clone()
+    };
     assert_eq!(f32_at(&bound("3.5")), 3.5);
     assert_eq!(bound("0"), Value::Null);
     assert_eq!(bound("-2"), Value::Null);
     for wrong in ["two", "", "nan"] {
-        let output = with(wrong);
-        assert_eq!(output.status.code(), Some(2), "{wrong}");
-        assert!(String::from_utf8_lossy(&output.stderr).contains("D2_ADVERSARY_CLIP_FACTOR"), "{wrong}");
+        fails_as(&mut with(wrong), 2, &["D2_ADVERSARY_CLIP_FACTOR"]);
     }
 }
 
@@ -405,7 +392,7 @@ mod on_the_gpu {
 #[test]
 fn outputs_that_would_replace_each_other_are_refused() {
     let folder = TempDir::new().unwrap();
-    let file = |value: f32| safetensors(&[("w", "F32", &[2], &bytes(&[value; 2]))], &json!({}));
+    let file = |value: f32| tensors("{}", &[("w", &[2], &[value; 2])]);
     fs::write(folder.path().join("a.safetensors"), file(1.0)).unwrap();
     fs::write(folder.path().join("b.safetensors"), file(9.0)).unwrap();
     let state = ["clip", "a.safetensors", "-o", "fresh", "--threshold", "adaptive", "--state"];
@@ -438,8 +425,7 @@ fn states_and_vectors_are_what_they_are_taken_for() {
     let named = ["clip", "in.npy", "-o", "out.safetensors", "--max-norm", "1"];
     fails(folder.path(), &named, 2, &[".npy"]);
 
-    let text = "{'descr': '<i8', 'fortran_order': False, 'shape': (5,), }";
-    let large = |number: i64| [&npy_header(text)[..], &[number.to_le_bytes(); 5].concat()].concat();
+    let large = |number: i64| npy_bytes("<i8", "(5,)", &[number.to_le_bytes(); 5].concat());
     write("w.npy", &large(9_007_199_254_740_993));
     let mean = ["mean", "in.npy", "-o", "mean.npy", "--max-norm", "1", "--weights", "w.npy"];
     fails(folder.path(), &mean, 1, &["w.npy", "9007199254740993"]);
@@ -449,8 +435,6 @@ fn states_and_vectors_are_what_they_are_taken_for() {
     {
         let made = Command::new("mkfifo").arg(folder.path().join("pipe")).status().unwrap();
         assert!(made.success());
-        let output = byzclip(folder.path(), &[&history[..6], &["--state", "pipe"]].concat());
-        assert_eq!(output.status.code(), Some(1));
-        assert!(String::from_utf8_lossy(&output.stderr).contains("a device or pipe"));
+        fails(folder.path(), &[&history[..6], &["--state", "pipe"]].concat(), 1, &["a device or pipe"]);
     }
 }

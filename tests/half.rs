@@ -979,84 +979,37 @@ mod on_a_device {
 }
 
 #[cfg(feature = "cli")]
+#[path = "common/cli.rs"]
+#[allow(dead_code, unreachable_pub)]
+mod fixtures;
+
+#[cfg(feature = "cli")]
 mod on_the_command_line {
     use super::*;
     use std::fs;
     use std::path::Path;
-    use std::process::{Command, Output, Stdio};
 
     use serde_json::Value;
     use tempfile::TempDir;
 
-    fn run(folder: &Path, arguments: &[&str]) -> Output {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_byzclip"));
-        // Mesa's device-select layer otherwise has words of its own on stderr.
-        command.env("NODEVICE_SELECT", "1").env("BYZCLIP_CALIBRATION", "off");
-        command.current_dir(folder).args(arguments).stdin(Stdio::null());
-        command.output().unwrap()
-    }
+    use super::fixtures::{
+        Tensor, assert_norms, assert_rows, fails, half_bytes, json_of, npy_bytes, raw_safetensors, refused,
+        safetensors,
+    };
 
     #[track_caller]
-    fn json(folder: &Path, arguments: &[&str]) -> Value {
-        let output = run(folder, &[arguments, &["--json", "--backend", "cpu"]].concat());
-        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-        serde_json::from_slice(&output.stdout).unwrap()
-    }
-
-    /// Both commands fail with these words, and nothing is written.
-    #[track_caller]
-    fn refused(folder: &Path, inputs: &[&str], words: &[&str]) {
-        for command in [&["norms"][..], &["clip", "--max-norm", "1", "-o", "out.npy"]] {
-            let output = run(folder, &[command, inputs, &["--backend", "cpu"]].concat());
-            let message = String::from_utf8(output.stderr).unwrap();
-            assert_eq!(output.status.code(), Some(1), "{message}");
-            for word in words {
-                assert!(message.contains(word), "no \"{word}\" in {message:?}");
-            }
-            assert!(!folder.join("out.npy").exists());
-        }
-    }
-
-    fn npy(descr: &str, shape: &str, bits: &[u16]) -> Vec<u8> {
-        let text = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}");
-        let text = format!("{text}{}\n", " ".repeat(63 - (10 + text.len()) % 64));
-        let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
-        bytes.extend((text.len() as u16).to_le_bytes());
-        bytes.extend(text.as_bytes());
-        bytes.extend(le(bits));
-        bytes
-    }
-
-    fn le(bits: &[u16]) -> Vec<u8> {
-        bits.iter().flat_map(|half| half.to_le_bytes()).collect()
+    fn on_cpu(folder: &Path, arguments: &[&str]) -> Value {
+        json_of(folder, &[arguments, &["--backend", "cpu"]].concat())
     }
 
     /// A file of one row, its tensors not in name order: `w.2`, `b.0`, `w.10`.
-    fn tensors(dtype: &str, row: &[u16]) -> Vec<u8> {
-        let entry = |name: &str, elements: usize, start: usize| {
-            let (start, end) = (start * 2, (start + elements) * 2);
-            format!(
-                "\"{name}\":{{\"dtype\":\"{dtype}\",\"shape\":[{elements}],\"data_offsets\":[{start},{end}]}}"
-            )
-        };
-        let entries =
-            [entry("w.2", row.len() - 3, 0), entry("b.0", 1, row.len() - 3), entry("w.10", 2, row.len() - 2)];
-        raw(&format!("{{\"__metadata__\":{{\"round\": \"7\"}},{}}}", entries.join(",")), &le(row))
-    }
-
-    fn raw(header: &str, body: &[u8]) -> Vec<u8> {
-        [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), body].concat()
-    }
-
-    #[track_caller]
-    fn assert_rows(json: &Value, report: &Report) {
-        let rows = json["rows"].as_array().unwrap();
-        assert_eq!(rows.len(), report.rows.len());
-        for (row, want) in rows.iter().zip(&report.rows) {
-            let norm = row["norm"].as_number().map(|norm| norm.to_string().parse::<f32>().unwrap());
-            assert_eq!(norm.map(f32::to_bits), want.norm.is_finite().then(|| want.norm.to_bits()), "{row}");
-            assert!(row.get("status").is_none_or(|status| status == want.status.name()), "{row}");
-        }
+    fn file_of(dtype: &str, row: &[u16]) -> Vec<u8> {
+        let elements = half_bytes(row);
+        let (w2, rest) = elements.split_at(elements.len() - 6);
+        let (b0, w10) = rest.split_at(2);
+        let tensors: [Tensor; 3] =
+            [("w.2", dtype, &[row.len() - 3], w2), ("b.0", dtype, &[1], b0), ("w.10", dtype, &[2], w10)];
+        safetensors(&tensors, "{\"round\": \"7\"}")
     }
 
     fn batch(half: Half, layout: &Layout) -> Vec<u16> {
@@ -1070,17 +1023,17 @@ mod on_the_command_line {
         let folder = TempDir::new().unwrap();
         let layout = Layout::dense(24, 37).unwrap();
         let data = batch(Half::F16, &layout);
-        let file = npy("<f2", "(24, 37)", &data);
+        let file = npy_bytes("<f2", "(24, 37)", &half_bytes(&data));
         fs::write(folder.path().join("in.npy"), &file).unwrap();
 
         let (report, _, want) = expected(&layout, Half::F16, &data, &Clipping::fixed(0.5)).unwrap();
         assert!(report.count(Status::Clipped) > 3 && report.count(Status::Zeroed) > 3);
-        let clipped = json(folder.path(), &["clip", "in.npy", "-o", "out.npy", "--max-norm", "0.5"]);
+        let clipped = on_cpu(folder.path(), &["clip", "in.npy", "-o", "out.npy", "--max-norm", "0.5"]);
         assert_rows(&clipped, &report);
         let header = &file[..file.len() - 2 * data.len()];
-        assert_eq!(fs::read(folder.path().join("out.npy")).unwrap(), [header, &le(&want)].concat());
-        assert_rows(&json(folder.path(), &["norms", "in.npy"]), &report);
-        assert_eq!(json(folder.path(), &["analyze", "in.npy"])["params"], 37);
+        assert_eq!(fs::read(folder.path().join("out.npy")).unwrap(), [header, &half_bytes(&want)].concat());
+        assert_norms(&on_cpu(folder.path(), &["norms", "in.npy"]), &report);
+        assert_eq!(on_cpu(folder.path(), &["analyze", "in.npy"])["params"], 37);
     }
 
     #[test]
@@ -1093,7 +1046,7 @@ mod on_the_command_line {
             let in_file = |row: &[u16]| [&row[3..], &row[..1], &row[1..3]].concat();
             let names: Vec<String> = (0..12).map(|row| format!("{row:02}.safetensors")).collect();
             for (row, name) in data.chunks(21).zip(&names) {
-                fs::write(folder.path().join(name), tensors(dtype, &in_file(row))).unwrap();
+                fs::write(folder.path().join(name), file_of(dtype, &in_file(row))).unwrap();
             }
             let inputs: Vec<&str> = names.iter().map(String::as_str).collect();
             for (granularity, flag) in
@@ -1102,12 +1055,12 @@ mod on_the_command_line {
                 let clipping = Clipping::fixed(0.5).granularity(granularity);
                 let (report, _, want) = expected(&layout, half, &data, &clipping).unwrap();
                 let clip = ["clip", "-o", "out", "--max-norm", "0.5"];
-                assert_rows(&json(folder.path(), &[&clip, &inputs[..], flag].concat()), &report);
+                assert_rows(&on_cpu(folder.path(), &[&clip, &inputs[..], flag].concat()), &report);
                 for (row, name) in want.chunks(21).zip(&names) {
                     let got = fs::read(folder.path().join("out").join(name)).unwrap();
-                    assert_eq!(got, tensors(dtype, &in_file(row)), "{name}");
+                    assert_eq!(got, file_of(dtype, &in_file(row)), "{name}");
                 }
-                assert_rows(&json(folder.path(), &[&["norms"], &inputs[..], flag].concat()), &report);
+                assert_norms(&on_cpu(folder.path(), &[&["norms"], &inputs[..], flag].concat()), &report);
             }
         }
     }
@@ -1116,12 +1069,10 @@ mod on_the_command_line {
     #[test]
     fn a_centre_for_halves_is_refused_before_it_is_read() {
         let folder = TempDir::new().unwrap();
-        fs::write(folder.path().join("x.npy"), npy("<f2", "(2, 2)", &[0; 4])).unwrap();
+        fs::write(folder.path().join("x.npy"), npy_bytes("<f2", "(2, 2)", &[0; 8])).unwrap();
         for command in ["clip", "mean"] {
             let arguments = [command, "x.npy", "-o", "y.npy", "--max-norm", "2", "--center", "none.npy"];
-            let output = run(folder.path(), &arguments);
-            let message = String::from_utf8(output.stderr).unwrap();
-            assert!(message.contains("a centre for rows in half precision"), "{message}");
+            fails(folder.path(), &arguments, 2, &["a centre for rows in half precision"]);
         }
     }
 
@@ -1130,21 +1081,21 @@ mod on_the_command_line {
         let folder = TempDir::new().unwrap();
         let write = |name: &str, bytes: &[u8]| fs::write(folder.path().join(name), bytes).unwrap();
         for descr in [">f2", "<V2", "<u2"] {
-            write("x.npy", &npy(descr, "(2, 2)", &[0; 4]));
+            write("x.npy", &npy_bytes(descr, "(2, 2)", &[0; 8]));
             refused(folder.path(), &["x.npy"], &[descr, "float32 or float16", "numpy.save"]);
         }
-        write("x.npy", &npy("<f2", "(2, 2)", &[0; 3]));
+        write("x.npy", &npy_bytes("<f2", "(2, 2)", &[0; 6]));
         refused(folder.path(), &["x.npy"], &["truncated", "136 bytes"]);
-        write("x.npy", &npy("<f2", "(2, 2)", &[0; 8]));
+        write("x.npy", &npy_bytes("<f2", "(2, 2)", &[0; 16]));
         refused(folder.path(), &["x.npy"], &["longer than its header says"]);
 
-        write("a.safetensors", &tensors("F16", &[0; 5]));
-        write("b.safetensors", &tensors("BF16", &[0; 5]));
+        write("a.safetensors", &file_of("F16", &[0; 5]));
+        write("b.safetensors", &file_of("BF16", &[0; 5]));
         let words = ["b.safetensors", "tensor 'b.0' of type BF16", "type F16 of a.safetensors"];
         refused(folder.path(), &["a.safetensors", "b.safetensors"], &words);
         let mixed = "{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]},\
                      \"b\":{\"dtype\":\"F16\",\"shape\":[1],\"data_offsets\":[4,6]}}";
-        write("m.safetensors", &raw(mixed, &[0; 6]));
+        write("m.safetensors", &raw_safetensors(mixed, &[0; 6]));
         refused(folder.path(), &["m.safetensors"], &["tensor 'b' of type F16", "expected F32", "one type"]);
     }
 }

@@ -16,7 +16,9 @@ use std::process::Command;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use self::fixtures::{bytes, byzclip, contents, fails, json_of, npy, npy_header, safetensors};
+use self::fixtures::{
+    Tensor, bytes, command, contents, fails, half_bytes, json_of, names, npy, npy_bytes, safetensors,
+};
 
 const CLIENTS: usize = 23;
 const PARAMS: usize = 97;
@@ -41,14 +43,12 @@ fn folder() -> TempDir {
     write("u.npy", &npy(&format!("({CLIENTS}, {PARAMS})"), &data));
     write("center.npy", &npy(&format!("({PARAMS},)"), &data[3 * PARAMS..4 * PARAMS]));
     write("w.npy", &npy(&format!("({CLIENTS},)"), &(0..CLIENTS).map(|i| (i % 5) as f32).collect::<Vec<_>>()));
-    let halves: Vec<u8> =
-        data.iter().flat_map(|value| byzclip::Half::F16.truncate(*value).to_le_bytes()).collect();
-    let header = format!("{{'descr': '<f2', 'fortran_order': False, 'shape': ({CLIENTS}, {PARAMS}), }}");
-    write("h.npy", &[npy_header(&header), halves].concat());
+    let halves: Vec<u16> = data.iter().map(|value| byzclip::Half::F16.truncate(*value)).collect();
+    write("h.npy", &npy_bytes("<f2", &format!("({CLIENTS}, {PARAMS})"), &half_bytes(&halves)));
     for client in 0..CLIENTS {
         // In an order that is not that of their names, and with a layer that has no elements.
         let row = bytes(&data[client * PARAMS..(client + 1) * PARAMS]);
-        let tensors: [(&str, &str, &[usize], &[u8]); 4] = [
+        let tensors: [Tensor; 4] = [
             ("w", "F32", &[8, 11], &row[..352]),
             ("b", "F32", &[4], &row[352..368]),
             ("none", "F32", &[0], &[]),
@@ -56,7 +56,7 @@ fn folder() -> TempDir {
         ];
         write(
             &format!("{client:02}.safetensors"),
-            &safetensors(&tensors, &json!({"client": client.to_string()})),
+            &safetensors(&tensors, json!({"client": client.to_string()})),
         );
     }
     folder
@@ -248,9 +248,9 @@ fn many_layers_have_their_own_bounds() {
         let layers: Vec<Vec<u8>> = (0..LAYERS)
             .map(|layer| bytes(&(0..layer % 4).map(|i| value(layer * 4 + i)).collect::<Vec<_>>()))
             .collect();
-        let tensors: Vec<(&str, &str, &[usize], &[u8])> =
+        let tensors: Vec<Tensor> =
             (0..LAYERS).map(|i| (names[i].as_str(), "F32", &lengths[i][..], &layers[i][..])).collect();
-        fs::write(folder.join(file), safetensors(&tensors, &json!({}))).unwrap();
+        fs::write(folder.join(file), safetensors(&tensors, "{}")).unwrap();
     }
     let on_cpu = (&["--backend", "cpu"][..], &["96K", "8K", "1K"][..]);
     for threshold in [&THRESHOLDS[0], &THRESHOLDS[1], &THRESHOLDS[3], &THRESHOLDS[4]] {
@@ -288,9 +288,7 @@ fn a_refused_row_in_a_late_window_is_named_by_its_number_and_nothing_is_written(
 fn windows_are_numbers_of_bytes() {
     let folder = folder();
     for window in ["0", "-1", "x", "1T"] {
-        let arguments = ["norms", "u.npy", "--window", window];
-        let output = byzclip(folder.path(), &arguments);
-        assert_eq!(output.status.code(), Some(2), "{window}");
+        fails(folder.path(), &["norms", "u.npy", "--window", window], 2, &[window]);
     }
 }
 
@@ -303,20 +301,16 @@ fn an_interrupted_run_leaves_nothing() {
     let folder = TempDir::new().unwrap();
     // Sparse, and much to do one element at a time.
     let file = fs::File::create(folder.path().join("u.npy")).unwrap();
-    let header = npy_header("{'descr': '<f4', 'fortran_order': False, 'shape': (64, 1000000), }");
+    let header = npy("(64, 1000000)", &[]);
     std::io::Write::write_all(&mut &file, &header).unwrap();
     file.set_len(header.len() as u64 + 256_000_000).unwrap();
     for signal in ["INT", "TERM"] {
-        let before = contents_names(folder.path());
-        let mut child = Command::new(env!("CARGO_BIN_EXE_byzclip"))
-            .current_dir(folder.path())
-            .args(["clip", "u.npy", "-o", "out.npy", "--max-norm", "1", "--backend", "reference"])
-            .args(["--window", "4M"])
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
+        let before = names(folder.path());
+        let clip = ["clip", "u.npy", "-o", "out.npy", "--max-norm", "1", "--backend", "reference"];
+        let mut command = command(folder.path(), &[&clip[..], &["--window", "4M"]].concat());
+        let mut child = command.stdout(Stdio::null()).spawn().unwrap();
         let start = Instant::now();
-        while contents_names(folder.path()) == before {
+        while names(folder.path()) == before {
             assert!(start.elapsed() < Duration::from_secs(60), "nothing was written");
             assert!(child.try_wait().unwrap().is_none(), "it ended before it was interrupted");
             std::thread::sleep(Duration::from_millis(5));
@@ -324,15 +318,8 @@ fn an_interrupted_run_leaves_nothing() {
         let id = child.id().to_string();
         assert!(Command::new("kill").args(["-s", signal, &id]).status().unwrap().success());
         assert_eq!(child.wait().unwrap().code(), Some(130), "{signal}");
-        assert_eq!(contents_names(folder.path()), before, "{signal}");
+        assert_eq!(names(folder.path()), before, "{signal}");
     }
-}
-
-#[cfg(unix)]
-fn contents_names(folder: &Path) -> Vec<std::ffi::OsString> {
-    let mut names: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-    names.sort();
-    names
 }
 
 /// Threads that the system does not give, and memory for a piece of a file, become one line; nothing panics, and there is no output.
@@ -383,7 +370,7 @@ fn memory_grows_neither_with_the_length_of_rows_nor_with_their_number() {
     // Sparse: 128 MiB a row, which is more than the limit.
     let sparse = |name: &str, shape: &str, elements: u64| {
         let file = fs::File::create(folder.path().join(name)).unwrap();
-        let header = npy_header(&format!("{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}"));
+        let header = npy(shape, &[]);
         std::io::Write::write_all(&mut &file, &header).unwrap();
         file.set_len(header.len() as u64 + 4 * elements).unwrap();
     };
