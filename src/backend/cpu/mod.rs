@@ -52,7 +52,7 @@ mod threads;
 use self::half::Halves;
 use self::lent::Pool;
 use self::mean::MeanBatch;
-use self::rows::Rows;
+use self::rows::{Origin, Rows, Storage};
 use self::single::Singles;
 #[cfg(feature = "cli")]
 pub(crate) use self::threads::Team;
@@ -64,7 +64,7 @@ use crate::error::{Error, Result};
 use crate::half::Half;
 use crate::norms::Norms;
 use crate::report::{BackendKind, Ran, Report};
-use crate::threshold::{Decision, Source, State, check_decisions};
+use crate::threshold::{self, Decision, Source, State, check_decisions};
 
 /// Elements of a part of what threads share below a row or strip: 256 KiB of `f32`, which a core's cache holds.
 pub(crate) const PART: usize = 1 << 16;
@@ -128,6 +128,22 @@ impl Cpu {
         self.why = why;
         self
     }
+
+    /// All stages, one after the other, on data and settings that fit.
+    fn run_stages<S: Storage>(
+        &self,
+        layout: &Layout,
+        data: &mut [S::Element],
+        clipping: &Clipping,
+        storage: S,
+        state: &mut State,
+    ) -> Result<Report> {
+        let rows = Rows::new(self, layout, clipping, storage)?;
+        let norms = rows.norms(data);
+        let decisions = threshold::decide(layout, &norms, clipping, state)?;
+        rows.clip(data, &decisions, Origin::SameData);
+        Ok(Report::of_stages(self.ran(), layout, clipping.granularity, &norms, &decisions))
+    }
 }
 
 impl Backend for Cpu {
@@ -151,7 +167,7 @@ impl Backend for Cpu {
         let clipping = &clipping.of_decisions();
         let rows = Rows::new(self, layout, clipping, Singles::of(clipping))?;
         check_decisions(layout, clipping.granularity, decisions)?;
-        rows.clip(data, decisions);
+        rows.clip(data, decisions, Origin::AnyData);
         Ok(())
     }
 
@@ -172,7 +188,7 @@ impl Backend for Cpu {
                 let rows = Rows::new(self, layout, clipping, Singles::of(clipping))?;
                 Ok(Report::of_rows(self.ran(), rows.run(data, bounds)))
             }
-            None => super::run_stages(self, layout, data, clipping, state),
+            None => self.run_stages(layout, data, clipping, Singles::of(clipping), state),
         }
     }
 
@@ -210,7 +226,7 @@ impl Backend for Cpu {
         let clipping = &clipping.of_decisions();
         let rows = Rows::new(self, layout, clipping, Halves::of(half, clipping))?;
         check_decisions(layout, clipping.granularity, decisions)?;
-        rows.clip(data, decisions);
+        rows.clip(data, decisions, Origin::AnyData);
         Ok(())
     }
 
@@ -230,7 +246,7 @@ impl Backend for Cpu {
                 let rows = Rows::new(self, layout, clipping, Halves::of(half, clipping))?;
                 Ok(Report::of_rows(self.ran(), rows.run(data, bounds)))
             }
-            None => super::run_half_stages(self, layout, half, data, clipping, state),
+            None => self.run_stages(layout, data, clipping, Halves::of(half, clipping), state),
         }
     }
 

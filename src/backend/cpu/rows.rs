@@ -81,6 +81,15 @@ pub(super) trait Storage: Sync {
     fn add<const EQUAL: bool, const TESTED: bool>(&self, add: Add<'_, '_, Self::Element, EQUAL, TESTED>);
 }
 
+/// What decisions were made from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// The elements that they are applied to: none of those that are clipped is NaN or Inf.
+    SameData,
+    /// Perhaps others.
+    AnyData,
+}
+
 /// A batch, and how its rows are worked on.
 pub(super) struct Rows<'a, S> {
     pub(super) layout: &'a Layout,
@@ -244,7 +253,7 @@ impl<'a, S: Storage> Rows<'a, S> {
     }
 
     /// The clip stage. A long span is cut in parts, so that threads share it.
-    pub(super) fn clip(&self, data: &mut [S::Element], decisions: &[Decision]) {
+    pub(super) fn clip(&self, data: &mut [S::Element], decisions: &[Decision], origin: Origin) {
         let mut work = 0;
         let mut parts = Vec::new();
         let mut data = Cursor::at(0, data);
@@ -267,16 +276,19 @@ impl<'a, S: Storage> Rows<'a, S> {
         let tasks = cut(sizes, elements_of_task(work, team));
         let mut parts = Cursor::at(0, &mut parts);
         let apply = |_, parts: &mut [(&mut [S::Element], usize, &Decision)], _| {
-            parts
-                .iter_mut()
-                .for_each(|(elements, first, decision)| self.apply_given(elements, *first, decision));
+            for (elements, first, decision) in parts {
+                match origin {
+                    Origin::SameData => self.apply(elements, *first, decision),
+                    Origin::AnyData => self.apply_to_finite(elements, *first, decision),
+                }
+            }
         };
         each(team, tasks, |of_task| parts.take(of_task), apply);
     }
 
     /// Writes what a decision makes of elements that it may not have been made from: where they are multiplied, NaN and Inf stay what they
     /// are, because processors differ in the product of a NaN.
-    fn apply_given(&self, elements: &mut [S::Element], first: usize, decision: &Decision) {
+    fn apply_to_finite(&self, elements: &mut [S::Element], first: usize, decision: &Decision) {
         let is_finite = |elements: &[S::Element]| self.storage.largest_magnitude(elements) < INFINITY_BITS;
         if !self.clipping.multiplies(decision.status) || is_finite(elements) {
             return self.apply(elements, first, decision);

@@ -74,8 +74,7 @@ impl Storage for Singles<'_> {
     }
 
     fn largest_magnitude(&self, elements: &[f32]) -> u32 {
-        // As integers, magnitudes have the order of their values, and NaN and Inf are the greatest.
-        elements.iter().fold(0, |most, value| most.max(value.to_bits() & 0x7fff_ffff))
+        vectorised(Largest(elements))
     }
 
     fn apply(&self, elements: &mut [f32], first: usize, decision: &Decision) {
@@ -114,6 +113,19 @@ impl Storage for Singles<'_> {
 
     fn add<const EQUAL: bool, const TESTED: bool>(&self, add: Add<'_, '_, f32, EQUAL, TESTED>) {
         add.singles();
+    }
+}
+
+/// The bits of the largest magnitude.
+struct Largest<'a>(&'a [f32]);
+
+impl Kernel for Largest<'_> {
+    type Output = u32;
+
+    #[inline(always)]
+    fn run(self) -> u32 {
+        // As integers, magnitudes have the order of their values, and NaN and Inf are the greatest.
+        self.0.iter().fold(0, |most, value| most.max(value.to_bits() & 0x7fff_ffff))
     }
 }
 
