@@ -71,6 +71,13 @@ fn wrong_usage_ends_with_2_and_one_line() {
         (&["norms", "in.npy", "--max-nrm", "2"], &["--max-nrm", "expected", "--help"]),
         (&["norm", "in.npy"], &["'norm'", "'norms'", "--help"]),
         (&["frobnicate"], &["frobnicate", "expected", "--help"]),
+        (&["train", "--rounds", "-1"], &["'-1'", "--rounds", "expected a whole number"]),
+        (&["train", "--seed", "x"], &["'x'", "--seed", "expected a whole number"]),
+        (&["train", "--boost", "much"], &["'much'", "--boost", "expected a number"]),
+        (&["train", "--learning-rate", "-1"], &["learning rate", "got -1", "expected a finite number"]),
+        (&["bench", "--runs", "-1"], &["'-1'", "--runs", "expected 9 runs or more"]),
+        (&["bench", "--clipped", "-0.2"], &["'-0.2'", "--clipped", "expected a share"]),
+        (&["bench", "--scope-share", "-1"], &["'-1'", "--scope-share", "expected a share"]),
         (&["--json", "devices", "--names", "all"], &["got --names with --json", "expected"]),
         (&["devices", "--names", "all", "--json"], &["got --names with --json", "expected"]),
     ];

@@ -288,7 +288,8 @@ fn a_refused_row_in_a_late_window_is_named_by_its_number_and_nothing_is_written(
 fn windows_are_numbers_of_bytes() {
     let folder = folder();
     for window in ["0", "-1", "x", "1T"] {
-        fails(folder.path(), &["norms", "u.npy", "--window", window], 2, &[window]);
+        let words = [window, "expected a number of bytes"];
+        fails(folder.path(), &["norms", "u.npy", "--window", window], 2, &words);
     }
 }
 

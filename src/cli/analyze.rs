@@ -70,8 +70,8 @@ struct Quantile {
 struct Outlier {
     row: usize,
     norm: f32,
-    /// How many times the median.
-    multiple: f32,
+    /// How many times the median; none where that is 0, or the norm is beyond the greatest `f32`.
+    multiple: Option<f32>,
 }
 
 /// Norms from `from` up to `to`; the last bin holds `to` as well. Bins are equal on a logarithmic scale.
@@ -173,7 +173,8 @@ fn spread(sorted: &[f32], median: f32) -> f32 {
 fn outliers(norms: &[f32], median: f32, spread: f32) -> Vec<Outlier> {
     let far = |norm: f32| norm > median + OUTLIER_SPREADS * spread && norm > LEAST_MULTIPLE * median;
     let rows = norms.iter().enumerate().filter(|(_, norm)| !norm.is_nan() && far(**norm));
-    rows.map(|(row, &norm)| Outlier { row, norm, multiple: norm / median }).collect()
+    let multiple = |norm: f32| Some(norm / median).filter(|multiple| multiple.is_finite());
+    rows.map(|(row, &norm)| Outlier { row, norm, multiple: multiple(norm) }).collect()
 }
 
 /// The least bound, of 2 to 5 times the typical norm, that leaves every row that is no outlier alone.
@@ -293,11 +294,14 @@ fn outlier_lines(outliers: &[Outlier]) -> String {
     if outliers.is_empty() {
         return "\nno outliers\n".into();
     }
-    let rows =
-        outliers.iter().take(SHOWN).map(|o| format!("row {} ({:.1} times the median)", o.row, o.multiple));
+    let rows = outliers.iter().take(SHOWN).map(|outlier| match outlier.multiple {
+        Some(multiple) => format!("row {} ({multiple:.1} times the median)", outlier.row),
+        None => format!("row {} (norm {})", outlier.row, outlier.norm),
+    });
     let more = outliers.len().saturating_sub(SHOWN);
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-    format!("\n{} outliers: {}{more}\n", outliers.len(), rows.collect::<Vec<_>>().join(", "))
+    let count = rows::count(outliers.len(), "outlier");
+    format!("\n{count}: {}{more}\n", rows.collect::<Vec<_>>().join(", "))
 }
 
 #[cfg(test)]
@@ -347,7 +351,7 @@ mod tests {
     #[test]
     fn batches_that_say_little_are_analyzed_too() {
         let none = ["no norm to analyze"];
-        let zeros = ["no bound to recommend: half of the norms are 0"];
+        let zeros = ["no bound to recommend: half of the norms are 0", "1 outlier: row 2 (norm 1)"];
         let alike = ["no outliers", "recommended: --max-norm 4\n"];
         for (norms, bound, words) in [
             (&[][..], None, &none[..]),

@@ -21,15 +21,15 @@ pub(super) struct Args {
     #[arg(long = "dtype", value_name = "TYPE", default_values_t = [Dtype::F32])]
     dtypes: Vec<Dtype>,
     /// Shares of rows that are clipped, a case each.
-    #[arg(long, value_name = "SHARES", value_delimiter = ',', default_value = "0,0.2,1", value_parser = parse_share)]
+    #[arg(long, value_name = "SHARES", allow_hyphen_values = true, value_delimiter = ',', default_value = "0,0.2,1", value_parser = parse_share)]
     clipped: Vec<f64>,
     /// The share of rows in scope, all of them clipped, of one more case.
-    #[arg(long, value_name = "SHARE", default_value = "0.1", value_parser = parse_share)]
+    #[arg(long, allow_hyphen_values = true, value_name = "SHARE", default_value = "0.1", value_parser = parse_share)]
     scope_share: f64,
     #[command(flatten)]
     backend: BackendArgs,
     /// Runs of each case, at least 9.
-    #[arg(long, value_name = "N", default_value_t = RUNS, value_parser = parse_runs)]
+    #[arg(long, allow_hyphen_values = true, value_name = "N", default_value_t = RUNS, value_parser = parse_runs)]
     runs: u32,
     /// Spoil one bit of one result, to see that the verification finds it (exit code 1).
     #[arg(long, hide = true)]

@@ -66,7 +66,7 @@ impl BackendArgs {
 pub(super) struct WindowArgs {
     /// How much of a batch is read at a time, in bytes, or with K, M or G for 2^10, 2^20 or 2^30. Three windows are
     /// in memory at once: one is read, one worked on, one written.
-    #[arg(long, value_name = "BYTES", default_value = stream::WINDOW, value_parser = parse_bytes)]
+    #[arg(long, value_name = "BYTES", allow_hyphen_values = true, default_value = stream::WINDOW, value_parser = parse_bytes)]
     window: usize,
 }
 
@@ -106,6 +106,11 @@ pub(super) fn parse_max_norm(text: &str) -> Result<f32, String> {
         Err(_) if text.parse::<f32>().is_err() => Err(EXPECTED.into()),
         Err(error) => Err(error),
     }
+}
+
+/// A number of things.
+pub(super) fn parse_whole<T: FromStr>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|_| "expected a whole number, such as 20".into())
 }
 
 /// A number that neither overflows an `f32` nor vanishes in one.

@@ -20,31 +20,31 @@ pub(super) struct Args {
     #[arg(long, value_name = "softmax|perceptron:N", value_parser = parse_model)]
     model: Option<Model>,
     /// Clients that share the training data [default: 20].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = options::parse_whole::<usize>)]
     clients: Option<usize>,
     /// How many of them are hostile [default: a fifth].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = options::parse_whole::<usize>)]
     hostile: Option<usize>,
     /// What hostile clients do [default: grad_ascent].
     #[arg(long, value_name = "none|grad_ascent|label_flip", value_parser = AdversaryMode::from_str)]
     attack: Option<AdversaryMode>,
     /// How many times larger than honest ones hostile gradients are made.
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", allow_hyphen_values = true, value_parser = options::parse_f32)]
     boost: Option<f32>,
     /// Rounds of training.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = options::parse_whole::<usize>)]
     rounds: Option<usize>,
     /// Gradient steps of each client in a round.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = options::parse_whole::<usize>)]
     local_steps: Option<usize>,
     /// Images of a gradient step.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = options::parse_whole::<usize>)]
     batch_size: Option<usize>,
     /// Length of a gradient step.
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", allow_hyphen_values = true, value_parser = options::parse_f32)]
     learning_rate: Option<f32>,
     /// Everything random follows from it [default: 0].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_hyphen_values = true, value_parser = options::parse_whole::<u64>)]
     seed: Option<u64>,
     /// The bound λ; overrides the variable D2_ADVERSARY_CLIP_FACTOR, where a value <= 0 switches
     /// clipping off [default: 2.0].
