@@ -13,7 +13,7 @@ use super::failure::{Failure, Outcome};
 use super::options::{BackendArgs, WindowArgs};
 use super::progress::Progress;
 use super::stream::Stream;
-use super::{output, rows, threshold};
+use super::{display, output, rows, threshold};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -253,7 +253,7 @@ fn describe(analysis: &Analysis) -> String {
         text.push_str("no norm to analyze\n");
         return text;
     }
-    text.push_str(&rows::table(&["quantile", "norm"], quantiles.len(), |i| {
+    text.push_str(&display::table(&["quantile", "norm"], quantiles.len(), |i| {
         vec![format!("{:.0} %", quantiles[i].q * 100.0), quantiles[i].norm.to_string()]
     }));
     if let Some(spread) = analysis.spread {
@@ -268,7 +268,7 @@ fn describe(analysis: &Analysis) -> String {
         None => text.push_str("\nno bound to recommend: half of the norms are 0\n\n"),
     }
     let policies = &analysis.policies;
-    text.push_str(&rows::table_left(&["policy", "bound", "rows clipped", "share"], policies.len(), |i| {
+    text.push_str(&display::table_left(&["policy", "bound", "rows clipped", "share"], policies.len(), |i| {
         let Share { threshold, bound, clipped, share } = &policies[i];
         let bound = bound.map_or_else(|| "-".into(), |bound| bound.0.to_string());
         vec![threshold.clone(), bound, clipped.to_string(), format!("{:.1} %", share * 100.0)]
@@ -300,7 +300,7 @@ fn outlier_lines(outliers: &[Outlier]) -> String {
     });
     let more = outliers.len().saturating_sub(SHOWN);
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-    let count = rows::count(outliers.len(), "outlier");
+    let count = display::count(outliers.len(), "outlier");
     format!("\n{count}: {}{more}\n", rows.collect::<Vec<_>>().join(", "))
 }
 

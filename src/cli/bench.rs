@@ -7,7 +7,7 @@ use byzclip::bench::measure::Record;
 
 use super::failure::{Failure, Outcome};
 use super::options::BackendArgs;
-use super::{output, progress, rows};
+use super::{display, output, progress};
 
 /// Runs that a median is taken of at least.
 const RUNS: u32 = 9;
@@ -138,7 +138,7 @@ fn table(shape: Shape, dtype: Dtype, records: &[Record]) -> String {
         }
         cells
     };
-    text.push_str(&rows::table(&head, ours.len(), cells));
+    text.push_str(&display::table(&head, ours.len(), cells));
     text
 }
 

@@ -8,7 +8,7 @@ use byzclip::backend::gpu::{Calibration, ShapeClass, Trial, driver};
 use serde::Serialize;
 
 use super::failure::{Failure, Outcome};
-use super::{calibration, output, progress, rows};
+use super::{calibration, display, output, progress};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -114,7 +114,7 @@ fn section(class: ShapeClass, trials: &[Trial], calibration: &Calibration) -> St
         }
     };
     let head = [&format!("tried for {class} rows"), "median", "best so far", "ratio", ""];
-    let table = rows::table_left(&head, trials.len(), cells);
+    let table = display::table_left(&head, trials.len(), cells);
     let chosen: Vec<_> = calibration.choice(class).map(|(name, number)| format!("{name} {number}")).collect();
     format!("{table}{class} rows: {}\n\n", chosen.join(", "))
 }

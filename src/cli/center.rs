@@ -5,9 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::batch_file::BatchFile;
+use super::display;
 use super::elements::Elements;
 use super::failure::Failure;
-use super::rows;
 use super::stream::Piece;
 
 /// A centre, `[params]`: one row, in the format of its file's name, of finite elements.
@@ -27,7 +27,7 @@ impl Center {
         let (count, params) = (file.layout.clients(), file.layout.params());
         if count != 1 || params != batch.layout.params() {
             return wrong(
-                format!("{} of {}", rows::count(count, "row"), rows::count(params, "element")),
+                format!("{} of {}", display::count(count, "row"), display::count(params, "element")),
                 format!("1 row of {}", batch.layout.params()),
             );
         }

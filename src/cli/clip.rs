@@ -9,15 +9,18 @@ use serde::Serialize;
 use super::batch_file::BatchFile;
 use super::batch_output::{self, Output};
 use super::clipping::ClippingArgs;
+use super::display;
 use super::failure::{Failure, Outcome};
-use super::log::{self, Shown};
+use super::log;
 use super::options::{BackendArgs, WindowArgs};
 use super::output;
 use super::progress::Progress;
 use super::row_log::{RowLog, STATUSES};
 use super::rows::{self, Factor};
+use super::shown::Shown;
+use super::state_file::SavedState;
 use super::stream::Stream;
-use super::threshold::{self, SavedState};
+use super::threshold;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -82,8 +85,8 @@ pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
         output::print(&format!(
             "{}\n{}\nwritten to {}\n",
             rows_table(&stream, &log)?,
-            rows::rate(batch.bytes(), seconds),
-            rows::printable(&args.output.display().to_string())
+            display::rate(batch.bytes(), seconds),
+            display::printable(&args.output.display().to_string())
         ))?;
         return Ok(Outcome::Success);
     }
@@ -110,8 +113,8 @@ pub(super) fn rows_table(stream: &Stream<'_>, log: &RowLog) -> Result<String, Fa
         let entry = log.row(row).map_err(|e| Failure::Failed(log::unreadable(&log::row(row), &e)))?;
         Ok::<_, Failure>(vec![
             row.to_string(),
-            if entry.norm.is_nan() { "-".into() } else { rows::number(entry.norm) },
-            entry.bound().map_or_else(|| "-".into(), rows::number),
+            if entry.norm.is_nan() { "-".into() } else { display::number(entry.norm) },
+            entry.bound().map_or_else(|| "-".into(), display::number),
             Factor(entry.factor).to_string(),
             entry.status().name().into(),
         ])
@@ -132,10 +135,10 @@ pub(super) fn rows_table(stream: &Stream<'_>, log: &RowLog) -> Result<String, Fa
     Ok(format!(
         "{}\n{}, {}, bound {}{each}{around}\n\n{}\n{}",
         log.ran,
-        rows::count(layout.clients(), "client"),
-        rows::count(layout.params(), "param"),
+        display::count(layout.clients(), "client"),
+        display::count(layout.params(), "param"),
         threshold::name(&clipping.threshold),
-        rows::try_table(&["client", "norm", "bound", "factor", "status"], layout.clients(), cells)?,
+        display::try_table(&["client", "norm", "bound", "factor", "status"], layout.clients(), cells)?,
         if counts.is_empty() { "no clients".into() } else { counts.join(", ") },
     ))
 }

@@ -9,53 +9,7 @@ use bytemuck::Pod;
 use tempfile::SpooledTempFile;
 
 use super::failure::Failure;
-
-/// The rows of a batch that a log keeps, because a report shows them: all, or the first and the last.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Shown {
-    rows: usize,
-    /// How many of the first, and of the last; no row is both.
-    ends: (usize, usize),
-}
-
-impl Shown {
-    /// All of so many rows.
-    pub(super) const fn all(rows: usize) -> Self {
-        Self { rows, ends: (rows, 0) }
-    }
-
-    /// Of so many rows all of them in JSON, else those of a table.
-    pub(super) const fn of(rows: usize, json: bool) -> Self {
-        if json { Self::all(rows) } else { Self::in_table(rows) }
-    }
-
-    /// As many of them as a table has.
-    pub(super) const fn in_table(rows: usize) -> Self {
-        if rows <= SHOWN { Self::all(rows) } else { Self { rows, ends: (SHOWN / 2, SHOWN - SHOWN / 2) } }
-    }
-
-    /// The shown rows; nothing lies between the two where all are.
-    pub(super) const fn ranges(self) -> [Range<usize>; 2] {
-        [0..self.ends.0, self.rows - self.ends.1..self.rows]
-    }
-
-    /// How many rows are shown.
-    const fn count(self) -> usize {
-        self.ends.0 + self.ends.1
-    }
-
-    /// Where a shown row stands among the shown.
-    fn place(self, row: usize) -> Option<usize> {
-        let [first, last] = self.ranges();
-        if first.contains(&row) {
-            return Some(row);
-        }
-        last.contains(&row).then(|| first.len() + row - last.start)
-    }
-}
-
-/// Rows that a table shows; longer ones lose their middle.
-const SHOWN: usize = 20;
+use super::shown::Shown;
 
 /// Entries of the rows that will be asked for, as many for each row; they come in the order of the rows.
 pub(super) struct Log<T> {
@@ -155,7 +109,7 @@ impl<T: Pod> Log<T> {
 
     /// Some entries of each of some rows that have come, row by row, where all rows are kept.
     pub(super) fn part(&self, rows: &Range<usize>, entries: &Range<usize>) -> io::Result<Vec<T>> {
-        if self.shown != Shown::all(self.shown.rows) || rows.end > self.rows || entries.end > self.per_row {
+        if !self.shown.is_all() || rows.end > self.rows || entries.end > self.per_row {
             return Err(io::Error::other(format!("rows {rows:?} were not kept")));
         }
         let mut part = vec![T::zeroed(); rows.len() * entries.len()];

@@ -10,13 +10,14 @@ use super::batch_file::BatchFile;
 use super::batch_output::{self, MeanOutput};
 use super::clipping::ClippingArgs;
 use super::failure::{Failure, Outcome};
-use super::log::Shown;
 use super::options::{BackendArgs, WindowArgs};
 use super::progress::Progress;
+use super::shown::Shown;
+use super::state_file::SavedState;
 use super::stream::Stream;
-use super::threshold::{self, SavedState};
+use super::threshold;
 use super::weights::WeightsOf;
-use super::{clip, output, rows};
+use super::{clip, display, output, rows};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -91,8 +92,8 @@ pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
             clip::rows_table(&stream, &log)?,
             counted.clients,
             counted.weight,
-            rows::rate(batch.bytes(), seconds),
-            rows::printable(&args.output.display().to_string())
+            display::rate(batch.bytes(), seconds),
+            display::printable(&args.output.display().to_string())
         ))?;
         return Ok(Outcome::Success);
     }

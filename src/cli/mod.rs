@@ -2,13 +2,13 @@
 
 // What they share:
 //
-// - Options: `options.rs` (where to run, windows, numbers), `calibration.rs`, `clipping.rs` with `threshold.rs`, `scope.rs`, `center.rs` and
-//   `weights.rs`, the last two of which are files.
+// - Options: `options.rs` (where to run, windows, numbers), `calibration.rs`, `clipping.rs` with `threshold.rs`, `scope.rs`, and those that name
+//   files: `state_file.rs`, `center.rs`, `weights.rs`.
 // - Input: `batch_file.rs` on `npy.rs` and `safetensors.rs`, both on `input_file.rs`; `starts.rs` where the layers of each file begin;
 //   `elements.rs` elements in the precision of the file.
 // - The work: `stream/`, a batch in windows; `log.rs` and `row_log.rs` what is known of each row until it is asked for; `progress.rs`.
-// - Output: `rows.rs` rows as text and JSON, `output.rs` stdout and files that are written whole or not at all, `batch_output.rs` clipped batches and
-//   means; `failure.rs` how a command ends.
+// - Output: `display.rs` words and tables, `shown.rs` which rows a table has, `rows.rs` rows in JSON; `output.rs` stdout and files that are
+//   written whole or not at all, `batch_output.rs` clipped batches and means; `failure.rs` how a command ends.
 
 mod analyze;
 mod batch_file;
@@ -21,6 +21,7 @@ mod center;
 mod clip;
 mod clipping;
 mod devices;
+mod display;
 mod elements;
 mod failure;
 mod input_file;
@@ -35,7 +36,9 @@ mod row_log;
 mod rows;
 mod safetensors;
 mod scope;
+mod shown;
 mod starts;
+mod state_file;
 mod stream;
 mod threshold;
 mod train;

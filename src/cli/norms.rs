@@ -8,12 +8,14 @@ use byzclip::{Clipping, Granularity, Norm, NormClass};
 use serde::Serialize;
 
 use super::batch_file::BatchFile;
+use super::display;
 use super::failure::{Failure, Outcome};
-use super::log::{self, Log, Shown};
+use super::log::{self, Log};
 use super::options::{BackendArgs, WindowArgs};
 use super::output;
 use super::progress::Progress;
-use super::rows::{self, Each, finite};
+use super::rows::{Each, finite};
+use super::shown::Shown;
 use super::stream::Stream;
 
 #[derive(Debug, clap::Args)]
@@ -98,10 +100,10 @@ pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
     }
     let shown = |norm: &Norm| match norm.class() {
         NormClass::NonFinite => "NaN or Inf".to_owned(),
-        _ => rows::number(norm.value()),
+        _ => display::number(norm.value()),
     };
     let mut head = vec!["client", "norm"];
-    let layers: Vec<String> = batch.layers.iter().map(|name| rows::printable(name)).collect();
+    let layers: Vec<String> = batch.layers.iter().map(|name| display::printable(name)).collect();
     if args.per_layer {
         head.extend(layers.iter().map(String::as_str));
     }
@@ -113,12 +115,12 @@ pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
         Ok(cells)
     };
     let cells = |row| cells(row).map_err(|e| Failure::Failed(log::unreadable(&log::row(row), &e)));
-    let text = rows::try_table(&head, layout.clients(), cells)?;
+    let text = display::try_table(&head, layout.clients(), cells)?;
     output::print(&format!(
         "{ran}\n{}, {}\n\n{text}\n{}\n",
-        rows::count(layout.clients(), "client"),
-        rows::count(layout.params(), "param"),
-        rows::rate(batch.bytes(), seconds)
+        display::count(layout.clients(), "client"),
+        display::count(layout.params(), "param"),
+        display::rate(batch.bytes(), seconds)
     ))?;
     Ok(Outcome::Success)
 }

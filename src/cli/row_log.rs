@@ -7,7 +7,8 @@ use byzclip::{Granularity, Ran, Report, RowReport, SegmentReport, Status};
 
 use super::batch_file::BatchFile;
 use super::failure::Failure;
-use super::log::{Log, Shown};
+use super::log::Log;
+use super::shown::Shown;
 
 /// A report of which the rows are in a log, or only those that a table shows.
 pub(super) struct RowLog {

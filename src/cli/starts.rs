@@ -5,7 +5,8 @@ use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use super::failure::Failure;
-use super::log::{self, Log, Shown};
+use super::log::{self, Log};
+use super::shown::Shown;
 
 /// Where each layer begins, in bytes behind the head, for each file. Files of one model mostly agree with the first; of those
 /// that do not, it is in a log.

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::failure::{Failure, Outcome};
 use super::options::{self, BackendArgs};
-use super::{output, progress, rows, threshold};
+use super::{display, output, progress, rows, threshold};
 
 #[derive(Debug, Default, clap::Args)]
 pub(super) struct Args {
@@ -241,7 +241,7 @@ fn table(runs: &[RunReport]) -> String {
             run.clipped.to_string(),
         ]
     };
-    rows::table(&head, runs.len(), cells)
+    display::table(&head, runs.len(), cells)
 }
 
 fn reports(comparison: &Comparison) -> Vec<RunReport> {

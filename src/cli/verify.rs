@@ -331,7 +331,7 @@ impl Verification {
             }));
             cells
         };
-        text.push_str(&super::rows::table_left(&head, self.subjects.len(), cells));
+        text.push_str(&super::display::table_left(&head, self.subjects.len(), cells));
         for verdict in &self.subjects {
             if let Some(words) = &verdict.first_mismatch {
                 let on = verdict.adapter.as_deref().unwrap_or(verdict.backend);

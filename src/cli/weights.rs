@@ -4,9 +4,9 @@ use std::path::Path;
 
 use byzclip::{Report, Weights};
 
+use super::display;
 use super::failure::Failure;
 use super::npy::{Numbers, Reading};
-use super::rows;
 
 /// The weights of a batch.
 pub(super) enum WeightsOf {
@@ -37,7 +37,7 @@ impl WeightsOf {
         let Some(path) = path else { return Ok(Self::Equal) };
         let numbers = Numbers::open(path)?;
         if numbers.count != clients {
-            let got = rows::count(numbers.count, "weight");
+            let got = display::count(numbers.count, "weight");
             let expected = format!("{clients}, one per client");
             return Err(Failure::content(path, &got, &expected, PASS));
         }

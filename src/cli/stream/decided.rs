@@ -10,8 +10,9 @@ use byzclip::{
 use super::Stream;
 use super::piece::{Piece, most_spans, parts};
 use crate::cli::failure::Failure;
-use crate::cli::log::{self, Log, Shown};
+use crate::cli::log::{self, Log};
 use crate::cli::progress::Progress;
+use crate::cli::shown::Shown;
 
 /// Rows and layers that are reported together.
 const REPORTED: usize = 1 << 14;

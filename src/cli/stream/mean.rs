@@ -13,9 +13,9 @@ use super::{Decided, Piece, Stream, pass};
 use crate::cli::batch_output::MeanOutput;
 use crate::cli::elements::Elements;
 use crate::cli::failure::Failure;
-use crate::cli::log::Shown;
 use crate::cli::progress::Progress;
 use crate::cli::row_log::RowLog;
+use crate::cli::shown::Shown;
 use crate::cli::weights::{Counted, WeightsOf};
 
 /// Bytes of a window for each row whose decision is held, which takes about twice as much with its norm and bound.

@@ -23,11 +23,11 @@ use super::batch_output::Output;
 use super::center::Center;
 use super::elements::Elements;
 use super::failure::Failure;
-use super::log::Shown;
 use super::options::WindowArgs;
 use super::progress::Progress;
 use super::row_log::RowLog;
 use super::scope;
+use super::shown::Shown;
 
 /// The window by default: three of them, and what a device makes of one, stay well below 1 GiB.
 pub(super) const WINDOW: &str = "96M";
