@@ -72,7 +72,7 @@ struct Params {
     spans: u32,
     // Spans that have a bound.
     bounded: u32,
-    // NON_FINITE_*
+    // POLICY_*
     non_finite: u32,
     // 1: every norm takes the exact sum.
     force_exact: u32,

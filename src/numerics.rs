@@ -304,7 +304,7 @@ fn normalised(bits: u32) -> (u32, i32) {
 }
 
 /// 2^exponent, for exponents in the normal range of `f64`.
-pub(crate) fn power_of_two(exponent: i32) -> f64 {
+pub(crate) const fn power_of_two(exponent: i32) -> f64 {
     f64::from_bits(((exponent + 1023) as u64) << 52)
 }
 

@@ -109,6 +109,7 @@ fn every_trial_gives_the_bits_of_the_cpu_and_the_last_that_was_kept_is_chosen() 
     for trial in &trials {
         assert_eq!(trial.wrong, None, "{trial:?}");
         assert!(trial.seconds > 0.0 && trial.best_seconds > 0.0 && trial.ratio > 0.0, "{trial:?}");
+        assert_eq!(trial.kept, trial.ratio < 0.95, "{trial:?}");
     }
     let own: &Tuning = gpu.tuning();
     for class in ShapeClass::ALL {

@@ -73,6 +73,7 @@ fn wrong_usage_ends_with_2_and_one_line() {
         (&["frobnicate"], &["frobnicate", "expected", "--help"]),
         (&["train", "--rounds", "-1"], &["'-1'", "--rounds", "expected a whole number"]),
         (&["train", "--seed", "x"], &["'x'", "--seed", "expected a whole number"]),
+        (&["train", "--seed", "99999999999999999999"], &["--seed", "expected a smaller number"]),
         (&["train", "--boost", "much"], &["'much'", "--boost", "expected a number"]),
         (&["train", "--learning-rate", "-1"], &["learning rate", "got -1", "expected a finite number"]),
         (&["bench", "--runs", "-1"], &["'-1'", "--runs", "expected 9 runs or more"]),

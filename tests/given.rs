@@ -6,6 +6,9 @@ mod common;
 use byzclip::{Backend, Clipping, Decision, Granularity, Half, Layout, Reference, Status};
 use common::{all, assert_same_bits};
 
+/// Elements far above what the norms were of, whose products are finite all the same.
+const LARGE: [f32; 3] = [3e38, -2.9e38, 1e36];
+
 /// Bits of NaN of either sign, signalling and quiet, with and without payload, and of Inf.
 const OF_SINGLES: [u32; 6] = [0x7f80_0001, 0xffc1_2345, 0x7fc0_0000, 0xff80_0200, 0x7f80_0000, 0xff80_0000];
 const OF_F16: [u16; 6] = [0x7c01, 0xfe34, 0x7e00, 0xfc10, 0x7c00, 0xfc00];
@@ -35,6 +38,10 @@ fn decisions_of(layout: &Layout, data: &[f32], clipping: &Clipping) -> Vec<Decis
     let mut decisions = Reference.threshold(layout, &norms, clipping, &mut Default::default()).unwrap();
     for (i, decision) in decisions.iter_mut().enumerate().skip(2).step_by(3) {
         decision.status = [Status::Zeroed, Status::Untouched][i % 2];
+    }
+    // Above all of them: nothing but NaN is cut.
+    if let (Granularity::Coordinate, Some(first)) = (clipping.granularity, decisions.first_mut()) {
+        first.bound = f32::INFINITY;
     }
     assert!(decisions.iter().any(|decision| decision.status == Status::Clipped));
     decisions
@@ -142,5 +149,61 @@ fn halves_that_are_not_finite_stay_bit_for_bit() {
                 }
             }
         }
+    }
+}
+
+/// Products are those of the elements, whatever the norm that the factor was made from; on a device they may overflow on the way.
+#[test]
+fn what_is_finite_is_multiplied_however_large_it_is() {
+    for (layout, _) in layouts() {
+        let data = values(&layout);
+        for granularity in [Granularity::Row, Granularity::Segment] {
+            let clipping = Clipping::fixed(0.5).granularity(granularity);
+            let decisions = decisions_of(&layout, &data, &clipping);
+            let mut finite_after = data.clone();
+            Reference.clip(&layout, &mut finite_after, &clipping, &decisions).unwrap();
+            for places in places(data.len()) {
+                let mut before = data.clone();
+                places.iter().enumerate().for_each(|(k, &i)| before[i] = LARGE[k % LARGE.len()]);
+                let of_decision = |value: f32, decision: &Decision| match decision.status {
+                    Status::Clipped => (f64::from(value) * decision.factor) as f32,
+                    Status::Zeroed => 0.0,
+                    _ => value,
+                };
+                let changed = (&places[..], &before[..]);
+                let want = expected(&layout, granularity, &decisions, &finite_after, changed, of_decision);
+                for (name, backend) in all() {
+                    let mut got = before.clone();
+                    backend.clip(&layout, &mut got, &clipping, &decisions).unwrap();
+                    assert_same_bits(
+                        &format!("{name}, {granularity:?}, {} places", places.len()),
+                        &got,
+                        &want,
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// Where its parts meet that go to a device and back one by one.
+#[test]
+fn a_row_that_is_shipped_in_parts_is_looked_at_in_all_of_them() {
+    const PART: usize = 8 << 20;
+    let (layout, clipping) = (Layout::dense(1, PART + 1001).unwrap(), Clipping::fixed(0.5));
+    let decisions = decisions_of(&Layout::dense(1, 4).unwrap(), &[3.0; 4], &clipping);
+    let halves: Vec<u16> = (0..layout.len()).map(|i| 0x2800 + (i % 4999) as u16).collect();
+    let mut want = halves.clone();
+    Reference.clip_half(&layout, Half::F16, &mut want, &clipping, &decisions).unwrap();
+    let places = [0, 4095, 4096, PART - 1, PART, PART + 1000];
+    let mut before = halves;
+    for (k, i) in places.into_iter().enumerate() {
+        (before[i], want[i]) = (OF_F16[k], OF_F16[k]);
+    }
+    for (name, backend) in all() {
+        let mut got = before.clone();
+        backend.clip_half(&layout, Half::F16, &mut got, &clipping, &decisions).unwrap();
+        let differs = (0..got.len()).find(|&i| got[i] != want[i]);
+        assert_eq!(differs.map(|i| (i, got[i], want[i])), None, "{name}");
     }
 }

@@ -853,7 +853,10 @@ fn a_policy_without_norms_bounds_nothing() {
                 let bounds = shape.per_span(&vec![f32::INFINITY; groups]);
                 backends.decide(&format!("{clipping:?}"), &batch, &clipping, &state, &bounds);
             }
-            // C stays, to the bit.
+            // C stays, to the bit; where there was none it is the first.
+            let first = Adaptive { initial: 1.25, ..Adaptive::default() };
+            let next = follow_adaptive(&mut backends, &batch, &first, &State::default());
+            assert_eq!(next, State::from_words(vec![1.25f32.to_bits(); groups]));
             let words: Vec<u32> = (0..groups).map(|_| 0x0080_0000 + rng.below(0x7e00_0000) as u32).collect();
             let state = State::from_words(words);
             let adaptive = Adaptive { rate: 8.0, target: 0.3, ..Adaptive::default() };
@@ -975,6 +978,12 @@ fn order_statistics_hold_for_65536_norms_and_more() {
                 backends.follow(&batch, &mut model, &State::default());
             }
             follow_adaptive(&mut backends, &batch, &Adaptive::default(), &State::default());
+            if n == 65_536 && matches!(values, Values::Any) {
+                let clipping = clipping(&shape, Threshold::Median { factor: 2.0 });
+                let mut next = State::default();
+                let bounds = threshold::bounds(&shape.layout, &batch.norms, &clipping, &mut next).unwrap();
+                backends.run("65,536 rows", &batch, &clipping, &State::default(), (&bounds, &next));
+            }
         }
     }
 }
@@ -1015,6 +1024,18 @@ fn a_rule_looks_at_two_million_norms_at_most() {
             assert!(matches!(got, Err(Error::Setting { name: "threshold", .. })), "{name}: {got:?}");
         }
         assert_eq!(state.words(), [7], "{name}: a refused call moves no state");
+    }
+}
+
+/// Which variant an error is, and of a setting which one.
+fn kind_of(error: &Error) -> &'static str {
+    match error {
+        Error::Setting { name, .. } => name,
+        Error::InvalidBound { .. } => "bound",
+        Error::BoundCount { .. } => "bound count",
+        Error::Layout { .. } => "layout",
+        Error::NonFinite { row: 1 } => "NaN in row 1",
+        other => panic!("{other}"),
     }
 }
 
@@ -1084,7 +1105,7 @@ fn what_is_refused_is_refused_by_all_with_the_same_words() {
             .map(|word| (adaptive(usual), &batch.norms, vec![word])),
     )
     .collect();
-    let mut runs = 0;
+    let (mut runs, mut kinds) = (0, Vec::new());
     for (clipping, norms, words) in &cases {
         let state = State::from_words(words.clone());
         let refused = |name: &str, backend: &dyn Backend| {
@@ -1102,12 +1123,34 @@ fn what_is_refused_is_refused_by_all_with_the_same_words() {
             (stage, run.map(|error| error.to_string()))
         };
         let want = refused("reference", &Reference);
+        kinds.push(kind_of(
+            &Reference.threshold(&shape.layout, norms, clipping, &mut state.clone()).unwrap_err(),
+        ));
         runs += usize::from(want.1.is_some());
         for (name, backend) in backends.others() {
             assert_eq!(refused(name, backend.as_ref()), want, "{name}: {clipping:?}");
         }
     }
     assert_eq!(runs, cases.len() - 2, "all but those whose norms alone do not fit");
+    let want: [&[&str]; 7] = [
+        &["bound", "bound", "bound count", "bound", "bound", "bound", "factor", "factor", "factor"],
+        &["quantile", "quantile", "quantile", "window", "factor", "threshold"],
+        &["adaptive target", "adaptive rate", "adaptive rate"],
+        &["adaptive bounds"; 5],
+        &["state"; 6],
+        &[
+            "layout",
+            "layout",
+            "NaN in row 1",
+            "NaN in row 1",
+            "NaN in row 1",
+            "factor",
+            "factor",
+            "NaN in row 1",
+        ],
+        &["state"; 6],
+    ];
+    assert_eq!(kinds, want.concat());
 }
 
 /// A plan keeps its state on the device. A round that the policy refuses is none: neither state nor data move.

@@ -70,7 +70,7 @@ struct Quantile {
 struct Outlier {
     row: usize,
     norm: f32,
-    /// How many times the median; none where that is 0, or the norm is beyond the greatest `f32`.
+    /// How many times the median; none where that is no finite number, as of a median of 0.
     multiple: Option<f32>,
 }
 

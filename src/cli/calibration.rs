@@ -8,7 +8,7 @@ use std::str::FromStr;
 #[derive(Debug, Clone, Default, clap::Args)]
 pub(super) struct CalibrationArgs {
     /// The shape of a GPU's kernels, which changes the time and no bit: `auto` takes what was measured and saved for
-    /// the adapter, and measures a hardware GPU that has nothing saved, once; `off` goes by rules; FILE is one that
+    /// the adapter, and measures a hardware GPU that has nothing saved, once (`devices` measures none); `off` goes by rules; FILE is one that
     /// `byzclip calibrate -o FILE` wrote.
     #[arg(long, value_name = "auto|off|FILE", default_value = "auto", env = "BYZCLIP_CALIBRATION")]
     // Read only where there are GPUs.

@@ -2,11 +2,9 @@
 
 use std::path::PathBuf;
 
-use byzclip::backend::Choice;
-#[cfg(not(feature = "gpu"))]
-use byzclip::backend::select;
 #[cfg(feature = "gpu")]
 use byzclip::backend::select_prepared;
+use byzclip::backend::{Choice, select};
 use clap::ValueEnum;
 use serde::Serialize;
 
@@ -95,7 +93,14 @@ pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
     }
     // As the other commands choose, but that they would measure a GPU that has no calibration yet.
     #[cfg(feature = "gpu")]
-    let ran = select_prepared(Choice::Auto, None, args.calibration.prepare_from_saved()?)?.ran();
+    let ran = match args.calibration.prepare_from_saved() {
+        Ok(prepare) => select_prepared(Choice::Auto, None, prepare)?.ran(),
+        Err(failure) => {
+            // The adapters are worth listing all the same.
+            failure.print();
+            select(Choice::Auto, None)?.ran()
+        }
+    };
     #[cfg(not(feature = "gpu"))]
     let ran = select(Choice::Auto, None)?.ran();
     let auto = Auto { backend: ran.backend.name(), adapter: ran.adapter, why: ran.why };

@@ -85,7 +85,7 @@ impl From<byzclip::Error> for Failure {
     fn from(error: byzclip::Error) -> Self {
         use byzclip::Error::{DuplicateRow, InvalidBound, Setting};
         match error {
-            // Options that are wrong, or do not go with these files.
+            // Settings, whether or not another batch would make them right.
             DuplicateRow { .. } | InvalidBound { .. } | Setting { .. } => Self::Usage(error.to_string()),
             _ => Self::Failed(error.to_string()),
         }

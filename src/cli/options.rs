@@ -1,5 +1,6 @@
 //! Options that several commands share.
 
+use std::num::{IntErrorKind, ParseIntError};
 use std::str::FromStr;
 
 use byzclip::backend::Choice;
@@ -109,8 +110,11 @@ pub(super) fn parse_max_norm(text: &str) -> Result<f32, String> {
 }
 
 /// A number of things.
-pub(super) fn parse_whole<T: FromStr>(text: &str) -> Result<T, String> {
-    text.parse().map_err(|_| "expected a whole number, such as 20".into())
+pub(super) fn parse_whole<T: FromStr<Err = ParseIntError>>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|error: ParseIntError| match error.kind() {
+        IntErrorKind::PosOverflow => "expected a smaller number, below 2^64 at most".into(),
+        _ => "expected a whole number, such as 20".into(),
+    })
 }
 
 /// A number that neither overflows an `f32` nor vanishes in one.

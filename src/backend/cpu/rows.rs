@@ -293,10 +293,9 @@ impl<'a, S: Storage> Rows<'a, S> {
         if !self.clipping.multiplies(decision.status) || is_finite(elements) {
             return self.apply(elements, first, decision);
         }
-        let mut first = first;
+        // Without a centre, what becomes of an element does not depend on its place.
         for finite in elements.split_mut(|element| !is_finite(std::slice::from_ref(element))) {
             self.apply(finite, first, decision);
-            first += finite.len() + 1;
         }
     }
 

@@ -43,7 +43,7 @@ fn widest(limits: &wgpu::Limits, layout: &Layout, storage: Storage) -> Option<us
     }
     // Each row begins at a multiple of four elements.
     let held = limits.max_buffer_size / storage.bytes() / rows;
-    // The centre, which shares a binding with the list of columns, has half of it. Four columns always fit: they take less than the row's exact sum, for which there is room.
+    // The centre, which shares a binding with the starts of tiles, has half of it. Four columns always fit: they take less than the row's exact sum, for which there is room.
     let width = (held.saturating_sub(3).min(summed(bound)).min(bound / 8) / 4 * 4).max(4);
     Some(usize::try_from(width).unwrap_or(usize::MAX))
 }

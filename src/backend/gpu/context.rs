@@ -140,12 +140,13 @@ impl GpuContext {
     /// Copies bytes of some buffers to the host, and hands them to `read` one behind the other; waits for the device.
     pub(crate) fn read_back<T>(
         &self,
+        what: &'static str,
         during: &'static str,
         parts: &[(&wgpu::Buffer, Range<u64>)],
         read: impl FnOnce(&[u8]) -> T,
     ) -> Result<T> {
         let bytes = parts.iter().map(|(_, part)| part.end - part.start).sum();
-        let staging = self.staging(during, bytes)?;
+        let staging = self.staging(what, bytes)?;
         self.submit(during, |encoder| {
             let mut at = 0;
             for (buffer, part) in parts {

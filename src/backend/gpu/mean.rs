@@ -233,7 +233,8 @@ impl MeanPlan {
             let rest = bytemuck::pod_collect_to_vec::<u8, u32>(rest);
             (bytemuck::pod_collect_to_vec::<u8, f32>(mean), rest[0], rest[(REFUSAL - SUMMED) as usize])
         };
-        let (mut mean, summed, refusal) = self.context.read_back("reading the mean", &parts, read)?;
+        let (mut mean, summed, refusal) =
+            self.context.read_back("the mean", "reading the mean", &parts, read)?;
         if summed == 0 && !self.steps.is_empty() {
             return Err(Error::NotRecorded);
         }
@@ -251,7 +252,12 @@ impl MeanPlan {
     #[doc(hidden)]
     pub fn open_blocking(&self) -> Result<u32> {
         let parts = [(&self.buffers.open, 0..4)];
-        self.context.read_back("reading the list of open means", &parts, bytemuck::pod_read_unaligned)
+        self.context.read_back(
+            "the list of open means",
+            "reading the list of open means",
+            &parts,
+            bytemuck::pod_read_unaligned,
+        )
     }
 
     /// Overwrites everything that a run computes with nonsense, for tests.

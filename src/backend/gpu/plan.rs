@@ -329,7 +329,7 @@ impl Plan {
         }
         let parts = [(&self.buffers.state, 0..(words * 4) as u64)];
         let read = |bytes: &[u8]| State::from_words(bytemuck::pod_collect_to_vec(bytes));
-        self.context.read_back("reading the state", &parts, read)
+        self.context.read_back("the state", "reading the state", &parts, read)
     }
 
     /// Records all stages: norms, threshold, clip; without the threshold where rows are decided alone ([`Plan`] tells when).
@@ -375,8 +375,8 @@ impl Plan {
 
     /// Records the clip stage, on the decisions in the plan.
     ///
-    /// They are those of the norms that were recorded last. Where the buffer was changed since, NaN and Inf in rows that are clipped
-    /// become what the device's arithmetic makes of them, and so do halves that share a word with them.
+    /// They are those that the threshold stage made last. Where the buffer was changed since its norms were taken, NaN and Inf that are
+    /// multiplied become what the device's arithmetic makes of them, and so do halves that share a word with them.
     pub fn record_clip(&self, encoder: &mut wgpu::CommandEncoder) {
         self.record_steps(encoder, STAGE_PASSES[2], &self.clip);
     }

@@ -8,12 +8,16 @@ use super::geometry::Placement;
 use super::storage::Storage;
 use super::transfer::Transfer;
 use crate::batch::{Granularity, Layout};
-use crate::clip::{Clipping, Scope};
+use crate::clip::{Clipping, Scope, Status};
 use crate::error::Result;
+use crate::numerics::power_of_two;
 use crate::threshold::Decision;
 
 /// Elements that are looked at for NaN and Inf together: they are still in a core's cache when they are written.
 const BLOCK: usize = 1 << 12;
+
+/// From here on 2^32 times a product is no `f32` (`scale_single.wgsl`), and WGSL promises nothing of what overflows.
+const BEYOND: f64 = power_of_two(128 - 32 - 1);
 
 /// A plan, and its buffer, in which rows lie where kernels read them fastest.
 #[derive(Debug)]
@@ -74,8 +78,9 @@ impl Session {
         })
     }
 
-    /// [`Session::download`] where decisions may be of other data: blocks that hold NaN or Inf, and would be multiplied by those, are multiplied
-    /// on the host. Devices differ in what they make of NaN, and in what is beside it in a word.
+    /// [`Session::download`] where decisions may be of other data: blocks that hold NaN or Inf, or products that may overflow on the way, are
+    /// clipped on the host. Devices differ in what they make of those, and of what is beside them in a word. (Around a centre all is done on
+    /// bits.)
     pub(super) fn download_given<T: Pod>(
         &self,
         data: &mut [T],
@@ -85,14 +90,15 @@ impl Session {
         let is_written = |span: usize| decisions[span].status.is_written();
         let store = |span: usize, host: &mut [T], device: &[T]| {
             let decision = &decisions[span];
-            if !clipping.multiplies(decision.status) {
+            if decision.status != Status::Clipped || clipping.center.is_some() {
                 return host.copy_from_slice(device);
             }
             for (host, device) in host.chunks_mut(BLOCK).zip(device.chunks(BLOCK)) {
-                if self.storage.are_finite(host) {
+                // False for NaN too.
+                if f64::from(self.storage.largest_magnitude(host)) * decision.factor < BEYOND {
                     host.copy_from_slice(device);
                 } else {
-                    self.storage.scale(host, decision.factor);
+                    self.storage.clip(host, clipping.granularity, decision);
                 }
             }
         };

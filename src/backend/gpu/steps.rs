@@ -11,8 +11,9 @@ use super::storage::Storage;
 use crate::batch::Granularity;
 use crate::report::Strategy;
 
-/// The norms stage, alone and where it shares a kernel with the clip.
+/// The norms stage.
 pub(super) const NORMS: &[Stage] = &[Stage::Norms, Stage::Exact];
+/// The same where it shares a kernel with the clip.
 const FUSED: &[Stage] = &[Stage::Fused, Stage::Exact];
 pub(super) const THRESHOLD: &[Stage] = &[Stage::Threshold];
 pub(super) const CLIP: &[Stage] = &[Stage::Clip];

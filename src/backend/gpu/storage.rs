@@ -2,8 +2,10 @@
 
 use bytemuck::{Pod, cast_slice, cast_slice_mut};
 
+use crate::batch::Granularity;
 use crate::half::Half;
-use crate::numerics::scaled;
+use crate::numerics::{clamped, scaled};
+use crate::threshold::Decision;
 
 /// How kernels reach the elements of a tile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,31 +70,36 @@ impl Storage {
         }
     }
 
-    /// Multiplies elements as the clip stage does; NaN and Inf stay what they are.
-    pub(crate) fn scale<T: Pod>(self, elements: &mut [T], factor: f64) {
+    /// Clips elements as the specification does, from the origin.
+    pub(crate) fn clip<T: Pod>(self, elements: &mut [T], granularity: Granularity, decision: &Decision) {
+        let &Decision { factor, bound, .. } = decision;
+        let cuts = granularity == Granularity::Coordinate;
         match self {
             Self::Single => {
-                cast_slice_mut(elements).iter_mut().for_each(|value| *value = scaled(*value, factor))
+                for value in cast_slice_mut(elements) {
+                    *value = if cuts { clamped(*value, bound) } else { scaled(*value, factor) };
+                }
             }
             Self::Half(half) => {
-                cast_slice_mut(elements).iter_mut().for_each(|bits| *bits = half.scaled(*bits, factor))
+                for bits in cast_slice_mut(elements) {
+                    *bits = if cuts { half.clamped(*bits, bound) } else { half.scaled(*bits, factor) };
+                }
             }
         }
     }
 
-    /// Whether no element is NaN or Inf, which have all bits of the exponent.
-    pub(crate) fn are_finite<T: Pod>(self, elements: &[T]) -> bool {
-        let halves = |exponent: u16| {
-            let bits: &[u16] = cast_slice(elements);
-            bits.iter().fold(true, |all, bits| all & (bits & exponent != exponent))
-        };
+    /// The largest magnitude; Inf or NaN where an element is not finite.
+    pub(crate) fn largest_magnitude<T: Pod>(self, elements: &[T]) -> f32 {
+        // As integers, magnitudes have the order of their values, and NaN and Inf are the greatest.
         match self {
             Self::Single => {
                 let bits: &[u32] = cast_slice(elements);
-                bits.iter().fold(true, |all, bits| all & (bits & 0x7f80_0000 != 0x7f80_0000))
+                f32::from_bits(bits.iter().fold(0, |most, bits| most.max(bits & 0x7fff_ffff)))
             }
-            Self::Half(Half::F16) => halves(0x7c00),
-            Self::Half(Half::Bf16) => halves(0x7f80),
+            Self::Half(half) => {
+                let bits: &[u16] = cast_slice(elements);
+                half.widen(bits.iter().fold(0, |most, bits| most.max(bits & 0x7fff)))
+            }
         }
     }
 }

@@ -121,6 +121,7 @@ impl Transfer<'_> {
                 None => next.clone(),
             };
             let read = |bytes: &[u8]| {
+                // A view begins at a multiple of 8 bytes of the map (`wgpu::MAP_ALIGNMENT`), and a map at one of a page's or an allocation's.
                 let elements: &[T] = bytemuck::cast_slice(&bytes[..load.length as usize * size_of::<T>()]);
                 for part in &load.parts {
                     let at = part.at as usize;

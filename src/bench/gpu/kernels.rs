@@ -312,7 +312,7 @@ fn bind<'a>(
 
 fn contents<T: Pod>(context: &GpuContext, buffer: &wgpu::Buffer) -> Result<Vec<T>> {
     let all = [(buffer, 0..buffer.size())];
-    context.read_back("reading plain results", &all, bytemuck::pod_collect_to_vec)
+    context.read_back("plain results", "reading plain results", &all, bytemuck::pod_collect_to_vec)
 }
 
 /// Additions in a row at most, of an invocation, a workgroup, and the same over a row's tiles; and a root and a quotient
