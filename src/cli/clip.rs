@@ -6,7 +6,6 @@ use std::time::Instant;
 use byzclip::{Granularity, Status};
 use serde::Serialize;
 
-use super::batch_file::BatchFile;
 use super::batch_output::{self, Output};
 use super::clipping::ClippingArgs;
 use super::display;
@@ -18,7 +17,6 @@ use super::progress::Progress;
 use super::row_log::{RowLog, STATUSES};
 use super::rows::{self, Factor};
 use super::shown::Shown;
-use super::state_file::SavedState;
 use super::stream::Stream;
 use super::threshold;
 
@@ -59,23 +57,16 @@ pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
     let clipping = args.clipping.clipping()?;
     batch_output::check_output(&args.inputs, &args.output)?;
     args.clipping.check_files(&args.inputs, &batch_output::targets(&args.inputs, &args.output))?;
-    let batch = BatchFile::open(&args.inputs)?;
-    let window = args.window.elements(&batch);
-    let center = args.clipping.center(&batch, window)?;
-    let state_file = args.clipping.threshold.state.as_deref();
-    let mut saved = SavedState::load(state_file, &clipping, center.is_some(), &batch.layout)?;
-    args.clipping.check(&clipping, &batch.layout, &saved.state)?;
+    let (opened, mut saved) = args.clipping.open(clipping, &args.inputs, &args.window)?;
     let backend = args.backend.open()?;
 
-    let (backend, center) = (backend.as_ref(), center.as_ref());
-    let scope = &args.clipping.scope;
-    let stream = Stream { batch: &batch, backend, clipping: &clipping, scope, center, window };
+    let (batch, stream) = (&opened.batch, opened.stream(backend.as_ref()));
     let shown = Shown::of(batch.layout.clients(), json);
     let start = Instant::now();
     let progress = Progress::start(stream.clip_bytes());
     let mut files = Output::new(&args.output);
     let log = stream.clip(shown, &mut saved.state, &mut files, &progress)?;
-    let mut complete = files.finish(&batch)?;
+    let mut complete = files.finish(batch)?;
     complete.extend(saved.complete()?);
     stream.check_unchanged()?;
     output::finish(complete)?;
@@ -95,8 +86,8 @@ pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
         adapter: log.ran.adapter.as_deref(),
         strategy: log.ran.strategy.map(byzclip::Strategy::name),
         why: &log.ran.why,
-        threshold: threshold::name(&clipping.threshold),
-        centered: center.is_some(),
+        threshold: threshold::name(&opened.clipping.threshold),
+        centered: stream.center.is_some(),
         clients: batch.layout.clients(),
         params: batch.layout.params(),
         clipped: log.count(Status::Clipped),

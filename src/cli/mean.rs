@@ -6,15 +6,12 @@ use std::time::Instant;
 use byzclip::Status;
 use serde::Serialize;
 
-use super::batch_file::BatchFile;
 use super::batch_output::{self, MeanOutput};
 use super::clipping::ClippingArgs;
 use super::failure::{Failure, Outcome};
 use super::options::{BackendArgs, WindowArgs};
 use super::progress::Progress;
 use super::shown::Shown;
-use super::state_file::SavedState;
-use super::stream::Stream;
 use super::threshold;
 use super::weights::WeightsOf;
 use super::{clip, display, output, rows};
@@ -62,22 +59,15 @@ pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
     batch_output::check_mean_output(&args.inputs, &args.output)?;
     let inputs: Vec<PathBuf> = args.inputs.iter().chain(&args.weights).cloned().collect();
     args.clipping.check_files(&inputs, std::slice::from_ref(&args.output))?;
-    let batch = BatchFile::open(&args.inputs)?;
-    let window = args.window.elements(&batch);
-    let center = args.clipping.center(&batch, window)?;
-    let weights = WeightsOf::open(args.weights.as_deref(), batch.layout.clients())?;
-    let state_file = args.clipping.threshold.state.as_deref();
-    let mut saved = SavedState::load(state_file, &clipping, center.is_some(), &batch.layout)?;
-    args.clipping.check(&clipping, &batch.layout, &saved.state)?;
+    let (opened, mut saved) = args.clipping.open(clipping, &args.inputs, &args.window)?;
+    let weights = WeightsOf::open(args.weights.as_deref(), opened.batch.layout.clients())?;
     let backend = args.backend.open()?;
 
-    let (backend, center) = (backend.as_ref(), center.as_ref());
-    let scope = &args.clipping.scope;
-    let stream = Stream { batch: &batch, backend, clipping: &clipping, scope, center, window };
+    let (batch, stream) = (&opened.batch, opened.stream(backend.as_ref()));
     let shown = Shown::of(batch.layout.clients(), json);
     let start = Instant::now();
     let progress = Progress::start(stream.mean_bytes());
-    let mut file = MeanOutput::create(&batch, &args.output)?;
+    let mut file = MeanOutput::create(batch, &args.output)?;
     let (log, counted) = stream.mean(&weights, shown, &mut saved.state, &mut file, &progress)?;
     let mut complete = vec![file.finish()?];
     complete.extend(saved.complete()?);
@@ -101,8 +91,8 @@ pub(super) fn run(args: &Args, json: bool) -> Result<Outcome, Failure> {
         backend: log.ran.backend.name(),
         adapter: log.ran.adapter.as_deref(),
         why: &log.ran.why,
-        threshold: threshold::name(&clipping.threshold),
-        centered: center.is_some(),
+        threshold: threshold::name(&opened.clipping.threshold),
+        centered: stream.center.is_some(),
         clients: batch.layout.clients(),
         params: batch.layout.params(),
         counted: counted.clients,
