@@ -6,6 +6,7 @@
 
 use super::group::{ROWS, RowGroup, RowSet};
 use super::half_simd;
+use super::mean::MeanStorage;
 use super::rows::Storage;
 use super::simd::{Kernel, vectorised};
 use super::squares::{sums_of_half_group, sums_of_half_squares};
@@ -108,7 +109,9 @@ impl Storage for Halves {
     fn apply(&self, elements: &mut [u16], _first: usize, decision: &Decision) {
         apply(self.half, elements, decision, self.granularity);
     }
+}
 
+impl MeanStorage for Halves {
     fn factor(&self, decision: &Decision) -> Option<f32> {
         matches!(decision.status, Status::Untouched | Status::OutOfScope).then_some(1.0)
     }

@@ -31,8 +31,24 @@ const AHEAD: usize = 16;
 /// What a term of the mean takes, as a number of elements of a norm.
 const TERM: usize = 3;
 
+/// What a mean takes of elements beside the stages.
+pub(super) trait MeanStorage: Storage {
+    /// The factor whose products with elements, in `f32`, are what [`Storage::apply`] makes of them but where those are
+    /// subnormal, if there is one.
+    fn factor(&self, decision: &Decision) -> Option<f32>;
+
+    /// Significant bits that a value has at most.
+    fn significant_bits(&self) -> i32;
+
+    /// What an element counts as in a mean.
+    fn value(&self, element: Self::Element, coordinate: usize, decision: &Decision) -> f32;
+
+    /// Adds the terms of some rows.
+    fn add<const EQUAL: bool, const TESTED: bool>(&self, add: Add<'_, '_, Self::Element, EQUAL, TESTED>);
+}
+
 /// What the mean is taken of.
-pub(super) struct MeanBatch<'a, S: Storage> {
+pub(super) struct MeanBatch<'a, S: MeanStorage> {
     layout: &'a Layout,
     storage: S,
     data: &'a [S::Element],
@@ -63,7 +79,7 @@ enum Way {
     Left,
 }
 
-impl<'a, S: Storage> MeanBatch<'a, S> {
+impl<'a, S: MeanStorage> MeanBatch<'a, S> {
     pub(super) fn new(
         layout: &'a Layout,
         storage: S,

@@ -8,7 +8,6 @@ use super::short::ShortRows;
 use super::simd::prefetches_within;
 use super::sum::FastSum;
 use super::tasks::{Cursor, Hands, cut, each, elements_of_task};
-use super::terms::Add;
 use super::threads::{Team, WORTH_SHARING};
 use super::{Cpu, LINE, PART};
 use crate::batch::{Granularity, Layout};
@@ -66,19 +65,6 @@ pub(super) trait Storage: Sync {
 
     /// Writes what the decision makes of them.
     fn apply(&self, elements: &mut [Self::Element], first: usize, decision: &Decision);
-
-    /// The factor whose products with elements, in `f32`, are what [`Self::apply`] makes of them but where those are
-    /// subnormal, if there is one.
-    fn factor(&self, decision: &Decision) -> Option<f32>;
-
-    /// Significant bits that a value has at most.
-    fn significant_bits(&self) -> i32;
-
-    /// What an element counts as in a mean.
-    fn value(&self, element: Self::Element, coordinate: usize, decision: &Decision) -> f32;
-
-    /// Adds the terms of some rows.
-    fn add<const EQUAL: bool, const TESTED: bool>(&self, add: Add<'_, '_, Self::Element, EQUAL, TESTED>);
 }
 
 /// What decisions were made from.

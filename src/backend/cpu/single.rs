@@ -1,6 +1,7 @@
 //! Elements in `f32`, and the centre's beside them where there is one.
 
 use super::group::{ROWS, RowGroup, RowSet};
+use super::mean::MeanStorage;
 use super::rows::Storage;
 use super::runs::{RUNS, prefetch_in_run, run_of};
 use super::simd::{Kernel, vectorised};
@@ -91,7 +92,9 @@ impl Storage for Singles<'_> {
             (Status::Clipped, Some(center)) => vectorised(ScaleAround { values: elements, center, factor }),
         }
     }
+}
 
+impl MeanStorage for Singles<'_> {
     fn factor(&self, decision: &Decision) -> Option<f32> {
         match (decision.status, self.granularity) {
             (Status::Untouched | Status::OutOfScope, _) => Some(1.0),
