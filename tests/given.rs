@@ -72,6 +72,33 @@ fn expected<T: Copy>(
     want
 }
 
+/// Holds every backend to what becomes of a batch that was decided, some of whose elements were then replaced.
+fn clips_to(
+    layout: &Layout,
+    data: &[f32],
+    clipping: &Clipping,
+    others: &[f32],
+    of_decision: impl Fn(f32, &Decision) -> f32,
+) {
+    let granularity = clipping.granularity;
+    let decisions = decisions_of(layout, data, clipping);
+    let mut finite_after = data.to_vec();
+    Reference.clip(layout, &mut finite_after, clipping, &decisions).unwrap();
+    for places in places(data.len()) {
+        let mut before = data.to_vec();
+        places.iter().enumerate().for_each(|(k, &i)| before[i] = others[k % others.len()]);
+        let changed = (&places[..], &before[..]);
+        let want = expected(layout, granularity, &decisions, &finite_after, changed, &of_decision);
+        let (count, centered) = (places.len(), clipping.center.is_some());
+        for (name, backend) in all() {
+            let mut got = before.clone();
+            backend.clip(layout, &mut got, clipping, &decisions).unwrap();
+            let context = format!("{name}, {granularity:?}, centre {centered}, {count} places");
+            assert_same_bits(&context, &got, &want);
+        }
+    }
+}
+
 #[test]
 fn what_is_not_finite_stays_bit_for_bit() {
     for (layout, are_alike) in layouts() {
@@ -84,31 +111,12 @@ fn what_is_not_finite_stays_bit_for_bit() {
         }
         for clipping in clippings {
             let granularity = clipping.granularity;
-            let decisions = decisions_of(&layout, &data, &clipping);
-            let mut finite_after = data.clone();
-            Reference.clip(&layout, &mut finite_after, &clipping, &decisions).unwrap();
-            for places in places(data.len()) {
-                let mut before = data.clone();
-                for (k, &i) in places.iter().enumerate() {
-                    before[i] = f32::from_bits(OF_SINGLES[k % OF_SINGLES.len()]);
-                }
-                let of_decision = |value: f32, decision: &Decision| match decision.status {
-                    Status::Clipped if granularity == Granularity::Coordinate => {
-                        decision.bound.copysign(value)
-                    }
-                    Status::Zeroed => clipping.center.as_ref().map_or(0.0, |center| center[0]),
-                    _ => value,
-                };
-                let changed = (&places[..], &before[..]);
-                let want = expected(&layout, granularity, &decisions, &finite_after, changed, of_decision);
-                for (name, backend) in all() {
-                    let mut got = before.clone();
-                    backend.clip(&layout, &mut got, &clipping, &decisions).unwrap();
-                    let (count, centered) = (places.len(), clipping.center.is_some());
-                    let context = format!("{name}, {granularity:?}, centre {centered}, {count} places");
-                    assert_same_bits(&context, &got, &want);
-                }
-            }
+            let of_decision = |value: f32, decision: &Decision| match decision.status {
+                Status::Clipped if granularity == Granularity::Coordinate => decision.bound.copysign(value),
+                Status::Zeroed => clipping.center.as_ref().map_or(0.0, |center| center[0]),
+                _ => value,
+            };
+            clips_to(&layout, &data, &clipping, &OF_SINGLES.map(f32::from_bits), of_decision);
         }
     }
 }
@@ -159,29 +167,12 @@ fn what_is_finite_is_multiplied_however_large_it_is() {
         let data = values(&layout);
         for granularity in [Granularity::Row, Granularity::Segment] {
             let clipping = Clipping::fixed(0.5).granularity(granularity);
-            let decisions = decisions_of(&layout, &data, &clipping);
-            let mut finite_after = data.clone();
-            Reference.clip(&layout, &mut finite_after, &clipping, &decisions).unwrap();
-            for places in places(data.len()) {
-                let mut before = data.clone();
-                places.iter().enumerate().for_each(|(k, &i)| before[i] = LARGE[k % LARGE.len()]);
-                let of_decision = |value: f32, decision: &Decision| match decision.status {
-                    Status::Clipped => (f64::from(value) * decision.factor) as f32,
-                    Status::Zeroed => 0.0,
-                    _ => value,
-                };
-                let changed = (&places[..], &before[..]);
-                let want = expected(&layout, granularity, &decisions, &finite_after, changed, of_decision);
-                for (name, backend) in all() {
-                    let mut got = before.clone();
-                    backend.clip(&layout, &mut got, &clipping, &decisions).unwrap();
-                    assert_same_bits(
-                        &format!("{name}, {granularity:?}, {} places", places.len()),
-                        &got,
-                        &want,
-                    );
-                }
-            }
+            let of_decision = |value: f32, decision: &Decision| match decision.status {
+                Status::Clipped => (f64::from(value) * decision.factor) as f32,
+                Status::Zeroed => 0.0,
+                _ => value,
+            };
+            clips_to(&layout, &data, &clipping, &LARGE, of_decision);
         }
     }
 }
